@@ -1,0 +1,24 @@
+"""genray: classifiers that are accurate and robust. Generalist and Generalist++ on Ray.
+
+    import genray
+    results = genray.train("configs/digits.yaml")       # or: python -m genray.train
+    model = genray.load_model("runs/digits")            # a torch.nn.Module, images in [0, 1] -> logits
+
+Importing genray starts nothing heavy: torch and ray are imported by what uses them.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load_model", "train"]
+
+
+def __getattr__(name):
+    # These are modules (for `python -m genray.train`) that can also be called.
+    if name in ("evaluate", "train"):
+        from importlib import import_module
+
+        return import_module(f".{name}", __name__)
+    if name == "load_model":
+        from genray.models.load import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

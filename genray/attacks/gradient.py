@@ -1,0 +1,113 @@
+"""The one gradient loop behind every first-order attack, in training and in evaluation (methods D2)."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from genray.attacks.losses import LOSSES
+from genray.core.geometry import BALLS
+
+GAUSSIAN_START = 0.001  # standard deviation of the `gaussian` start (TRADES, MART)
+
+
+@dataclass(frozen=True)
+class GradientAttack:
+    """Projected gradient ascent on a per-example loss.
+
+    Attributes:
+        norm: "linf", "l2" or "l1".
+        epsilon, step_size: on the [0, 1] pixel scale.
+        num_steps: K >= 1.
+        start: "uniform" in the ball, "gaussian" or "zero".
+        mode: the model's mode while attacked; "train" lets BatchNorm statistics move, as some papers' code does.
+        loss: key of `LOSSES`.
+        sparsity: l1 only, share of the pixels one step moves.
+        momentum: mu of the momentum iterative method (Dong et al. 1710.06081; methods D3); 0: plain gradients.
+    """
+
+    norm: str
+    epsilon: float
+    step_size: float
+    num_steps: int
+    start: str = "uniform"
+    mode: str = "eval"
+    loss: str = "cross_entropy"
+    sparsity: float = 0.05
+    momentum: float = 0.0
+
+    @property
+    def num_passes(self) -> int:
+        """Forward and backward passes an example: one a step and none besides."""
+        return self.num_steps
+
+    def __call__(self, model, x, y, draw):
+        """Adversarial images for a batch.
+
+        Args:
+            model: images (N, C, H, W) in [0, 1] -> logits (N, K). Its mode, parameters, gradients and, in mode
+                "eval", buffers are as before on return.
+            x: (N, C, H, W) in [0, 1].
+            y: (N,) int64.
+            draw: source of random numbers (`draws.py`).
+
+        Returns:
+            (N, C, H, W) in [0, 1] with ||x' - x|| <= epsilon.
+        """
+        ball, loss = BALLS[self.norm], LOSSES[self.loss]
+        # Chosen here, so that the loop of plain gradients is the same as if there were no momentum.
+        step = MomentumStep(ball.step, self.momentum) if self.momentum else ball.step
+        adversarial = self._start(ball, x, draw)
+        with temporary_mode(model, training=self.mode == "train"):
+            for _ in range(self.num_steps):
+                gradient = input_gradient(model, adversarial, y, loss)
+                stepped = adversarial + self.step_size * step(gradient, self.sparsity)
+                adversarial = ball.project(x, stepped, self.epsilon)
+        return adversarial
+
+    def _start(self, ball, x, draw):
+        if self.start == "zero":
+            return x.clone()
+        noise = ball.start(x, self.epsilon, draw) if self.start == "uniform" else GAUSSIAN_START * draw.normal(x)
+        return (x + noise).clamp_(0, 1)
+
+
+class MomentumStep:
+    """The step along g <- mu g + gradient / mean|gradient| (methods D3), for one run of the loop.
+
+    Args:
+        step: of a `Ball`: (gradient (N, ...), sparsity) -> direction (N, ...).
+        momentum: mu > 0.
+    """
+
+    def __init__(self, step, momentum: float):
+        self.step, self.momentum, self.memory = step, momentum, 0.0
+
+    def __call__(self, gradient, sparsity):
+        mean = gradient.abs().mean(tuple(range(1, gradient.dim())), keepdim=True)
+        # A zero gradient adds nothing: the example moves on by what it remembers.
+        self.memory = self.momentum * self.memory + gradient / mean.where(mean > 0, torch.ones_like(mean))
+        return self.step(self.memory, sparsity)
+
+
+def input_gradient(model, x, y, loss):
+    """Gradient of the summed per-example loss with respect to the images only; parameters get none.
+
+    The sum, not the mean: steps are then independent of the batch size.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(model(x), y).sum(), x)
+    return gradient
+
+
+@contextmanager
+def temporary_mode(model, *, training):
+    """Sets every sub-module's mode and restores each one's own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,25 @@
+"""What an attack maximises: (logits (N, K), labels (N,)) -> (N,) per-example losses."""
+
+import math
+
+import torch.nn.functional as F
+
+CONFIDENCE = 50.0  # of the margin loss: large enough that the clamp does not bind on ordinary logits
+
+
+def cross_entropy(logits, labels):
+    """CE of each example."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits, labels):
+    """-max(z_y - max_{j != y} z_j + 50, 0) of each example: the loss of CW-inf (methods D3b), for K >= 2 classes.
+
+    It stops rising once an example is misclassified by more than `CONFIDENCE`: its gradient is then zero.
+    """
+    true = logits.gather(1, labels[:, None])[:, 0]
+    other = logits.scatter(1, labels[:, None], -math.inf).amax(1)
+    return -(true - other + CONFIDENCE).clamp_min(0)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin}

@@ -1,0 +1,65 @@
+"""What all commands share: one-line errors, exit codes, signals, and modules that can be called."""
+
+import argparse
+import signal
+import sys
+import traceback
+import types
+
+from genray.errors import ConfigError, GenrayError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def run_command(main, args) -> int:
+    """Calls `main(args)` and turns its outcome into an exit code, with one line an error and no traceback.
+
+    0 done, 1 the run failed, 2 the input was wrong, 130 Ctrl-C, 143 SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        main(args)
+        return 0
+    except GenrayError as error:
+        if args.debug:
+            traceback.print_exc()
+        for line in error.problems if isinstance(error, ConfigError) else [" ".join(str(error).split())]:
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; --resume goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    except Terminated:
+        print("stopped by SIGTERM; --resume goes on from the newest checkpoint", file=sys.stderr)
+        return 143
+    except Exception as error:
+        if args.debug:
+            raise
+        message = " ".join(str(error).split())
+        print(f"error: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _raise_terminated(signum, frame):
+    raise Terminated
+
+
+def make_callable(module_name: str, function_name: str):
+    """Lets a module be called like one of its functions, so that `genray.train` is both."""
+
+    class CallableModule(types.ModuleType):
+        def __call__(self, *args, **kwargs):
+            return getattr(self, function_name)(*args, **kwargs)
+
+    module = sys.modules[module_name]
+    module.__class__ = CallableModule
+    module.__doc__ = f"{module.__doc__ or ''}\nThe module can be called: it forwards to `{function_name}`."

@@ -1,0 +1,272 @@
+"""From a YAML file and `key=value` overrides to one checked `RunConfig`, and back to YAML."""
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+
+import yaml
+
+from genray.config.parse import WRONG, parse_section, to_plain
+from genray.config.schema import OBJECTIVES, OPTIMIZERS, RunConfig, linf_radius_problems
+from genray.config.values import Schedule
+from genray.errors import ConfigError
+
+MAX_DEPTH = 20  # levels of a configuration; ours has six
+DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
+RESERVED = ("global", "global_last")  # rows of the results beside the base learners
+TAGS = {cls: name for name, cls in (OBJECTIVES | OPTIMIZERS).items()}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key written twice, which YAML would silently let win."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = (key_node.tag, str(key_node.value))
+            if key in seen and isinstance(key_node, yaml.ScalarNode):
+                problem = f"key {key_node.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str):
+    """The content of YAML text: safe tags only, a finite tree.
+
+    Raises:
+        ConfigError: anything else; PyYAML raises many kinds for hostile text.
+    """
+    try:
+        content = yaml.load(text, _UniqueKeyLoader)
+    except RecursionError:
+        raise ConfigError(f"{where} is not valid YAML: nested too deeply") from None
+    except Exception as error:
+        raise ConfigError(f"{where} is not valid YAML: {_one_line(error)}") from None
+    if not _is_finite(content):
+        raise ConfigError(f"{where} is not valid YAML: nested too deeply, or an alias that contains itself")
+    return content
+
+
+def _is_finite(content, depth=0):
+    if depth > MAX_DEPTH:
+        return False
+    children = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else ()
+    return all(_is_finite(child, depth + 1) for child in children)
+
+
+def _one_line(error):
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if problem is None:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"line {mark.line + 1}: {problem}" if mark else problem
+
+
+def read_yaml(path) -> dict:
+    """Reads a mapping from a YAML file.
+
+    Raises:
+        ConfigError: absent, unreadable, not YAML or not a mapping; names the file and the line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{path}: expected a YAML text file, got bytes that are not UTF-8") from None
+    data = _parse_yaml(text, f"{path}:")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected key: value lines, got {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: dict, overrides) -> dict:
+    """Returns `data` with every "a.b.c=value" applied; the value is read as YAML, and null removes a mapping's entry.
+
+    Raises:
+        ConfigError: an override without "=", with an empty key or a value that is not YAML.
+    """
+    problems, result = [], _copy(data)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            problems.append(f"{override!r}: expected key=value, for example training.epochs=10")
+            continue
+        try:
+            value = _parse_yaml(text, f"{key}: value {text if len(text) < 80 else text[:77] + '...'!r}")
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        _put(result, parts, value, key, problems)
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def _put(node, parts, value, key, problems):
+    for part in parts[:-1]:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        elif isinstance(child, str) and part in ("objective", "optimizer"):
+            child = node[part] = {"name": child}  # a bare name grows into a section
+        if not isinstance(child, dict):
+            problems.append(f"{key}: {part} is not a section but {child!r}")
+            return
+        node = child
+    node[parts[-1]] = value
+
+
+def _copy(data):
+    return {key: _copy(value) for key, value in data.items()} if isinstance(data, dict) else data
+
+
+def load_config(source=None, overrides=()) -> RunConfig:
+    """Reads, overrides, completes and checks one run's configuration.
+
+    Args:
+        source: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run.
+        overrides: "key=value" strings, applied in order.
+
+    Raises:
+        ConfigError: with one line for every mistake found.
+    """
+    if isinstance(source, RunConfig):
+        source = to_dict(source)
+    data = source if isinstance(source, dict) else read_yaml(DEFAULT_CONFIG if source is None else source)
+    data = apply_overrides(data, overrides)
+    problems = []
+    config = parse_section(RunConfig, data, "", problems)
+    if config is not WRONG:
+        config = complete(config, problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def complete(config: RunConfig, problems) -> RunConfig:
+    """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
+    _check_learners(config, problems)
+    glob = dataclasses.replace(
+        config.global_learner,
+        gamma=None,
+        mixing_weights=_mixing_weights(config, problems),
+        warmup_epochs=_warmup(config, problems),
+    )
+    evaluation = dataclasses.replace(config.evaluation, attack=_evaluation_attack(config, problems))
+    if evaluation.select_on == "validation" and config.data.validation_examples == 0:
+        problems.append(
+            "data.validation_examples: expected at least 1 with evaluation.select_on: validation, got 0 "
+            "(evaluation.select_on: test chooses on the test images instead)"
+        )
+    return dataclasses.replace(config, global_learner=glob, evaluation=evaluation)
+
+
+def _check_learners(config, problems):
+    for name, learner in config.base_learners.items():
+        path, gpus = f"base_learners.{name}", learner.resources.num_gpus
+        if name in RESERVED:
+            problems.append(f"{path}: expected another name; results keep {name} for theta_g")
+        if config.device == "cpu" and gpus not in ("auto", 0):
+            problems.append(f"{path}.resources.num_gpus: expected 0 with device: cpu, got {gpus:g}")
+        if config.device == "cuda" and gpus == 0:
+            problems.append(f"{path}.resources.num_gpus: expected more than 0 with device: cuda, got 0")
+
+
+def _mixing_weights(config, problems):
+    """`gamma` or `mixing_weights` as one schedule a learner; the weights sum to 1 at every position."""
+    learners, glob = config.base_learners, config.global_learner
+    given = glob.mixing_weights
+    if glob.gamma is not None and given is not None:
+        problems.append("global_learner.gamma: expected gamma or mixing_weights, got both")
+        return None
+    if given is None and len(learners) == 1 and glob.gamma is None:
+        given = {name: "rest" for name in learners}
+    elif given is None:
+        given = _weights_of_gamma(learners, glob.gamma, problems)
+        if given is None:
+            return None
+    unknown, missing = set(given) - set(learners), set(learners) - set(given)
+    for name in sorted(unknown | missing):
+        words = "no base learner has this name" if name in unknown else "missing"
+        problems.append(f"global_learner.mixing_weights.{name}: {words}")
+    rest = [name for name, weight in given.items() if weight == "rest"]
+    if len(rest) > 1:
+        problems.append(f"global_learner.mixing_weights: expected at most one `rest`, got {', '.join(rest)}")
+    if unknown or missing or len(rest) > 1:
+        return None
+    return _filled(given, rest, problems)
+
+
+def _weights_of_gamma(learners, gamma, problems):
+    natural = [name for name, learner in learners.items() if not learner.objective.needs_attack]
+    robust = [name for name in learners if name not in natural]
+    if gamma is None:
+        problems.append("global_learner.mixing_weights: missing (or gamma, for one natural and one robust learner)")
+    elif len(natural) != 1 or len(robust) != 1:
+        problems.append(
+            "global_learner.gamma: expected one natural and one robust learner, got "
+            f"{', '.join(learners)}; use mixing_weights"
+        )
+    else:
+        return {robust[0]: gamma, natural[0]: "rest"}
+    return None
+
+
+def _filled(given, rest, problems):
+    fixed = [weight for weight in given.values() if weight != "rest"]
+    positions = sorted({at for weight in fixed for at, _ in weight.knots} | {Fraction(0)})
+    jumps = any(len({at for at, _ in w.knots}) < len(w.knots) for w in fixed)
+    if jumps and len(given) > 1:
+        problems.append("global_learner.gamma, mixing_weights: expected strictly increasing positions, got a jump")
+        return None
+    sums = {at: sum((weight.exact(at) for weight in fixed), Fraction(0)) for at in positions}
+    for at, total in sums.items():
+        if total > 1 or (not rest and total != 1):
+            problems.append(
+                f"global_learner.mixing_weights: expected a sum of 1 everywhere, got {float(total):g} at position "
+                f"{float(at):g}"
+            )
+            return None
+    others = Schedule(tuple((at, 1 - sums[at]) for at in positions))
+    return {name: others if weight == "rest" else weight for name, weight in given.items()}
+
+
+def _warmup(config, problems):
+    glob, epochs = config.global_learner, config.training.epochs
+    if glob.warmup_epochs is None:
+        return float(round(Fraction(5, 8) * epochs))
+    if glob.warmup_epochs > epochs:
+        problems.append(
+            f"global_learner.warmup_epochs: expected at most training.epochs ({epochs}), got "
+            f"{glob.warmup_epochs:g}; null takes 0.625 of it, sync_unit: never switches redistribution off"
+        )
+    return glob.warmup_epochs
+
+
+def _evaluation_attack(config, problems):
+    attack = config.evaluation.attack
+    learners = config.base_learners.values()
+    model = next((learner.attack for learner in learners if learner.attack is not None), None)
+    filled = {}
+    for field in ("norm", "epsilon", "step_size"):
+        value = getattr(attack, field)
+        if value is None and model is None and not any(lr.objective.needs_attack for lr in learners):
+            problems.append(f"evaluation.attack.{field}: missing, and no base learner has an attack to take it from")
+        filled[field] = getattr(model, field) if value is None and model else value
+    completed = dataclasses.replace(attack, **filled)
+    if attack.epsilon is not None or attack.norm is not None:
+        problems += [f"evaluation.attack.{problem}" for problem in linf_radius_problems(completed)]
+    return completed
+
+
+def to_dict(config: RunConfig) -> dict:
+    """The resolved configuration as plain YAML data; `load_config` of it gives an equal object."""
+    return to_plain(config, TAGS)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=110, default_flow_style=None)

@@ -1,0 +1,264 @@
+"""The typed configuration: one frozen dataclass a YAML section, every field with its range and its meaning.
+
+One `RunConfig` is one complete run. Plain values only (no torch, no ray): the same object is read by the planner,
+both runtimes and Tune. `load.py` turns YAML into it and reports every mistake at once.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from genray.config.values import Schedule
+
+Norm = Literal["linf", "l2", "l1"]
+
+
+def option(default, doc, **checks):
+    """A field with its default, its meaning and its range (`ge`, `gt`, `le`, `lt`, `pattern`)."""
+    metadata = {"doc": doc, **checks}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def required(doc, **checks):
+    return field(metadata={"doc": doc, **checks})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: Literal["digits", "cifar10", "cifar100", "mnist", "svhn", "parquet", "image_folder"] = required(
+        "where the images come from"
+    )
+    path: str | None = option(None, "folder or URI; for torchvision sets the download folder")
+    image_column: str | None = option(None, "Parquet column with the images; found by itself when null")
+    label_column: str | None = option(None, "Parquet column with the labels; found by itself when null")
+    download: bool = option(True, "torchvision sets: download when absent")
+    image_size: tuple[int, int] | None = option(None, "resize to [height, width] (Parquet, image_folder)", ge=1)
+    train_examples: int | None = option(None, "only the first n training images", ge=1)
+    test_examples: int | None = option(None, "only the first n test images", ge=1)
+    validation_examples: int = option(1000, "held out of the training images, class-balanced, to choose by", ge=0)
+    validation_seed: int = option(0, "seed of that split", ge=0)
+
+    def problems(self):
+        if self.source in ("parquet", "image_folder") and self.path is None:
+            yield f"path: missing, source {self.source} needs the folder or URI of the images"
+        if self.source == "digits" and self.path is not None:
+            yield "path: has no effect with source digits, which scikit-learn carries; remove it"
+        for name, sources in (
+            ("image_column", ("parquet",)),
+            ("label_column", ("parquet",)),
+            ("image_size", ("parquet", "image_folder")),
+        ):
+            if getattr(self, name) is not None and self.source not in sources:
+                yield f"{name}: has no effect with source {self.source}; it is for {', '.join(sources)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: Literal[
+        "small_cnn", "resnet18", "preact_resnet18", "preact_resnet18_no_bn", "wrn_28_10", "wrn_32_10", "wrn_34_10"
+    ] = required("architecture")
+    width: int | None = option(None, "channels of the first stage (WRN: widen factor); null: as published", ge=1)
+    batch_norm: bool = option(False, "small_cnn only: BatchNorm after every convolution")
+    mean: tuple[float, ...] | None = option(None, "normalisation inside the model, one value a channel")
+    std: tuple[float, ...] | None = option(None, "normalisation inside the model, one value a channel", gt=0)
+
+    def problems(self):
+        if (self.mean is None) != (self.std is None):
+            yield "mean, model.std: expected both or neither"
+        elif self.mean is not None and len(self.mean) != len(self.std):
+            yield f"std: expected {len(self.mean)} values as in model.mean, got {len(self.std)}"
+        if self.batch_norm and self.name != "small_cnn":
+            yield f"batch_norm: expected false for {self.name}, which has BatchNorm anyway, got true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    epochs: int = required("passes over the training images", ge=1)
+    batch_size: int = option(128, "images a step, the same for every learner", ge=1)
+    drop_last: bool = option(False, "leave out the short last batch of an epoch")
+    schedules_by: Literal["epoch", "step"] = option(
+        "step", "schedules are read once a step, or once an epoch at its 1-based number (the official code)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    norm: Norm = required("norm of the ball")
+    epsilon: Fraction = required("radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0)
+    step_size: Fraction = required("kappa, on the same scale", gt=0)
+    num_steps: int = option(10, "K", ge=1)
+    start: Literal["uniform", "gaussian", "zero"] = option("uniform", "in the ball; 0.001 N(0, 1); the image itself")
+    mode: Literal["eval", "train"] = option("eval", "BatchNorm and dropout while the examples are made")
+    sparsity: float = option(0.05, "l1 only: share of the pixels that one step moves", gt=0, le=1)
+
+    def problems(self):
+        yield from linf_radius_problems(self)
+
+
+def linf_radius_problems(attack):
+    """A radius above 1 is a slip of the pen: it was meant in 255ths."""
+    if attack.norm == "linf" and attack.epsilon is not None and attack.epsilon > 1:
+        given = float(attack.epsilon)
+        yield f"epsilon: expected at most 1 for linf (pixels are in [0, 1]), got {given:g}; write 8/255, not 8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaturalObjective:
+    """Cross-entropy on clean images."""
+
+    needs_attack = False
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialObjective:
+    """PGD adversarial training: beta CE(x', y) + (1 - beta) CE(x, y)."""
+
+    needs_attack = True
+    beta: float = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
+
+
+OBJECTIVES = {"natural": NaturalObjective, "adversarial": AdversarialObjective}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    momentum: float = option(0.9, "", ge=0, lt=1)
+    nesterov: bool = option(False, "")
+    weight_decay: float = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    beta1: float = option(0.9, "", ge=0, lt=1)
+    beta2: float = option(0.999, "", ge=0, lt=1)
+    weight_decay: float = option(0.0, "L2 penalty (adam) or decoupled decay (adamw)", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    weight_decay: float = option(0.01, "decoupled decay", ge=0)
+
+
+OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    crop_padding: int = option(0, "pixels of padding before a random crop of the image's size", ge=0)
+    pad_mode: Literal["zeros", "reflect"] = option("zeros", "what the padding holds")
+    flip: bool = option(False, "horizontal flip of every second image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingConfig:
+    enabled: bool = option(True, "keep an exponential moving average of the learner's weights")
+    decay: float = option(0.999, "alpha; warmed up as min(alpha, (1+s)/(10+s))", ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    num_cpus: float = option(1.0, "CPUs of the learner's bundle; torch's threads are its whole part", gt=0)
+    num_gpus: float | Literal["auto"] = option(
+        "auto", "GPUs of the learner's bundle: 1, a fraction, 0; auto: one each, shared when there are fewer", ge=0
+    )
+
+    def problems(self):
+        if self.num_gpus != "auto" and self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            yield f"num_gpus: expected a whole number or a fraction below 1, got {self.num_gpus}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseLearnerConfig:
+    objective: NaturalObjective | AdversarialObjective = field(
+        metadata={"doc": "what it minimises", "tagged": OBJECTIVES}
+    )
+    attack: AttackConfig | None = option(None, "how its training examples are made (robust objectives)")
+    optimizer: SGD | Adam | AdamW = field(
+        default_factory=SGD, metadata={"doc": "its own optimiser", "tagged": OPTIMIZERS}
+    )
+    lr: Schedule = required("learning rate over the run", ge=0)
+    augmentation: AugmentationConfig = option(AugmentationConfig, "its own augmentation")
+    averaging: AveragingConfig = option(AveragingConfig, "its own weight averaging")
+    data_order: Literal["shared", "own"] = option("shared", "the same minibatches as the others, or its own order")
+    resources: ResourcesConfig = option(ResourcesConfig, "what its actor holds")
+
+    def problems(self):
+        objective = next(name for name, section in OBJECTIVES.items() if type(self.objective) is section)
+        if self.objective.needs_attack and self.attack is None:
+            yield f"attack: missing, objective {objective} needs one"
+        if not self.objective.needs_attack and self.attack is not None:
+            yield f"attack: has no effect with objective {objective}; remove it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalLearnerConfig:
+    gamma: Schedule | None = option(
+        None, "mixing ratio: share of the robust learner, for one natural and one robust learner", ge=0, le=1
+    )
+    mixing_weights: dict[str, Schedule | Literal["rest"]] | None = option(
+        None, "weight of each learner, instead of gamma; one of them may be `rest`", ge=0, le=1
+    )
+    mix: Literal["averaged", "raw"] = option("averaged", "what is mixed: the learners' averaged or raw weights")
+    decay: float = option(0.999, "alpha' of theta_g, warmed up as min(alpha', (1+s)/(10+s))", ge=0, lt=1)
+    warmup_epochs: float | None = option(None, "t': no redistribution before; null: round(0.625 * epochs)", ge=0)
+    sync_every: int = option(5, "c: redistribute every c steps or epochs", ge=1)
+    sync_unit: Literal["step", "epoch_end", "every_step_of_epoch", "never"] = option(
+        "epoch_end", "what c counts; every_step_of_epoch: after each step of every c-th epoch (the official code)"
+    )
+    batch_norm: Literal["mix", "reestimate"] = option(
+        "mix", "running statistics of theta_g: mixed like the weights, or re-estimated on clean images when evaluated"
+    )
+    reestimate_batches: int = option(20, "training batches for that", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationAttackConfig:
+    norm: Norm | None = option(None, "null: as the first robust learner's")
+    epsilon: Fraction | None = option(None, "null: as the first robust learner's", gt=0)
+    step_size: Fraction | None = option(None, "null: as the first robust learner's", gt=0)
+    num_steps: int = option(20, "K", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    attack: EvaluationAttackConfig = option(EvaluationAttackConfig, "PGD on the validation and the test part")
+    every_epochs: int = option(1, "evaluate theta_g on the validation part every n epochs", ge=1)
+    batch_size: int = option(256, "images a forward pass", ge=1)
+    examples: int | None = option(None, "final table: the first n test images; null: all", ge=1)
+    select_on: Literal["validation", "test"] = option(
+        "validation", "what the best checkpoint is chosen on; `test` is for reproducing papers and stamped on the table"
+    )
+    natural_floor: float = option(0.0, "choose only among epochs with at least this natural accuracy", ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_epochs: int = option(1, "write a full checkpoint every n epochs, and at the end", ge=1)
+    keep: int = option(2, "how many to keep", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    placement: Literal["pack", "spread"] = option("pack", "learners close together, or over the nodes")
+    startup_timeout_s: float = option(120.0, "how long the cluster may take to hold the run", gt=0)
+    stall_timeout_s: float = option(1800.0, "how long a learner may go without finishing a step", gt=0)
+    max_ahead_gib: float = option(2.0, "object-store memory for windows submitted ahead", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = required("run name: the folder under the storage", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+    seed: int = option(0, "of everything random", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where the learner holds one")
+    data: DataConfig = required("")
+    model: ModelConfig = required("")
+    training: TrainingConfig = required("")
+    base_learners: dict[str, BaseLearnerConfig] = required("name -> learner")
+    global_learner: GlobalLearnerConfig = option(GlobalLearnerConfig, "")
+    evaluation: EvaluationConfig = option(EvaluationConfig, "")
+    checkpoint: CheckpointConfig = option(CheckpointConfig, "")
+    runtime: RuntimeConfig = option(RuntimeConfig, "")

@@ -1,0 +1,113 @@
+"""Seeded batches from a data set that lives on the device; any step can be asked for, in any order."""
+
+import torch
+
+from genray.core import rng
+from genray.data.augment import Augmentation
+from genray.data.splits import Split
+from genray.errors import DataError
+
+
+class BatchLoader:
+    """Minibatches of one split as a pure function of the global step.
+
+    Nothing is carried from step to step, so there is no state to save: a resumed or replayed run asks for the step it
+    needs and gets the same bits. Two loaders with the same seed and order_key see the same examples at every step;
+    their augmentation differs when their augmentation_key does.
+
+    The permutation is keyed by (seed, order_key, "order", epoch) and drawn on the CPU, hence the same on every
+    device. The augmentation is keyed by (seed, augmentation_key, "augmentation", step) and drawn on the device, hence
+    the same on every device of one type. Making a batch never waits for the device.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        order_key: str,
+        augmentation_key: str,
+        augmentation: Augmentation | None,
+        device: str | torch.device,
+        drop_last: bool = False,
+    ):
+        """Moves the whole split to the device.
+
+        Args:
+            split: the examples; images (N, C, H, W) uint8, labels (N,) int64.
+            batch_size: examples a batch, >= 1; the last batch of an epoch is shorter where it must be.
+            seed: the run's seed.
+            order_key: names the order of the examples (shared by learners that are to see the same minibatches).
+            augmentation_key: names the augmentation's random numbers, usually the learner.
+            augmentation: callable (images, generator) -> images on uint8 tensors, or None for none.
+            device: where the data lives and the batches are made.
+            drop_last: leave out the short last batch (a random one each epoch, so no example is left out for good).
+
+        Raises:
+            DataError: batch_size below 1, no examples, or drop_last with fewer examples than one batch.
+        """
+        if batch_size < 1:
+            raise DataError(f"batch_size: expected 1 or more, came {batch_size}")
+        if len(split) == 0:
+            raise DataError("training data: expected at least 1 example, came 0")
+        if drop_last and len(split) < batch_size:
+            raise DataError(
+                f"batch_size: expected at most the {len(split)} training examples, since drop_last leaves out "
+                f"incomplete batches; came {batch_size}"
+            )
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self._images = split.images.to(self.device)
+        self._labels = split.labels.to(self.device)
+        self._seed = seed
+        self._order_key = order_key
+        self._augmentation_key = augmentation_key
+        self._augmentation = augmentation
+        self._drop_last = drop_last
+        self._order_epoch, self._order = None, None
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in the split."""
+        return self._labels.shape[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch, the short last one included unless drop_last."""
+        full, rest = divmod(self.num_examples, self.batch_size)
+        return full if self._drop_last or rest == 0 else full + 1
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The minibatch of one global step.
+
+        Args:
+            step: 0-based step since the start of training; the epoch is step // steps_per_epoch.
+
+        Returns:
+            (images, labels) on the device: (B, C, H, W) float32 in [0, 1], and (B,) int64.
+
+        Raises:
+            ValueError: negative step.
+        """
+        if step < 0:
+            raise ValueError(f"step: expected 0 or more, got {step}")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        chosen = self._epoch_order(epoch)[start : start + self.batch_size]
+        images, labels = self._images[chosen], self._labels[chosen]
+        if self._augmentation is not None:
+            key = (self._seed, self._augmentation_key, "augmentation", step)
+            images = self._augmentation(images, rng.generator(self.device, *key))
+        # Division, not a product with 1/255: v / 255 is the value every published model was trained on.
+        return images.to(torch.float32).div_(255), labels
+
+    def _epoch_order(self, epoch: int) -> torch.Tensor:
+        """(N,) int64 permutation of one epoch, kept until another epoch is asked for."""
+        if epoch != self._order_epoch:
+            cpu_generator = rng.generator("cpu", self._seed, self._order_key, "order", epoch)
+            order = torch.randperm(self.num_examples, generator=cpu_generator)
+            if self.device.type == "cuda":  # pinned memory lets the copy run without waiting
+                order = order.pin_memory()
+            self._order, self._order_epoch = order.to(self.device, non_blocking=True), epoch
+        return self._order

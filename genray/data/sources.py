@@ -1,0 +1,174 @@
+"""The sources that are not Parquet: scikit-learn's digits, torchvision's data sets and folders of image files."""
+
+import contextlib
+import os
+import socket
+import sys
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from genray.data.files import Folder
+from genray.data.images import ImageStack, resize_images
+from genray.data.request import PARTS, DataRequest, expand, one_line, resolve_classes
+from genray.data.splits import ImageData, Split, balanced_choice
+from genray.errors import DataError
+
+DEFAULT_ROOT = "~/.cache/genray"
+_DIGITS_TEST_EXAMPLES, _DIGITS_SEED = 360, 0
+_NO_ANSWER_S = 30  # a download server that stays silent this long counts as absent
+_DOWNLOAD_S = 1800  # and one process waits this long for another one's download
+_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def load_digits(request: DataRequest) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, split 1,437 / 360 with 36 test images a class."""
+    from sklearn import datasets
+
+    request.refuse("path", "image_column", "label_column")
+    digits = datasets.load_digits()
+    images = torch.from_numpy((digits.images * 255 / 16).round().astype(np.uint8)[:, None])
+    every = Split(images, torch.from_numpy(digits.target.astype(np.int64)))
+    is_test = torch.zeros(len(every), dtype=torch.bool)
+    is_test[balanced_choice(every.labels, _DIGITS_TEST_EXAMPLES, _DIGITS_SEED, field="digits test split")] = True
+    parts = {"train": every.select((~is_test).nonzero().flatten()), "test": every.select(is_test.nonzero().flatten())}
+    return _from_arrays(request, {part: (s.images.numpy(), s.labels.numpy()) for part, s in parts.items()}, None)
+
+
+def load_torchvision(request: DataRequest) -> ImageData:
+    """CIFAR-10, CIFAR-100, MNIST or SVHN through torchvision, in the order in which it stores them."""
+    request.refuse("image_column", "label_column")
+    root = expand(request.path if request.path is not None else DEFAULT_ROOT)
+    parts = {}
+    for part in PARTS:
+        dataset = _open_torchvision(request.source, root, part, request.download)
+        parts[part] = (_channels_first(dataset), np.asarray(getattr(dataset, _LABELS[request.source])))
+    # Only CIFAR's names say more than the number.
+    names = dataset.classes if request.source in ("cifar10", "cifar100") else None
+    return _from_arrays(request, parts, names)
+
+
+def load_image_folder(request: DataRequest) -> ImageData:
+    """<path>/train/<class>/*.png and <path>/test/<class>/*.png (or val/), classes in order of their names.
+
+    Stored order takes the first file of each class, then the second of each, and so on, so that the first n examples
+    are balanced; files count by name within a class, also those in folders further down.
+    """
+    request.refuse("image_column", "label_column")
+    folder = Folder(request.require_path())
+    files = {
+        "train": _class_files(folder, "train"),
+        "test": _class_files(folder, "test") or _class_files(folder, "val"),
+    }
+    names = sorted(files["train"])
+    for part in PARTS:
+        if not files[part]:
+            raise DataError(
+                f"data.path: expected folders {part}/<class>{' or val/<class>' * (part == 'test')} with image "
+                f"files in {folder.root}, came none"
+            )
+        for name, paths in files[part].items():
+            if not paths or name not in names:
+                what = "no image files" if not paths else "a class that train does not have"
+                raise DataError(
+                    f"{folder.root}: {part} class folder {name!r}: expected images of a training class, came {what}"
+                )
+    ordered = {part: _interleaved(files[part], names) for part in PARTS}
+    labels = {part: torch.tensor([label for label, _ in ordered[part]]) for part in PARTS}
+    resolve_classes(labels, names, lambda part, index: ordered[part][index][1])
+    splits = {}
+    for part in PARTS:
+        chosen = [path for _, path in ordered[part][: request.count(part, len(ordered[part]))]]
+        stack = ImageStack(len(chosen), request.image_size)
+        for start in range(0, len(chosen), 1024):
+            some = chosen[start : start + 1024]
+            stack.append([folder.read(path) for path in some], some.__getitem__)
+        splits[part] = Split(stack.finish(), labels[part][: len(chosen)].clone())
+    return ImageData(splits["train"], splits["test"], tuple(names), request.source)
+
+
+def _from_arrays(request: DataRequest, parts: dict, names) -> ImageData:
+    """ImageData from whole arrays: part -> ((N, C, H, W) uint8, (N,) integers)."""
+    labels = {part: torch.from_numpy(parts[part][1].astype(np.int64)) for part in PARTS}
+    names = resolve_classes(labels, names, lambda part, index: f"{request.source} {part} example {index}")
+    splits = {}
+    for part in PARTS:
+        count = request.count(part, len(labels[part]))
+        images = parts[part][0][:count]
+        if request.image_size is not None:
+            images = resize_images(images, request.image_size)
+        splits[part] = Split(torch.from_numpy(np.ascontiguousarray(images)), labels[part][:count].clone())
+    return ImageData(splits["train"], splits["test"], names, request.source)
+
+
+_CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "svhn": "SVHN"}
+_LABELS = {"cifar10": "targets", "cifar100": "targets", "mnist": "targets", "svhn": "labels"}
+
+
+def _open_torchvision(source: str, root: str, part: str, download: bool):
+    """torchvision's data set from `root`, downloaded there first where absent and allowed."""
+    from torchvision import datasets
+
+    which = {"split": part} if source == "svhn" else {"train": part == "train"}
+
+    def opened(**options):
+        return getattr(datasets, _CLASSES[source])(root, **which, **options)
+
+    advice = 'put its files there, set data.path to a folder that has them, or use data.source "parquet"'
+    try:
+        return opened()
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        if not download:
+            raise DataError(
+                f"data.path: expected {source} as torchvision stores it in {root}, came: "
+                f"{one_line(error).split('. ')[0]}; {advice}; or allow data.download"
+            ) from error
+    try:
+        os.makedirs(root, exist_ok=True)
+        # Several actors on one machine may want the same files: one downloads, the others wait and find them.
+        with FileLock(os.path.join(root, f".{source}.lock"), timeout=_DOWNLOAD_S), _quiet_network():
+            return opened(download=True)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"data.path: {source} is not in {root} and its download failed ({one_line(error)}); {advice}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_network():
+    """No endless wait for a silent server, and torchvision's prints kept out of our standard output."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NO_ANSWER_S)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _channels_first(dataset) -> np.ndarray:
+    """torchvision's (N, H, W), (N, H, W, C) or (N, C, H, W) images as (N, C, H, W)."""
+    images = np.asarray(dataset.data)
+    if images.ndim == 3:
+        return images[:, None]
+    return images if images.shape[1] == 3 else images.transpose(0, 3, 1, 2)
+
+
+def _class_files(folder: Folder, part: str) -> dict[str, list[str]]:
+    """Class name -> its image files in order; a class without any has an empty list."""
+    files, prefix = {}, f"{folder.root.rstrip('/')}/{part}/"
+    for info in folder.list(part, recursive=True):
+        name, _, below = info.path.removeprefix(prefix).partition("/")
+        if name.startswith(".") or (not below and info.is_file):
+            continue
+        paths = files.setdefault(name, [])
+        if info.is_file and info.base_name.lower().endswith(_IMAGE_ENDINGS) and not info.base_name.startswith("."):
+            paths.append(info.path)
+    return files
+
+
+def _interleaved(files: dict[str, list[str]], names: list[str]) -> list[tuple[int, str]]:
+    """(label, path) of every file, the first of each class first."""
+    keyed = [(rank, names.index(name), path) for name, paths in files.items() for rank, path in enumerate(paths)]
+    return [(label, path) for _, label, path in sorted(keyed)]

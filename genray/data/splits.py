@@ -1,0 +1,138 @@
+"""Examples in memory, and the split that holds some of them out for validation."""
+
+from dataclasses import dataclass
+
+import torch
+
+from genray.core import rng
+from genray.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, class numbers from 0.
+
+    Raises:
+        ValueError: dtypes or shapes differ from these.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self):
+        for name, tensor, dtype, dims in (
+            ("images", self.images, torch.uint8, 4),
+            ("labels", self.labels, torch.int64, 1),
+        ):
+            if tensor.dtype != dtype or tensor.dim() != dims:
+                raise ValueError(
+                    f"{name}: expected {dtype} with {dims} dimensions, got {tensor.dtype} with {tensor.dim()}"
+                )
+        if self.images.shape[0] != self.labels.shape[0]:
+            raise ValueError(f"labels: expected one an image ({self.images.shape[0]}), got {self.labels.shape[0]}")
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def first(self, n: int, field: str = "num_examples") -> "Split":
+        """The first n examples in stored order, sharing memory with this split.
+
+        Raises:
+            DataError: n is below 1 or above the number of examples; the message names `field`.
+        """
+        check_count(n, len(self), field)
+        return Split(self.images[:n], self.labels[:n])
+
+    def select(self, indices: torch.Tensor) -> "Split":
+        """A copy of the examples at `indices`, (M,) int64, in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set: training and test examples with one image shape and one set of classes.
+
+    Attributes:
+        train, test: the two splits as the source stores them.
+        class_names: K names; label k means class_names[k].
+        source: the name of the source in `genray.data.datasets.SOURCES`.
+    """
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    source: str
+
+    @property
+    def num_classes(self) -> int:
+        """K, at least 2."""
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return tuple(self.train.images.shape[2:])
+
+
+def check_count(n: int, available: int, field: str) -> None:
+    """Raises DataError naming `field` unless 1 <= n <= available."""
+    if not 1 <= n <= available:
+        raise DataError(f"{field}: expected 1 to {available} (the examples available), came {n}")
+
+
+def validation_split(train: Split, num_examples: int, seed: int) -> tuple[Split, Split]:
+    """Holds class-balanced examples out of the training data, to choose checkpoints on.
+
+    Every class that occurs gives num_examples // K examples, and a seeded choice of classes gives one more where K does
+    not divide num_examples. The choice depends on the labels, num_examples and seed only.
+
+    Args:
+        train: the training examples.
+        num_examples: size of the validation part; 0 gives an empty one.
+        seed: fixes which examples are held out.
+
+    Returns:
+        (train, validation), disjoint, together all of `train`, each in stored order. Neither is augmented.
+
+    Raises:
+        DataError: negative, or some class would have no example left for training; names data.validation_examples.
+    """
+    held_out = torch.zeros(len(train), dtype=torch.bool)
+    held_out[balanced_choice(train.labels, num_examples, seed, field="data.validation_examples")] = True
+    return train.select((~held_out).nonzero().flatten()), train.select(held_out.nonzero().flatten())
+
+
+def balanced_choice(labels: torch.Tensor, num_examples: int, seed: int, *, field: str) -> torch.Tensor:
+    """Indices, (num_examples,) int64, of a seeded choice with equally many examples of each class (or one more).
+
+    Raises:
+        DataError: impossible while leaving an example of each class; the message names `field`.
+    """
+    classes, counts = labels.unique(return_counts=True)
+    most = len(classes) * (int(counts.min()) - 1) if len(classes) else 0
+    if not 0 <= num_examples <= most:
+        raise DataError(
+            f"{field}: expected 0 to {most} (equally many of {len(classes)} classes, of which the smallest has "
+            f"{int(counts.min()) if len(classes) else 0} training examples and keeps at least one), came {num_examples}"
+        )
+    share, rest = divmod(num_examples, max(len(classes), 1))
+    one_more = set(_permutation(len(classes), seed, "classes")[:rest].tolist())
+    chosen = []
+    for place, label in enumerate(classes.tolist()):
+        members = (labels == label).nonzero().flatten()
+        quota = share + (place in one_more)
+        chosen.append(members[_permutation(len(members), seed, "members", label)[:quota]])
+    return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
+
+
+def _permutation(count: int, seed: int, *key: str | int) -> torch.Tensor:
+    return torch.randperm(count, generator=rng.generator("cpu", seed, "balanced_choice", *key))

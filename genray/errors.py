@@ -1,0 +1,59 @@
+"""Every error genray raises on purpose.
+
+An *input* error (exit code 2) is the user's to mend: the message is one line a problem and names the field or
+file, what was expected and what came. Every other error (exit code 1) means that the run itself failed.
+All of them survive pickling, because they travel from Ray actors to the driver.
+"""
+
+
+class GenrayError(Exception):
+    """Base of all genray errors: the run failed."""
+
+    exit_code = 1
+
+
+class InputError(GenrayError):
+    """The input was wrong: nothing was started and nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """One or more configuration values are wrong; `problems` holds one line for each."""
+
+    def __init__(self, problems):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
+
+
+class DataError(InputError):
+    """A data set is absent, unreadable or does not fit the configuration."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint or model file is absent, corrupt or of another architecture."""
+
+
+class RunFolderError(InputError):
+    """The run folder exists already, belongs to another configuration or cannot be written."""
+
+
+class StorageError(RunFolderError):
+    """A file of a run could not be written or read while the run was on; the input was not to blame."""
+
+    exit_code = 1
+
+
+class PlacementError(InputError):
+    """The machine or cluster cannot hold the run; the message says what is missing."""
+
+
+class LearnerError(GenrayError):
+    """A learner died or hung; the message names it and the time-out field where one ran out."""
+
+
+class NonFiniteError(GenrayError):
+    """A learner's loss or weights became NaN or infinite."""

@@ -1,0 +1,229 @@
+"""Measure robustness: `python -m genray.evaluate RUN_OR_CHECKPOINT`, or `genray.evaluate(model, x, y)`."""
+
+import copy
+import sys
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+
+from genray.command_line import Parser, make_callable, run_command
+from genray.errors import DataError
+from genray.runtime.loopback import keep_on_loopback
+from genray.types import ThreatModel
+
+
+def evaluate(
+    model,
+    x,
+    y,
+    *,
+    attacks=("standard",),
+    norms=("linf",),
+    epsilon=None,
+    step_size=None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    block_size: int = 100,
+    workers: int | None = None,
+    address: str | None = None,
+    output: str | None = None,
+    resume: bool = False,
+    data: dict | None = None,
+) -> dict:
+    """Natural and robust accuracy of any model on any images.
+
+    Args:
+        model: `torch.nn.Module`, images (N, C, H, W) in [0, 1] -> logits (N, K); evaluated in eval mode and float32.
+        x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
+        y: (N,) integer labels, 0..K-1.
+        attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
+            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one text "pgd20,aa".
+        norms: of "linf", "l2", "l1".
+        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the text "8/255"); by default the radii of
+            the papers: 8/255, 128/255 and 12. With one norm the radius alone will do.
+        step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
+        num_classes: K; by default the number of logits.
+        seed: of all random numbers.
+        block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block).
+        workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
+        address: Ray cluster of the workers.
+        output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
+        resume: go on with the blocks that are in `output`.
+        data: {"source", "split"} for the record.
+
+    Returns:
+        The record: `natural`, `norms`, `union` (several norms), `findings` (why a number may not be trusted) and
+        `protocol`. Accuracies are fractions with 95 % Wilson intervals.
+
+    Raises:
+        InputError: arguments, data or folder are wrong; nothing was evaluated.
+    """
+    from genray.evaluation import inputs
+    from genray.evaluation.job import Request, tasks
+    from genray.evaluation.record import build_record, flags_parquet, join, protocol
+    from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
+
+    inputs.check_numbers(seed, block_size, workers)
+    attacks, norms = inputs.names(attacks), inputs.names(norms)
+    threats = tuple(ThreatModel(norm, radius) for norm, radius in inputs.radii(norms, epsilon).items())
+    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, block_size)
+    for norm in norms:
+        request.columns(norm)
+    images, labels, classes = inputs.check_inputs(model, x, y, num_classes)
+    described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
+    stated = protocol(request, described, classes, _versions())
+    identity = {
+        "protocol": {key: value for key, value in stated.items() if key != "versions"},
+        "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
+        "images": fingerprint({"x": images, "y": labels}),
+    }
+    folder = EvaluationFolder(output, identity, resume) if output else None
+    findings = _look(model, images, labels, request)
+    todo = tasks(request, len(labels))
+    results = folder.finished(todo) if folder else {}
+    left = [task for task in todo if task not in results]
+    with closing(_run(left, request, model, images, labels, classes, workers, address)) as found:
+        for task, result in _shown(found, todo, left, stated):
+            results[task] = result
+            if folder:
+                folder.write(task, result)
+    flags = join({task: results[task] for task in todo})  # in an order that no worker has a say in
+    record = build_record(request, flags, results, labels.numpy(), findings, stated)
+    if folder:
+        folder.finish(record, flags_parquet(flags, labels.numpy()))
+    return record
+
+
+def _shown(found, todo, left, stated):
+    """Passes (task, result) on and shows how far they are, in shares of the passes through the model."""
+    from genray.evaluation.job import cost
+    from genray.recording.progress import Progress
+
+    share = {task: cost(task, stated) for task in todo}
+    unit = 100 / sum(share.values())
+    done = unit * (sum(share.values()) - sum(share[task] for task in left))
+    progress = Progress()
+    progress.phase("evaluating", 100, done, unit="%")
+    try:
+        for task, result in found:
+            yield task, result
+            done += unit * share[task]
+            progress.steps(min(done, 100))
+    finally:
+        progress.close()
+
+
+def _look(model, images, labels, request):
+    """Findings about the model; refuses attacks that cannot run on it."""
+    from genray.evaluation.checks import NO_GRADIENT, look_at_model
+    from genray.evaluation.inputs import device_of
+    from genray.evaluation.job import as_pixels
+
+    device = device_of(model)
+    findings = look_at_model(model, as_pixels(images[:32]).to(device), labels[:32].to(device))
+    blind = {name for threat in request.threats for name in request.columns(threat.norm)} - {"square"}
+    if NO_GRADIENT in findings and blind:
+        raise DataError(f"model: {NO_GRADIENT}; of the attacks only square can run")
+    return findings
+
+
+def _run(left, request, model, images, labels, classes, workers, address):
+    """Yields (task, result)."""
+    from genray.evaluation.inputs import device_of
+    from genray.evaluation.job import run_task
+
+    device = device_of(model)
+    if workers is None or not left:
+        for task in left:
+            yield task, run_task(task, request, model, images, labels, classes, device)
+        return
+    from genray.runtime.evaluation_run import run_on_workers
+
+    # A copy, because the caller's model has to stay where it is.
+    model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
+    yield from run_on_workers(left, request, model, images, labels, classes, workers=workers, address=address)
+
+
+def _versions():
+    from genray.recording.run_folder import versions
+
+    found = versions([])
+    del found["devices"]  # the record is the same whatever computed it
+    return found | {"pyautoattack": metadata.version("pyautoattack")}
+
+
+def main(args):
+    from genray.evaluation.published import row_of_run
+    from genray.evaluation.record import record_table
+    from genray.evaluation.sources import load_what
+
+    model, data, split, epsilon, config = load_what(args)
+    if args.workers is not None and not args.address:
+        keep_on_loopback()
+    where = args.output or str(Path(args.model) / "evaluation" if Path(args.model).is_dir() else f"{args.model}.eval")
+    examples = split if args.examples is None else split.first(args.examples, "--examples")
+    record = evaluate(
+        model,
+        examples.images,
+        examples.labels,
+        attacks=args.attacks.split(","),
+        norms=args.norms.split(","),
+        epsilon=epsilon,
+        seed=args.seed,
+        block_size=args.block_size,
+        workers=args.workers,
+        address=args.address,
+        output=where,
+        resume=args.resume,
+        data={"source": data, "split": "test"},
+    )
+    print(record_table(record, row_of_run(config, "linf") if config else None))
+    print(f"everything is in {where}")
+
+
+def parse_args(argv):
+    parser = Parser(prog="genray.evaluate", description=__doc__)
+    parser.add_argument(
+        "model", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a model file of any known producer"
+    )
+    parser.add_argument(
+        "--data", metavar="SOURCE[:PATH]", help="test images: cifar10, parquet:/folder (default: the run's)"
+    )
+    parser.add_argument("--arch", metavar="NAME", help="architecture of a model file (default: seen from its names)")
+    parser.add_argument("--width", type=int, help="width of that architecture, where it is not the published one")
+    parser.add_argument("--normalize", choices=["cifar10", "none"], help="how a model file expects its input")
+    parser.add_argument(
+        "--attacks", default="standard", metavar="NAME,...", help="paper, standard (AutoAttack) or columns"
+    )
+    parser.add_argument("--norms", default="linf", metavar="NORM,...", help="of linf, l2, l1")
+    parser.add_argument(
+        "--epsilon", metavar="RADIUS", help="8/255, or linf=8/255,l2=0.5 (default: the run's, or papers')"
+    )
+    parser.add_argument("--examples", type=int, metavar="N", help="only the first N test images")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers of the attacks")
+    parser.add_argument(
+        "--block-size", type=int, default=100, metavar="N", help="examples a block; part of the protocol (default: 100)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="Ray actors, 0 for one a device (default: this process)"
+    )
+    parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
+    parser.add_argument("--resume", action="store_true", help="go on with the finished blocks in --output")
+    parser.add_argument("--output", metavar="DIR", help="folder or URI (default: evaluation/ in the run)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(argv)
+    if args.workers is None and args.address:
+        args.workers = 0
+    if args.workers is not None and args.workers < 0:
+        parser.error(f"--workers: expected 0 or more, got {args.workers}")
+    if args.block_size < 1:
+        parser.error(f"--block-size: expected at least 1, got {args.block_size}")
+    if args.seed < 0:
+        parser.error(f"--seed: expected 0 or more, got {args.seed}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse_args(sys.argv[1:])))
+
+make_callable(__name__, "evaluate")

@@ -1,0 +1,16 @@
+"""Robust accuracy with intervals."""
+
+from genray.evaluation.evaluator import Evaluator, chunks, join_flags
+from genray.evaluation.results import Accuracy, wilson_interval
+from genray.evaluation.robust import attacked_flags, correct_flags, pgd_name
+
+__all__ = [
+    "Accuracy",
+    "Evaluator",
+    "attacked_flags",
+    "chunks",
+    "correct_flags",
+    "join_flags",
+    "pgd_name",
+    "wilson_interval",
+]

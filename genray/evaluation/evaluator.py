@@ -1,0 +1,110 @@
+"""Evaluates weights that learners hand over: one network, loaded anew for each snapshot."""
+
+import numpy as np
+import torch
+
+from genray.core.flat import FlatWeights
+from genray.data.augment import Augmentation
+from genray.data.loader import BatchLoader
+from genray.evaluation.robust import evaluate_chunk
+from genray.types import WeightSnapshot
+
+
+class Evaluator:
+    """Counts correct examples of theta_g and of base learners on the validation and test parts.
+
+    A plain object, like the learners: an actor forwards to it, the local runtime calls it.
+
+    Args:
+        config: the run's configuration.
+        network: of the run's architecture; its weights are overwritten.
+        splits: {"train", "validation", "test"} -> `Split`.
+        device: where it computes.
+        threads: torch's CPU threads while it runs.
+    """
+
+    def __init__(self, config, network, splits, device="cpu", threads=1):
+        self.config, self.splits, self.threads = config, splits, threads
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self.flat = FlatWeights(self.network)
+
+    def evaluate_chunk(self, snapshot: WeightSnapshot, split: str, start: int, stop: int) -> dict:
+        """Flags of examples [start, stop): {"natural": (n,) bool array, "pgd20": ...}."""
+        torch.set_num_threads(self.threads)
+        self.flat.load(snapshot)
+        flags = evaluate_chunk(
+            self.network,
+            self.splits[split],
+            start,
+            stop,
+            attack_config=self.config.evaluation.attack,
+            seed=self.config.seed,
+            device=self.device,
+        )
+        return {name: values.numpy() for name, values in flags.items()}
+
+    def evaluate(self, snapshot: WeightSnapshot, split: str) -> dict:
+        """Number of correct and of all examples of a whole split: {"natural": (correct, examples), "pgd20": ...}."""
+        size = len(self.splits[split])
+        parts = [
+            self.evaluate_chunk(snapshot, split, *chunk) for chunk in chunks(size, self.config.evaluation.batch_size)
+        ]
+        return {name: (int(sum(part[name].sum() for part in parts)), size) for name in parts[0]}
+
+    def finalize(self, theta_g: WeightSnapshot) -> WeightSnapshot:
+        """theta_g as it is evaluated and shipped: with re-estimated BatchNorm statistics where the run asks for it."""
+        if self.config.global_learner.batch_norm == "mix":
+            return theta_g
+        torch.set_num_threads(self.threads)
+        self.flat.load(theta_g)
+        reestimate_batch_norm(self.network, self._clean_batches())
+        return self.flat.snapshot(theta_g.step)
+
+    def _clean_batches(self):
+        run = self.config
+        batch_size = min(run.training.batch_size, len(self.splits["train"]))
+        loader = BatchLoader(
+            self.splits["train"],
+            batch_size=batch_size,
+            seed=run.seed,
+            order_key="reestimate",
+            augmentation_key="reestimate",
+            augmentation=Augmentation(0, False, "zeros"),
+            device=self.device,
+            drop_last=True,
+        )
+        number = min(run.global_learner.reestimate_batches, loader.steps_per_epoch)
+        return (loader.batch(step)[0] for step in range(number))
+
+
+def chunks(size: int, batch_size: int) -> list[tuple[int, int]]:
+    """The ranges a split is evaluated in; fixed, so that results do not depend on who evaluates which."""
+    return [(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
+
+
+def join_flags(chunks: list[dict]) -> dict:
+    """Flags of consecutive chunks as one array an attack."""
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+@torch.no_grad()
+def reestimate_batch_norm(network, batches):
+    """Replaces all BatchNorm running statistics by their plain averages over batches of clean images.
+
+    Args:
+        network: left in eval mode.
+        batches: iterable of (N, C, H, W) images in [0, 1].
+    """
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average
+        layer.train()
+    for x in batches:
+        network(x)
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+    network.eval()

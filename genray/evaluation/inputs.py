@@ -1,0 +1,165 @@
+"""What an evaluation is given, checked before anything is computed: each mistake is one line that names it."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+
+from genray.attacks import temporary_mode
+from genray.config.values import parse_fraction
+from genray.errors import ConfigError, DataError
+from genray.evaluation.job import as_pixels
+from genray.types import NORMS
+
+# Radii that papers use, where neither the user nor the run says one (methods C10).
+RADII = {"linf": "8/255", "l2": "128/255", "l1": "12"}
+
+
+def device_of(model) -> torch.device:
+    """Where a model's weights are; the CPU for one without any."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def names(value) -> tuple[str, ...]:
+    """("aa", "cw") from that, or from "aa,cw"."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+def check_inputs(model, x, y, num_classes):
+    """Images, labels and class count.
+
+    Args:
+        model, x, y, num_classes: as in `genray.evaluate`.
+
+    Returns:
+        (images, labels, K): images (N, C, H, W) float or uint8 and labels (N,) int64 on the CPU.
+
+    Raises:
+        DataError: one of them is wrong, or they do not fit together.
+    """
+    images, labels = _tensor("x", x), _tensor("y", y)
+    if images.dim() != 4 or images.numel() == 0:
+        raise DataError(f"x: expected images (N, C, H, W), at least one, got shape {tuple(images.shape)}")
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise DataError(f"y: expected {len(images)} integer labels, got {tuple(labels.shape)} {labels.dtype}")
+    _check_pixels(as_pixels(images))
+    outputs = _outputs(model, as_pixels(images[:2]))
+    classes = outputs.shape[-1] if num_classes is None else num_classes
+    if outputs.dim() != 2 or outputs.shape[1] != classes or classes < 2:
+        raise DataError(f"model: expected logits (N, K) with K = {classes} >= 2, got shape {tuple(outputs.shape)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise DataError(f"y: expected labels 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    return images, labels.long(), classes
+
+
+def _tensor(name, value):
+    try:
+        return torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: expected a tensor or array, got {type(value).__name__}: {_line(error)}") from None
+
+
+def _check_pixels(pixels):
+    if not bool(pixels.isfinite().all()):
+        raise DataError(f"x: expected finite pixels, got {int((~pixels.isfinite()).sum())} NaN or infinite ones")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        raise DataError(f"x: expected pixels in [0, 1] (normalisation belongs into the model), got [{low:g}, {high:g}]")
+
+
+@torch.no_grad()
+def _outputs(model, pixels):
+    try:
+        with temporary_mode(model, training=False):
+            outputs = model(pixels.to(device_of(model)))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"model: cannot take images of shape {tuple(pixels.shape[1:])}: {_line(error)}") from None
+    if not isinstance(outputs, torch.Tensor):
+        raise DataError(f"model: expected logits (N, K), got {type(outputs).__name__}")
+    return outputs
+
+
+def check_numbers(seed, block_size, workers):
+    """The whole numbers of an evaluation.
+
+    Raises:
+        ConfigError: one is out of range; every problem is listed.
+    """
+    least = {"seed": (seed, 0), "block_size": (block_size, 1), "workers": (workers, 0)}
+    problems = [
+        f"{name}: expected a whole number at least {low}, got {value!r}"
+        for name, (value, low) in least.items()
+        if not (name == "workers" and value is None) and (type(value) is not int or value < low)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def radii(norms, epsilon) -> dict[str, Fraction]:
+    """norm -> exact radius, in the order asked for.
+
+    Args:
+        norms: of "linf", "l2", "l1".
+        epsilon: norm -> radius, or the radius of a single norm; the papers' where there is none.
+
+    Raises:
+        ConfigError: an unknown norm or a radius out of range; every problem is listed.
+    """
+    given = _by_norm("epsilon", epsilon, norms)
+    problems = [f"norms: expected {', '.join(NORMS)}, got {norm!r}" for norm in norms if norm not in NORMS]
+    found = {}
+    for norm in norms if not problems else ():
+        value = given.get(norm, RADII[norm])
+        found[norm] = _positive(value)
+        if norm == "linf" and found[norm] > 1:
+            problems.append(f"epsilon: expected at most 1 for linf, got {value} (on the [0, 1] scale: 8/255, not 8)")
+        elif found[norm] <= 0:
+            problems.append(f"epsilon: expected a number such as 8/255 above 0 for {norm}, got {value!r}")
+    if problems or not found:
+        raise ConfigError(problems or "norms: expected at least one, got none")
+    return found
+
+
+def step_sizes(norms, step_size) -> dict[str, float]:
+    """norm -> step size, where one is given.
+
+    Raises:
+        ConfigError: a step size is no number above 0.
+    """
+    given = _by_norm("step_size", step_size, norms)
+    problems = [
+        f"step_size: expected a number such as 2/255 above 0 for {norm}, got {value!r}"
+        for norm, value in given.items()
+        if _positive(value) <= 0
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return {norm: float(parse_fraction(value)) for norm, value in given.items()}
+
+
+def _by_norm(name, value, norms):
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        if len(norms) != 1:
+            raise ConfigError(f"{name}: expected one for each of {', '.join(norms)}, got {value!r}")
+        return {norms[0]: value}
+    for norm in value:
+        if norm not in norms:
+            raise ConfigError(f"{name}: expected those of {', '.join(norms)}, got one of {norm!r}")
+    return dict(value)
+
+
+def _positive(value):
+    """The number; 0 for what is none."""
+    try:
+        return parse_fraction(value)
+    except ValueError:
+        return 0
+
+
+def _line(error):
+    return " ".join(str(error).split())[:200]

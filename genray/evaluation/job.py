@@ -1,0 +1,205 @@
+"""An evaluation as a list of small tasks, each of which gives the same flags wherever and whenever it runs.
+
+A task is one attack in one norm on one *block*: a fixed range of consecutive examples of the data set. Blocks, not
+workers or batches, carry the random numbers of attacks that draw for a whole batch, so results depend on the block
+size (which is part of the protocol) and on nothing else.
+"""
+
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from genray.attacks import temporary_mode
+from genray.core.geometry import BALLS
+from genray.evaluation.robust import correct_flags, full_precision
+from genray.evaluation.suite import build_evaluation_attack, cascade, expand_names
+from genray.types import ThreatModel
+
+NATURAL = "natural"
+MARGIN_SLACK = 1e-4  # of the largest logit: margins below it are rounding, batches of other sizes add up otherwise
+FORWARDS_A_PASS = 3  # a backward pass costs about two forward passes
+LENGTH_SLACK = 1e-6  # relative, for the float32 rounding of x' - x; plus one rounding of a pixel a coordinate
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured.
+
+    Attributes:
+        threats: threat models, one a norm.
+        attacks: names of columns or groups.
+        step_sizes: norm -> step size of the gradient attacks, where it is not epsilon / 4.
+        seed: of all random numbers.
+        block_size: examples a block.
+    """
+
+    threats: tuple[ThreatModel, ...]
+    attacks: tuple[str, ...]
+    step_sizes: dict
+    seed: int = 0
+    block_size: int = 100
+
+    def columns(self, norm) -> list[str]:
+        """The attacks in one norm, in the paper's order."""
+        return expand_names(self.attacks, norm)
+
+    def epsilon(self, norm) -> Fraction:
+        return next(threat.epsilon for threat in self.threats if threat.norm == norm)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attack (or `natural`, of no norm) on one block."""
+
+    attack: str
+    norm: str
+    block: int
+
+    @property
+    def key(self) -> str:
+        """A file name."""
+        return f"{self.norm}-{self.attack}-{self.block:06d}"
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a task found.
+
+    Attributes:
+        flags: column -> (n,) bool, True for what was classified correctly to the end; for `aa` also the stages.
+        longest: largest perturbation norm of a returned point, as a fraction of epsilon.
+        problems: what was wrong with returned points, in words; empty where nothing was.
+        seconds: it took.
+    """
+
+    flags: dict
+    longest: float = 0.0
+    problems: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def record(self) -> dict:
+        flags = {name: "".join("01"[int(flag)] for flag in values) for name, values in self.flags.items()}
+        return {"flags": flags, "longest": self.longest, "problems": list(self.problems), "seconds": self.seconds}
+
+    @classmethod
+    def of_record(cls, record: dict) -> "BlockResult":
+        flags = {name: np.array([c == "1" for c in text]) for name, text in record["flags"].items()}
+        return cls(flags, record["longest"], tuple(record["problems"]), record["seconds"])
+
+
+def tasks(request: Request, num_examples: int) -> list[Task]:
+    """All tasks, the quick ones first, so that a mistake shows before hours are spent."""
+    blocks = range(-(-num_examples // request.block_size))
+    found = [Task(NATURAL, "none", block) for block in blocks]
+    columns = [(attack, threat.norm) for threat in request.threats for attack in request.columns(threat.norm)]
+    return found + [Task(attack, norm, block) for attack, norm in columns for block in blocks]
+
+
+def run_task(task: Task, request: Request, model, images, labels, num_classes: int, device) -> BlockResult:
+    """Runs one task.
+
+    Args:
+        task, request: what to do.
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K), on `device`.
+        images: (N, C, H, W) float32 in [0, 1] or uint8: the whole data set.
+        labels: (N,) int64.
+        num_classes: K.
+        device: where to compute.
+    """
+    began = time.perf_counter()
+    start = task.block * request.block_size
+    x = as_pixels(images[start : start + request.block_size]).to(device)
+    y = labels[start : start + request.block_size].to(device)
+    natural = correct_flags(model, x, y)
+    if task.attack == NATURAL:
+        return BlockResult({NATURAL: natural.numpy()}, seconds=time.perf_counter() - began)
+    keep = natural.nonzero().flatten()
+    indices = [start + int(i) for i in keep]
+    at = keep.to(device)
+    adversarial, stages = _attacked(task, request, model, x[at], y[at], indices, num_classes)
+    flags = {}
+    for name, survived in stages.items():
+        flags[name] = np.zeros(len(x), dtype=bool)
+        flags[name][keep.numpy()] = survived.numpy()
+    epsilon = float(request.epsilon(task.norm))
+    longest, problems = check_points(x[at], adversarial, task.norm, epsilon)
+    problems += check_scores(model, adversarial, y[at], stages[task.attack])
+    return BlockResult(flags, longest, tuple(problems), time.perf_counter() - began)
+
+
+def _attacked(task, request, model, x, y, indices, num_classes):
+    """Adversarial points, and column -> (n,) bool flags of what survived."""
+    threat = {"norm": task.norm, "epsilon": float(request.epsilon(task.norm)), "num_classes": num_classes}
+    if len(x) == 0:
+        return x, {task.attack: torch.zeros(0, dtype=torch.bool)}
+    if task.attack == "aa":
+        adversarial, flags = cascade(model, x, y, indices, seed=request.seed, **threat)
+        stages = {f"aa_{name}": values for name, values in flags.items() if name != NATURAL}
+        return adversarial, {"aa": list(flags.values())[-1], **stages}
+    step_size = request.step_sizes.get(task.norm)
+    attack, _ = build_evaluation_attack(task.attack, seed=request.seed, step_size=step_size, **threat)
+    adversarial = attack(model, x, y, indices)
+    return adversarial, {task.attack: correct_flags(model, adversarial, y)}
+
+
+def check_points(x, adversarial, norm, epsilon) -> tuple[float, list[str]]:
+    """Whether returned points are legal images of the ball.
+
+    Returns:
+        (longest, problems): the largest norm as a fraction of epsilon, and what is wrong in words.
+    """
+    if len(x) == 0:
+        return 0.0, []
+    problems = []
+    if not bool(adversarial.isfinite().all()):
+        return float("inf"), ["points with NaN or infinite pixels"]
+    if adversarial.min() < 0 or adversarial.max() > 1:
+        problems.append("points outside [0, 1]")
+    longest = float(BALLS[norm].length((adversarial - x).double()).max()) / epsilon
+    rounding = 2**-24 * {"linf": 1, "l2": x[0].numel() ** 0.5, "l1": x[0].numel()}[norm] / epsilon
+    if longest > 1 + LENGTH_SLACK + rounding:
+        problems.append(f"points outside the ball: norm {longest:.6f} epsilon")
+    return longest, problems
+
+
+@torch.no_grad()
+def check_scores(model, adversarial, y, survived) -> list[str]:
+    """Whether returned points, given to the model again in another order, are judged as before.
+
+    Points on the decision boundary, where attacks of least distance end, may fall on either side of it by rounding;
+    they do not count.
+    """
+    if len(adversarial) == 0:
+        return []
+    with temporary_mode(model, training=False), full_precision():
+        logits = model(adversarial.flip(0)).flip(0)
+    margin = signed_margin(logits, y)
+    clear = (margin.abs() > MARGIN_SLACK * logits.abs().amax(1)).cpu()
+    different = int(((logits.argmax(1) == y).cpu().ne(survived) & clear).sum())
+    return [f"{different} points are judged otherwise when scored again"] if different else []
+
+
+def signed_margin(logits, y) -> torch.Tensor:
+    """(N,) z_y - max_{j != y} z_j of logits (N, K)."""
+    true = logits.gather(1, y[:, None])[:, 0]
+    return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def cost(task: Task, stated: dict) -> float:
+    """What a block costs on which nothing breaks, in forward passes; for telling the time left.
+
+    Args:
+        task: the attack.
+        stated: the `protocol`, whose attacks say their passes.
+    """
+    attacks = {(t["norm"], a["name"]): a for t in stated["threats"] for a in t["attacks"]}
+    attack = attacks.get((task.norm, task.attack), {"passes": 0, "queries": 0})
+    return 1 + FORWARDS_A_PASS * attack["passes"] + attack["queries"]
+
+
+def as_pixels(images) -> torch.Tensor:
+    """float32 in [0, 1], from uint8 or float images."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

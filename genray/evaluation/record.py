@@ -1,0 +1,157 @@
+"""The record of an evaluation: accuracies with intervals, per class, protocol with a hash, findings, flags."""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genray.evaluation.checks import look_at_numbers
+from genray.evaluation.job import NATURAL, BlockResult, Request, Task
+from genray.evaluation.results import Accuracy
+from genray.evaluation.suite import build_evaluation_attack
+from genray.types import fraction_text
+
+
+def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> dict:
+    """What was measured and how, with a hash over all of it but the versions: equal hashes compare like with like.
+
+    Args:
+        request: the evaluation.
+        data: {"source", "split", "examples"} of what was evaluated.
+        num_classes: K.
+        versions: of the packages.
+    """
+    threats = []
+    for threat in request.threats:
+        attacks = []
+        for name in request.columns(threat.norm):
+            arguments = {"norm": threat.norm, "epsilon": float(threat.epsilon), "num_classes": num_classes}
+            step_size = request.step_sizes.get(threat.norm)
+            _, description = build_evaluation_attack(name, seed=request.seed, step_size=step_size, **arguments)
+            attacks.append(asdict(description))
+        epsilon = {"epsilon": fraction_text(threat.epsilon), "epsilon_decimal": float(threat.epsilon)}
+        threats.append({"norm": threat.norm, **epsilon, "attacks": attacks})
+    stated = {"data": data, "threats": threats, "seed": request.seed, "block_size": request.block_size}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
+    return {**stated, "interval": "95 % Wilson", "hash": digest, "versions": versions}
+
+
+def join(results: dict[Task, BlockResult]) -> dict:
+    """(norm, column) -> flags of all examples; `natural` has norm "none"."""
+    blocks = {}
+    for task in sorted(results, key=lambda task: task.block):
+        for column, flags in results[task].flags.items():
+            blocks.setdefault((task.norm, column), []).append(flags)
+    return {key: np.concatenate(parts) for key, parts in blocks.items()}
+
+
+def build_record(request, flags, results, labels, model_findings, stated) -> dict:
+    """The whole record, without times: the same for any number of workers.
+
+    Args:
+        request: the evaluation.
+        flags: as `join` gives them.
+        results: task -> `BlockResult`.
+        labels: (N,) int64 array.
+        model_findings: of `look_at_model`.
+        stated: the `protocol`.
+    """
+    natural = flags[("none", NATURAL)]
+    norms = {}
+    for threat in request.threats:
+        columns = {name: values for (norm, name), values in flags.items() if norm == threat.norm}
+        rates = {NATURAL: float(natural.mean())} | {name: float(values.mean()) for name, values in columns.items()}
+        norms[threat.norm] = {
+            "columns": {name: _column(values, labels) for name, values in columns.items()},
+            "findings": look_at_numbers(rates, len(labels)) + _point_findings(results, threat.norm),
+        }
+    record = {"natural": _column(natural, labels), "norms": norms, "findings": list(model_findings)}
+    if len(request.threats) > 1:
+        record["union"] = _column(union(request, flags), labels)
+    return {**record, "protocol": stated}
+
+
+def union(request, flags):
+    """Examples that are classified correctly and survive every attack in every norm (methods D6)."""
+    alive = flags[("none", NATURAL)].copy()
+    for (norm, _), values in flags.items():
+        if norm != "none":
+            alive &= values
+    return alive
+
+
+def _column(values, labels):
+    per_class = {str(k): float(values[labels == k].mean()) for k in np.unique(labels)}
+    return {**Accuracy.of(values).record(), "per_class": per_class}
+
+
+def _point_findings(results, norm):
+    found = {}
+    for task, result in results.items():
+        if task.norm == norm:
+            for problem in result.problems:
+                found.setdefault(f"{task.attack}: {problem}", []).append(task.block)
+    return [f"{problem} (blocks {', '.join(map(str, sorted(blocks)))})" for problem, blocks in sorted(found.items())]
+
+
+def flags_parquet(flags, labels) -> bytes:
+    """Per-example flags as a Parquet file: one row an example, one column a norm and attack."""
+    columns = {"index": np.arange(len(labels)), "label": labels}
+    for (norm, name), values in sorted(flags.items()):
+        columns[name if norm == "none" else f"{norm}_{name}"] = values
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def record_table(record: dict, published: dict | None = None) -> str:
+    """The record as text: a row a norm, the paper's column order, accuracies in % with intervals below.
+
+    Args:
+        record: as `build_record` gives it.
+        published: {"row": label, "values": {column: per cent}} to print below those of linf, or None.
+    """
+    lines = []
+    examples = record["protocol"]["data"]["examples"]
+    for threat in record["protocol"]["threats"]:
+        norm = threat["norm"]
+        columns = {NATURAL: record["natural"]}
+        columns |= {a["name"]: record["norms"][norm]["columns"][a["name"]] for a in threat["attacks"]}
+        lines.append(f"{norm}, epsilon {threat['epsilon']} ({threat['epsilon_decimal']:.6g}), {examples} examples")
+        lines += _rows(columns, published if norm == "linf" else None)
+        lines += [f"  ! {finding}" for finding in record["norms"][norm]["findings"]]
+        notes = dict.fromkeys(
+            note for attack in threat["attacks"] for note in attack["notes"]
+        )  # AA repeats its members'
+        lines += [f"  note: {note}" for note in notes]
+    if "union" in record:
+        value = record["union"]
+        lines.append(f"union of all norms and attacks: {_percent(value)} {_interval(value)}")
+    lines += [f"! {finding}" for finding in record["findings"]]
+    lines.append(f"accuracy in % with its 95 % Wilson interval; protocol {record['protocol']['hash']}")
+    return "\n".join(lines)
+
+
+def _rows(columns, published):
+    heads = ["", *columns]
+    rows = [
+        ["accuracy", *(_percent(value) for value in columns.values())],
+        ["interval", *(_interval(value) for value in columns.values())],
+    ]
+    if published:
+        values = published["values"]
+        rows.append([published["row"], *(f"{values[c]:.2f}" if c in values else "-" for c in columns)])
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    return ["  " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in [heads, *rows]]
+
+
+def _percent(value):
+    return f"{100 * value['value']:.2f}"
+
+
+def _interval(value):
+    return f"[{100 * value['low']:.1f}, {100 * value['high']:.1f}]"

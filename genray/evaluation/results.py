@@ -1,0 +1,46 @@
+"""Result records: an accuracy with its interval and its protocol."""
+
+from dataclasses import asdict, dataclass
+from math import sqrt
+from statistics import NormalDist
+
+Z_95 = NormalDist().inv_cdf(0.975)
+
+
+def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927).
+
+    Args:
+        num_correct: 0..num_examples.
+        num_examples: at least 1.
+
+    Returns:
+        (low, high), fractions in [0, 1].
+    """
+    n, p, z = num_examples, num_correct / num_examples, Z_95
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Rounding must not put an end of the interval on the wrong side of the value it surrounds.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A measured accuracy, as fractions, with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    examples: int
+
+    @classmethod
+    def of(cls, flags) -> "Accuracy":
+        """From per-example flags (N,), N >= 1: True where the prediction was right."""
+        correct, examples = int(flags.sum()), len(flags)
+        return cls(correct / examples, *wilson_interval(correct, examples), examples)
+
+    def record(self) -> dict:
+        return asdict(self)
+
+    def __str__(self):
+        return f"{100 * self.value:.2f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"

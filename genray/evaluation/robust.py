@@ -1,0 +1,77 @@
+"""Natural and PGD accuracy of a model, per example, the same however the examples are batched or sharded."""
+
+from contextlib import contextmanager
+
+import torch
+
+from genray.attacks import ExampleDraw, build_attack, temporary_mode
+
+
+@torch.no_grad()
+def correct_flags(model, x, y) -> torch.Tensor:
+    """Which examples a model classifies correctly.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K); used in eval mode, its mode is restored.
+        x: (N, C, H, W) in [0, 1].
+        y: (N,) int64.
+
+    Returns:
+        (N,) bool on the CPU.
+    """
+    with temporary_mode(model, training=False), full_precision():
+        return (model(x).argmax(1) == y).cpu()
+
+
+def attacked_flags(model, x, y, attack, *, seed, name, indices) -> torch.Tensor:
+    """Which examples stay correct under an attack; only `x` that is classified correctly should be given.
+
+    Args:
+        model, x, y: as in `correct_flags`.
+        attack: a `GradientAttack`.
+        seed, name: key of the attack's random numbers, together with
+        indices: (N,) position of each example in its data set.
+
+    Returns:
+        (N,) bool on the CPU.
+    """
+    with temporary_mode(model, training=False), full_precision():
+        adversarial = attack(model, x, y, ExampleDraw(seed, name, indices))
+    return correct_flags(model, adversarial, y)
+
+
+def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device) -> dict[str, torch.Tensor]:
+    """Per-example flags of examples [start, stop) of a split: natural, and under PGD where natural is right.
+
+    Returns:
+        {"natural": (n,) bool, "pgd<steps>": (n,) bool} on the CPU.
+    """
+    x = split.images[start:stop].to(device).float().div_(255)
+    y = split.labels[start:stop].to(device)
+    natural = correct_flags(model, x, y)
+    robust = natural.clone()
+    keep = natural.nonzero().flatten()
+    if len(keep):
+        attack = build_attack(attack_config)
+        at = keep.to(device)
+        robust[keep] = attacked_flags(
+            model, x[at], y[at], attack, seed=seed, name=pgd_name(attack_config), indices=(keep + start).tolist()
+        )
+    return {"natural": natural, pgd_name(attack_config): robust}
+
+
+def pgd_name(attack_config) -> str:
+    """Column name of a PGD evaluation: "pgd20"."""
+    return f"pgd{attack_config.num_steps}"
+
+
+@contextmanager
+def full_precision():
+    """Evaluation is float32 whatever training used: no TF32, no autocast."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

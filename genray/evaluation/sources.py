@@ -1,0 +1,95 @@
+"""What the evaluation command is pointed at: a run folder with its own data, or any model file with named data."""
+
+from pathlib import Path
+
+from genray.config import load_config
+from genray.config.load import read_yaml
+from genray.data.datasets import load_image_data
+from genray.errors import CheckpointError, ConfigError
+from genray.models import build_model
+from genray.models.checkpoint_layouts import guess_architecture, load_into, read_checkpoint, read_metadata
+from genray.models.load import load_model
+
+
+def load_what(args):
+    """What the arguments of `python -m genray.evaluate` name.
+
+    Returns:
+        (model, name of the data, test split, radii, config): of a run folder or a model file; radii norm -> number or
+        text; config None for a model file.
+
+    Raises:
+        InputError: something is absent, unreadable or does not fit.
+    """
+    path, norms = Path(args.model), args.norms.split(",")
+    epsilon = _given_radii(args.epsilon, norms)
+    config = _config_of(path)
+    options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize}
+    for option, value in options.items():
+        if config is not None and value is not None:
+            raise ConfigError(f"{option}: has no effect on a run folder, whose model is known")
+    source = _data_source(args.data) if args.data is not None else config and _data_of(config)
+    if not source:
+        raise ConfigError(
+            "--data: missing, expected SOURCE or SOURCE:PATH, for example cifar10 or parquet:/data/cifar10"
+        )
+    data = load_image_data(**source)
+    if config is not None:
+        attack = config.evaluation.attack
+        radii = {attack.norm: attack.epsilon} if attack.norm in norms else {}
+        return load_model(path), source["source"], data.test, radii | epsilon, config
+    return _checkpoint(args, path, data), source["source"], data.test, epsilon, None
+
+
+def _config_of(path):
+    """The configuration of a run folder, or None."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: expected a run folder or a model file, there is nothing")
+    if not path.is_dir():
+        return None
+    if not (path / "config.yaml").is_file():
+        raise CheckpointError(f"{path}: expected a run folder or a model file, this folder has no config.yaml")
+    try:
+        return load_config({key: value for key, value in read_yaml(path / "config.yaml").items() if key != "versions"})
+    except ConfigError as error:
+        raise CheckpointError(f"{path / 'config.yaml'}: not a genray run: {error.problems[0]}") from None
+
+
+def _data_of(config):
+    keys = ("source", "path", "image_column", "label_column", "download", "image_size", "test_examples")
+    return {key: getattr(config.data, key) for key in keys}
+
+
+def _data_source(text):
+    source, _, path = text.partition(":")
+    return {"source": source, "path": path or None}
+
+
+def _checkpoint(args, path, data):
+    """A model file of any known producer, on the architecture that is named."""
+    if not (args.arch or args.width or args.normalize) and "architecture" in read_metadata(path):
+        return load_model(path)
+    state = read_checkpoint(path)
+    name = args.arch or guess_architecture(state)
+    if name is None:
+        raise CheckpointError(f"{path}: which architecture this is cannot be seen from its names; give --arch")
+    shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.image_size}
+    batch_norm = name == "small_cnn" and any(key.endswith(".running_mean") for key in state)
+    model = build_model(name, width=args.width, batch_norm=batch_norm, **shape)
+    load_into(model, path, normalize=args.normalize)
+    return model.eval()
+
+
+def _given_radii(text, norms):
+    """norm -> radius from "8/255" (one norm) or "linf=8/255,l2=0.5"."""
+    if text is None:
+        return {}
+    if "=" not in text:
+        if len(norms) != 1:
+            raise ConfigError(f"--epsilon: expected norm=radius for each of {', '.join(norms)}, got {text!r}")
+        return {norms[0]: text}
+    pairs = [part.partition("=") for part in text.split(",")]
+    unknown = [norm for norm, _, _ in pairs if norm not in norms]
+    if unknown:
+        raise ConfigError(f"--epsilon: expected radii of {', '.join(norms)} (--norms), got one of {unknown[0]!r}")
+    return {norm: radius for norm, _, radius in pairs}

@@ -1,0 +1,199 @@
+"""The attacks a model can be evaluated with, by column name, in the order of the paper's tables (methods D).
+
+Random numbers. Our own attacks draw for each example from the key (seed, attack, example index), so their results do
+not change with batches or shards. The members of AutoAttack draw for a whole batch, from the key (seed, attack, index
+of the batch's first example): to reproduce them, cut the data set into the same blocks and attack the same examples
+of each.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from genray.attacks.auto import MEMBERS, passes, run_member, runs, targets
+from genray.attacks.draws import ExampleDraw
+from genray.attacks.gradient import GradientAttack
+from genray.core.rng import key_seed
+from genray.errors import ConfigError
+from genray.evaluation.robust import correct_flags, full_precision
+from genray.types import NORMS
+
+OWN = {
+    "pgd20": {"num_steps": 20},
+    "pgd100": {"num_steps": 100},
+    "mim": {"num_steps": 20, "momentum": 1.0},
+    "cw": {"num_steps": 20, "loss": "margin"},
+}
+CASCADE = ("apgd_ce", "apgd_t", "fab_t", "square")
+COLUMNS = (*OWN, *MEMBERS, "aa")
+GROUPS = {"paper": COLUMNS, "standard": ("aa",), "natural": ()}  # natural accuracy is always there
+# MIM is published for linf and l2. `cw` is CW-inf: under another norm the name would be taken for Carlini and Wagner's
+# own l2 attack, which it is not.
+DEFINED = {name: NORMS for name in COLUMNS} | {"mim": ("linf", "l2"), "cw": ("linf",)}
+LOSS_WORDS = {"cross_entropy": "cross-entropy", "margin": "margin (confidence 50)"}
+
+
+@dataclass(frozen=True)
+class AttackDescription:
+    """What was run under a column's name.
+
+    Attributes:
+        name, norm, epsilon: column and threat model.
+        loss: in words.
+        num_steps: iterations a run (Square: queries).
+        step_size: on the [0, 1] pixel scale; None: adaptive, or there is none.
+        restarts: runs on an example that resists, those with another target included.
+        passes, queries: forward and backward passes, and forward-only passes, on an example that resists.
+        notes: where it is not what the name says, one line each.
+    """
+
+    name: str
+    norm: str
+    epsilon: float
+    loss: str
+    num_steps: int
+    step_size: float | None
+    restarts: int
+    passes: int
+    queries: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def expand_names(names, norm) -> list[str]:
+    """Columns of attack and group names, each once and in the paper's order; a group gives those the norm has.
+
+    Raises:
+        ConfigError: a name or the norm is unknown, or a column is not defined for the norm.
+    """
+    if norm not in NORMS:
+        raise ConfigError(f"evaluation attacks: expected norm {', '.join(NORMS)}, got {norm!r}")
+    wanted = set()
+    for name in names:
+        if name in GROUPS:
+            wanted.update(column for column in GROUPS[name] if norm in DEFINED[column])
+        else:
+            _check(name, norm)
+            wanted.add(name)
+    return [column for column in COLUMNS if column in wanted]
+
+
+def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size=None):
+    """The attack behind a column.
+
+    Args:
+        name: one of `COLUMNS`.
+        norm: "linf", "l2" or "l1".
+        epsilon: radius on the [0, 1] pixel scale.
+        num_classes: K >= 2. Below 3 classes `apgd_dlr`, and below 4 `apgd_t`, is 100 steps of gradient ascent on the
+            margin loss instead, and its description says so.
+        seed: of the evaluation.
+        step_size: of pgd20, pgd100, mim and cw; None: epsilon / 4 in every norm, which for linf 8/255 is the papers'
+            2/255. The members of AutoAttack choose their own.
+
+    Returns:
+        (attack, description): attack is (model, x (N, C, H, W), y (N,), indices of the N examples in their data set)
+        -> (N, C, H, W), and description an `AttackDescription`.
+
+    Raises:
+        ConfigError: an unknown name or norm, or an attack that is not defined for the norm.
+    """
+    _check(name, norm)
+    threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
+    if name == "aa":
+        return lambda *batch: cascade(*batch, seed=seed, **threat)[0], _describe_cascade(threat)
+    own = _own_attack(name, step_size=step_size, **threat)
+
+    def attack(model, x, y, indices):
+        return _run(name, own, model, x, y, indices, key=name, first=indices[:1], seed=seed, threat=threat)
+
+    return attack, _describe(name, own, **threat)
+
+
+def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed):
+    """AutoAttack `standard` on one block: each member attacks only what all before it left correct.
+
+    All members use one seed, `block_seed(seed, "aa", indices[0])`, as the authors' own cascade does.
+
+    Args:
+        model, x, y, indices, norm, epsilon, num_classes, seed: as in `build_evaluation_attack`.
+
+    Returns:
+        (adversarial, flags): adversarial (N, C, H, W), `x` itself where nothing succeeded; flags {"natural": (N,)
+        bool, "apgd_ce": ..., "apgd_t": ..., "fab_t": ..., "square": ...} on the CPU, True for what is still correct
+        after that member and all before it. The result of `aa` is the last.
+    """
+    threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
+    adversarial, left = x.clone(), correct_flags(model, x, y)
+    flags = {"natural": left.clone()}
+    for member in CASCADE:
+        own, at = _own_attack(member, **threat), left.nonzero().flatten()
+        some_x, some_y, of = x[at.to(x.device)], y[at.to(x.device)], [int(indices[i]) for i in at]
+        found = _run(member, own, model, some_x, some_y, of, key="aa", first=indices[:1], seed=seed, threat=threat)
+        broken = ~correct_flags(model, found, some_y)
+        adversarial[at[broken].to(x.device)] = found[broken.to(x.device)]
+        left[at[broken]] = False
+        flags[member] = left.clone()
+    return adversarial, flags
+
+
+def block_seed(seed, attack, first) -> int:
+    """Seed of an AutoAttack member for a block of examples, from the `first` one's index in the data set."""
+    return key_seed(seed, "attack", attack, int(first))
+
+
+def _run(name, own, model, x, y, indices, *, key, first, seed, threat):
+    if len(x) == 0:
+        return x.clone()
+    with full_precision():
+        if own is not None:
+            return own(model, x, y, ExampleDraw(seed, key, indices))
+        return run_member(model, x, y, member=name, seed=block_seed(seed, key, first[0]), **threat)
+
+
+def _own_attack(name, *, norm, epsilon, num_classes, step_size=None):
+    """Our gradient attack behind a column; None where the authors' package runs."""
+    if name in OWN:
+        return GradientAttack(norm, epsilon, epsilon / 4 if step_size is None else float(step_size), **OWN[name])
+    if num_classes < MEMBERS[name].least_classes:
+        return GradientAttack(norm, epsilon, epsilon / 4, num_steps=100, loss="margin")
+    return None
+
+
+def _describe(name, own, *, norm, epsilon, num_classes):
+    if own is not None:
+        return AttackDescription(
+            name, norm, epsilon, LOSS_WORDS[own.loss], own.num_steps, own.step_size, 1, own.num_passes,
+            notes=() if name in OWN else (_replaced(name, num_classes),),
+        )  # fmt: skip
+    member, notes = MEMBERS[name], ()
+    if name in ("apgd_t", "fab_t") and targets(name, norm, num_classes) < targets(name, norm, 1000):
+        notes = (f"{name}: {targets(name, norm, num_classes)} targets, one less than the classes",)
+    number, cost = runs(name, norm, num_classes), passes(name, norm, num_classes)
+    return AttackDescription(name, norm, epsilon, member.loss, member.num_steps, None, number, *cost, notes)
+
+
+def _replaced(name, num_classes):
+    member = MEMBERS[name]
+    return (
+        f"{name}: the {member.loss} loss needs {member.least_classes} classes, there are {num_classes}; "
+        "100 steps of gradient ascent on the margin loss instead"
+    )
+
+
+def _describe_cascade(threat):
+    parts = [_describe(member, _own_attack(member, **threat), **threat) for member in CASCADE]
+    fields = ("num_steps", "restarts", "passes", "queries")
+    total = {field: sum(getattr(part, field) for part in parts) for field in fields}
+    notes = tuple(note for part in parts for note in part.notes)
+    return AttackDescription(
+        "aa", threat["norm"], threat["epsilon"], "cascade: " + ", ".join(CASCADE), step_size=None, notes=notes, **total
+    )
+
+
+def _check(name, norm):
+    if name not in COLUMNS:
+        known = (*COLUMNS, *GROUPS)
+        close = difflib.get_close_matches(str(name), known, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"evaluation attack: expected one of {', '.join(known)}, got {name!r}{hint}")
+    if norm not in DEFINED[name]:
+        raise ConfigError(f"evaluation attack {name}: expected norm {' or '.join(DEFINED[name])}, got {norm!r}")

@@ -1,0 +1,207 @@
+"""A base learner: one task, one network, its own objective, attack, optimiser, schedule and averages."""
+
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from genray.attacks import StreamDraw, build_attack
+from genray.config.schema import SGD, RunConfig
+from genray.core.flat import FlatWeights, from_array, to_array
+from genray.core.mixing import accumulate_, ema_update_
+from genray.core.rng import generator, key_seed
+from genray.core.schedules import ema_decay
+from genray.data.augment import Augmentation
+from genray.data.loader import BatchLoader
+from genray.errors import NonFiniteError
+from genray.learners.plan import RunPlan
+from genray.objectives import build_objective
+from genray.types import WeightSnapshot
+
+
+@dataclass(frozen=True)
+class WindowStats:
+    """What a learner did in a window; sums over its training images, on the inputs it trained on."""
+
+    start: int
+    stop: int
+    loss_sum: float
+    num_correct: int
+    num_examples: int
+    learning_rate: float
+    seconds: float
+
+
+class BaseLearner:
+    """Runs windows of optimiser steps and keeps its share of theta_g.
+
+    A plain object: the Ray actor only forwards to it, the local runtime calls it directly. All randomness is keyed
+    by (seed, name, purpose, step), so a window can be run again anywhere with the same bits.
+
+    Args:
+        name: key in `base_learners`.
+        plan: the run's plan.
+        network: freshly built, the same initial weights for every learner; taken over.
+        train: the training `Split`.
+        device: where it computes.
+        threads: torch's CPU threads while it runs.
+    """
+
+    def __init__(self, name: str, plan: RunPlan, network: torch.nn.Module, train, device="cpu", threads: int = 1):
+        self.name, self.plan, self.threads = name, plan, threads
+        self.config, run = plan.config.base_learners[name], plan.config
+        self.device = torch.device(device)
+        self.network = network.to(self.device).train()
+        self.flat = FlatWeights(self.network)
+        self.average = self.flat.weights.clone()
+        self.share = self.flat.weights / len(run.base_learners)
+        self.objective = build_objective(self.config.objective)
+        self.attack = build_attack(self.config.attack) if self.config.attack else None
+        self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
+        self.loader = _build_loader(name, run, train, self.device)
+        self.stochastic = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
+        self.step = 0
+        self.on_step = None  # called after every step, to show progress
+
+    def run_window(self, start: int, stop: int) -> WindowStats:
+        """Takes steps [start, stop).
+
+        Raises:
+            NonFiniteError: loss or weights are no longer finite.
+            ValueError: the learner stands at another step.
+        """
+        if start != self.step:
+            raise ValueError(f"{self.name}: expected a window from step {self.step}, got one from {start}")
+        torch.set_num_threads(self.threads)
+        began = time.perf_counter()
+        loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
+        num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        num_examples = 0
+        while self.step < stop:
+            loss, correct, size = self._take_step(self.step)
+            loss_sum += loss.double() * size
+            num_correct += correct
+            num_examples += size
+            self.step += 1
+            if self.on_step:
+                self.on_step()
+        self._check_finite(loss_sum, start)
+        rate = self.plan.learning_rate(self.name, stop - 1)
+        seconds = time.perf_counter() - began
+        return WindowStats(start, stop, float(loss_sum), int(num_correct), num_examples, rate, seconds)
+
+    def _take_step(self, step):
+        """One optimiser step, then both averages. No host synchronisation."""
+        x, y = self.loader.batch(step)
+        draw = StreamDraw(generator(self.device, self.plan.config.seed, self.name, "attack", step))
+        with self._keyed_dropout(step):
+            loss, logits = self.objective(self.network, x, y, lambda x, y: self.attack(self.network, x, y, draw))
+            self.flat.zero_grad()
+            loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate(self.name, step)
+        self.optimizer.step()
+        self._update_averages(step)
+        return loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)
+
+    @torch.no_grad()
+    def _update_averages(self, step):
+        averaging, glob = self.config.averaging, self.plan.config.global_learner
+        if averaging.enabled:
+            ema_update_(self.average, self.flat.weights, ema_decay(step, averaging.decay))
+        mixed = self.averaged if glob.mix == "averaged" else self.flat.weights
+        weight = self.plan.mixing_weight(self.name, step)
+        accumulate_(self.share, mixed, ema_decay(step, glob.decay), weight)
+
+    @property
+    def averaged(self) -> torch.Tensor:
+        """The averaged weights; the raw ones where averaging is off."""
+        return self.average if self.config.averaging.enabled else self.flat.weights
+
+    def _keyed_dropout(self, step):
+        """Dropout layers draw from the global generators, so those are keyed for the step and put back after it."""
+        if not self.stochastic:
+            return nullcontext()
+        return _seeded(key_seed(self.plan.config.seed, self.name, "dropout", step), self.device)
+
+    def _check_finite(self, loss_sum, start):
+        if not bool(torch.isfinite(loss_sum) & torch.isfinite(self.flat.weights).all()):
+            raise NonFiniteError(
+                f"base_learners.{self.name}: loss or weights became NaN or infinite between steps {start} and "
+                f"{self.step} (epoch {(self.step - 1) // self.plan.steps_per_epoch + 1}); a lower "
+                f"base_learners.{self.name}.lr is the usual cure"
+            )
+
+    def contribution(self) -> WeightSnapshot:
+        """The learner's share G_k of theta_g, a private copy."""
+        return self.flat.snapshot(self.step, self.share)
+
+    def model_snapshot(self) -> WeightSnapshot:
+        """The learner's own model: its averaged weights, or the raw ones where averaging is off."""
+        return self.flat.snapshot(self.step, self.averaged)
+
+    def load_global(self, theta_g: WeightSnapshot):
+        """Redistribution: weights and buffers become theta_g's; optimiser, averages and share stay (methods A1)."""
+        if theta_g.step != self.step:
+            raise ValueError(f"{self.name}: expected theta_g of step {self.step}, got step {theta_g.step}")
+        self.flat.load(theta_g)
+
+    def state_dict(self) -> dict:
+        """All of the learner's state, as arrays and numbers in host memory."""
+        state = self.optimizer.state_dict()["state"].get(0, {})
+        return {
+            "step": self.step,
+            "weights": to_array(self.flat.weights),
+            "counters": to_array(self.flat.counters),
+            "average": to_array(self.average),
+            "share": to_array(self.share),
+            "optimizer": {key: to_array(v) if torch.is_tensor(v) else v for key, v in state.items() if v is not None},
+        }
+
+    def load_state_dict(self, state: dict):
+        """Goes back to a state that `state_dict` gave, on this learner's device."""
+        self.step = state["step"]
+        self.flat.load(WeightSnapshot(self.step, state["weights"], state["counters"]))
+        self.average.copy_(from_array(state["average"]))
+        self.share.copy_(from_array(state["share"]))
+        fresh = self.optimizer.state_dict()
+        stored = state["optimizer"].items()
+        fresh["state"] = {0: {key: from_array(v.copy()) if hasattr(v, "shape") else v for key, v in stored}}
+        self.optimizer.load_state_dict(fresh if stored else {**fresh, "state": {}})
+
+
+def _build_optimizer(options, parameter):
+    if isinstance(options, SGD):
+        return torch.optim.SGD(
+            [parameter],
+            lr=0.0,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            weight_decay=options.weight_decay,
+        )
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[type(options).__name__]
+    return kind([parameter], lr=0.0, betas=(options.beta1, options.beta2), weight_decay=options.weight_decay)
+
+
+def _build_loader(name, run: RunConfig, train, device):
+    learner = run.base_learners[name]
+    augmentation = learner.augmentation
+    return BatchLoader(
+        train,
+        batch_size=run.training.batch_size,
+        seed=run.seed,
+        order_key="shared" if learner.data_order == "shared" else name,
+        augmentation_key="shared" if learner.data_order == "shared" else name,
+        augmentation=Augmentation(augmentation.crop_padding, augmentation.flip, augmentation.pad_mode),
+        device=device,
+        drop_last=run.training.drop_last,
+    )
+
+
+@contextmanager
+def _seeded(seed, device):
+    """Seeds torch's global generators and restores their states afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

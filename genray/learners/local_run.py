@@ -1,0 +1,114 @@
+"""The whole of Generalist in one process: the reference that the Ray runtime equals bit for bit on CPU."""
+
+import torch
+
+from genray.config.schema import RunConfig
+from genray.core.allocator import keep_freed_memory
+from genray.errors import PlacementError
+from genray.evaluation import Evaluator, chunks, join_flags
+from genray.learners.base_learner import BaseLearner
+from genray.learners.global_learner import GlobalLearner
+from genray.learners.setup import RunSetup
+from genray.types import WeightSnapshot
+
+
+def run_local(setup: RunSetup, recorder, progress, state: dict | None = None) -> dict:
+    """Trains all base learners window by window, one after another, and evaluates the result.
+
+    Args:
+        setup: the prepared run.
+        recorder: a `RunRecorder`; gets every window.
+        progress: a `Progress`.
+        state: a checkpoint to go on from.
+
+    Returns:
+        The final record (`results.json`).
+    """
+    keep_freed_memory()
+    threads_before = torch.get_num_threads()
+    try:
+        return _run(setup, recorder, progress, state)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _run(setup, recorder, progress, state):
+    plan, device = setup.plan, local_device(setup.config)
+    learners = {name: _learner(name, setup, device) for name in setup.config.base_learners}
+    glob = GlobalLearner(setup.config)
+    evaluator = Evaluator(setup.config, setup.build_network(), setup.splits, device, evaluation_threads(setup.config))
+    first, theta_g = 0, None
+    if state:
+        first, theta_g = state["next_window"], WeightSnapshot(**state["theta_g"])
+        for name, learner in learners.items():
+            learner.load_state_dict(state["learners"][name])
+    for learner in learners.values():
+        learner.on_step = lambda: progress.steps(sum(lr.step for lr in learners.values()) / len(learners))
+
+    for window in plan.windows[first:]:
+        stats = {name: learner.run_window(window.start, window.stop) for name, learner in learners.items()}
+        scores = shipped = None
+        if window.hands_over:
+            theta_g = glob.combine([learner.contribution() for learner in learners.values()])
+        if window.redistribute:
+            for learner in learners.values():
+                learner.load_global(theta_g)
+        if window.evaluate:
+            shipped = evaluator.finalize(theta_g)
+            scores = evaluator.evaluate(shipped, setup.config.evaluation.select_on)
+        recorder.window_done(window, stats, scores, lambda shipped=shipped: shipped)
+        if window.checkpoint:
+            recorder.write_state(window, {name: lr.state_dict() for name, lr in learners.items()}, theta_g)
+
+    own_models = {name: learner.model_snapshot() for name, learner in learners.items()}
+    judged = recorder.models_to_judge(evaluator.finalize(theta_g), own_models)
+    return recorder.finish(_judge(evaluator, judged, progress))
+
+
+def _learner(name, setup, device):
+    return BaseLearner(
+        name, setup.plan, setup.build_network(), setup.splits["train"], device, learner_threads(setup.config, name)
+    )
+
+
+def _judge(evaluator, judged, progress):
+    """Flags of all models on the test images."""
+    size = len(evaluator.splits["test"])
+    ranges = chunks(size, evaluator.config.evaluation.batch_size)
+    progress.phase(f"evaluating {len(judged)} models on {size} test images,", len(judged) * len(ranges), unit="chunks")
+    flags = {}
+    for name, snapshot in judged.items():
+        parts = []
+        for chunk in ranges:
+            parts.append(evaluator.evaluate_chunk(snapshot, "test", *chunk))
+            progress.steps(progress.done + 1)
+        flags[name] = join_flags(parts)
+    return flags
+
+
+def local_device(config: RunConfig) -> str:
+    """Where a local run computes.
+
+    Raises:
+        PlacementError: device is cuda and torch sees none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PlacementError("device: expected cpu or auto, because torch sees no CUDA device here, got cuda")
+    no_gpus = all(learner.resources.num_gpus == 0 for learner in config.base_learners.values())
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available() and not no_gpus)
+    return "cuda" if use_cuda else "cpu"
+
+
+def learner_threads(config: RunConfig, name: str) -> int:
+    """torch's threads for a learner: the whole part of its CPU share, at least 1 (as Ray sets them)."""
+    return max(1, int(config.base_learners[name].resources.num_cpus))
+
+
+def evaluation_threads(config: RunConfig) -> int:
+    """torch's threads for an evaluation: as many as the widest learner has."""
+    return max(learner_threads(config, name) for name in config.base_learners)
+
+
+def device_names(config: RunConfig) -> list[str]:
+    """What a local run computes on, for the records."""
+    return [torch.cuda.get_device_name() if local_device(config) == "cuda" else "cpu"]

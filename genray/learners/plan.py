@@ -1,0 +1,63 @@
+"""What a run will do, from its configuration and the size of its data: steps, windows, schedules, bytes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from genray.config.schema import RunConfig
+from genray.core.schedules import RedistributionRule, Window, piecewise_linear, plan_windows
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Attributes:
+    config: the run's configuration.
+    num_train: training images, validation part excluded.
+    steps_per_epoch, total_steps: optimiser steps of every base learner.
+    windows: in order; they tile the run.
+    """
+
+    config: RunConfig
+    num_train: int
+    steps_per_epoch: int
+    total_steps: int
+    windows: tuple[Window, ...]
+
+    def position(self, step: int) -> float:
+        """Where step `step` (from 0) stands in the run, as the fraction that schedules are read at."""
+        if self.config.training.schedules_by == "epoch":
+            return (step // self.steps_per_epoch + 1) / self.config.training.epochs
+        return step / self.total_steps
+
+    def learning_rate(self, learner: str, step: int) -> float:
+        return piecewise_linear(self._knots["lr", learner], self.position(step))
+
+    def mixing_weight(self, learner: str, step: int) -> float:
+        """w_k(s): the learner's share of theta_g at step s (gamma for the robust one)."""
+        return piecewise_linear(self._knots["mixing", learner], self.position(step))
+
+    @cached_property
+    def _knots(self):
+        """All schedules as floats, because they are read every step."""
+        rates = {("lr", name): learner.lr for name, learner in self.config.base_learners.items()}
+        weights = {("mixing", name): w for name, w in self.config.global_learner.mixing_weights.items()}
+        return {k: tuple((float(at), float(v)) for at, v in s.knots) for k, s in (rates | weights).items()}
+
+    @property
+    def num_redistributions(self) -> int:
+        return sum(w.redistribute for w in self.windows)
+
+
+def make_plan(config: RunConfig, num_train: int) -> RunPlan:
+    """The plan of a run on `num_train` training images."""
+    training, glob = config.training, config.global_learner
+    full, rest = divmod(num_train, training.batch_size)
+    steps_per_epoch = full if training.drop_last and full else full + bool(rest)
+    rule = RedistributionRule(glob.warmup_epochs, glob.sync_every, glob.sync_unit)
+    windows = plan_windows(
+        epochs=training.epochs,
+        steps_per_epoch=steps_per_epoch,
+        rule=rule,
+        evaluate_every=config.evaluation.every_epochs,
+        checkpoint_every=config.checkpoint.every_epochs,
+    )
+    return RunPlan(config, num_train, steps_per_epoch, training.epochs * steps_per_epoch, tuple(windows))

@@ -1,0 +1,104 @@
+"""Everything a run needs before its first step, the same for both runtimes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from genray.config.schema import RunConfig
+from genray.core.rng import key_seed
+from genray.data.datasets import load_image_data, validation_split
+from genray.errors import ConfigError, DataError
+from genray.learners.plan import RunPlan, make_plan
+from genray.models import build_model
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Attributes:
+    plan: the run's plan, with its configuration.
+    splits: {"train", "validation", "test"} -> `Split`; the validation part is taken out of the training images.
+    class_names: one a class.
+    """
+
+    plan: RunPlan
+    splits: dict
+    class_names: tuple[str, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        return self.plan.config
+
+    @property
+    def architecture(self) -> dict:
+        """The arguments of `build_model` that give the run's network."""
+        model, images = self.config.model, self.splits["train"].images
+        return {
+            "name": model.name,
+            "num_classes": len(self.class_names),
+            "in_channels": images.shape[1],
+            "image_size": tuple(images.shape[2:]),
+            "width": model.width,
+            "batch_norm": model.batch_norm,
+            "mean": model.mean,
+            "std": model.std,
+        }
+
+    def build_network(self):
+        """A new network with the run's initial weights: the same in every process."""
+        return build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of one learner's flat float32 weights, which is what it hands over at the end of a window."""
+        tensors = self.build_network().state_dict().values()
+        return 4 * sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+
+
+def prepare(config: RunConfig) -> RunSetup:
+    """Loads the data, splits it, checks it against the configuration and plans the run.
+
+    Raises:
+        DataError, ConfigError: the data is absent or does not fit the configuration.
+    """
+    data = load_image_data(
+        config.data.source,
+        path=config.data.path,
+        image_column=config.data.image_column,
+        label_column=config.data.label_column,
+        download=config.data.download,
+        image_size=config.data.image_size,
+        train_examples=config.data.train_examples,
+        test_examples=config.data.test_examples,
+    )
+    train, validation = validation_split(data.train, config.data.validation_examples, config.data.validation_seed)
+    test = data.test
+    if config.evaluation.examples is not None:
+        if config.evaluation.examples > len(test):
+            raise ConfigError(
+                f"evaluation.examples: expected at most the {len(test)} test images, got {config.evaluation.examples}"
+            )
+        test = test.first(config.evaluation.examples)
+    if config.training.batch_size > len(train) and config.training.drop_last:
+        raise DataError(
+            f"training.batch_size: expected at most the {len(train)} training images with drop_last, got "
+            f"{config.training.batch_size}"
+        )
+    splits = {"train": train, "validation": validation, "test": test}
+    setup = RunSetup(make_plan(config, len(train)), splits, data.class_names)
+    _check_shapes(config, setup)
+    return setup
+
+
+def _check_shapes(config, setup):
+    height, width = setup.architecture["image_size"]
+    problems = [
+        f"base_learners.{name}.augmentation.crop_padding: expected less than the image's side ({min(height, width)}), "
+        f"got {learner.augmentation.crop_padding}"
+        for name, learner in config.base_learners.items()
+        if learner.augmentation.crop_padding >= min(height, width)
+    ]
+    channels, mean = setup.architecture["in_channels"], config.model.mean
+    if mean is not None and len(mean) != channels:
+        problems.append(f"model.mean, model.std: expected {channels} values each, one a channel, got {len(mean)}")
+    if problems:
+        raise ConfigError(problems)
+    setup.build_network()  # raises where the images do not fit the model

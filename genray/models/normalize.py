@@ -1,0 +1,53 @@
+"""Input normalisation as the first layer of a network, so that every image outside a model lies in [0, 1].
+
+An attack's epsilon then always means pixels, whatever statistics the network was trained with.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genray.errors import ConfigError
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2471, 0.2435, 0.2616)  # the pair that Rice et al., AT-AWP and TMLlib train with
+
+
+class Normalize(nn.Module):
+    """Per-channel (x - mean) / std.
+
+    The statistics are buffers so that they follow the module from device to device, and non-persistent so that
+    the network's state dict keeps the plain published keys.
+
+    Args:
+        mean: C numbers on the [0, 1] pixel scale.
+        std: C positive numbers on the same scale.
+
+    Raises:
+        ConfigError: the lengths differ, or a number is not finite, or a std is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        mean = torch.as_tensor(mean, dtype=torch.float32).flatten()
+        std = torch.as_tensor(std, dtype=torch.float32).flatten()
+        if len(mean) != len(std) or len(mean) == 0:
+            raise ConfigError(f"normalisation: expected as many means as stds, got {len(mean)} and {len(std)}")
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            got = f"{mean.tolist()} and {std.tolist()}"
+            raise ConfigError(f"normalisation: expected finite means and positive stds, got {got}")
+        self.register_buffer("mean", mean.view(1, -1, 1, 1).clone(), persistent=False)
+        self.register_buffer("std", std.view(1, -1, 1, 1).clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> the same shape, normalised."""
+        return (x - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def set_normalization(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Gives a network of this package its first layer; it moves to the device the weights are on."""
+    model.normalize = Normalize(mean, std).to(next(model.parameters()).device)

@@ -1,0 +1,8 @@
+"""What a run leaves behind and shows: storage, run folder, progress, records."""
+
+from genray.recording.progress import Progress
+from genray.recording.recorder import RunRecorder
+from genray.recording.run_folder import RunFolder
+from genray.recording.storage import Storage
+
+__all__ = ["Progress", "RunFolder", "RunRecorder", "Storage"]

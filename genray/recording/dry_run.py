@@ -1,0 +1,56 @@
+"""What `--dry-run` prints: the whole plan of a run, in words."""
+
+from genray.learners.setup import RunSetup
+from genray.types import ThreatModel
+
+MIB = 2**20
+
+
+def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
+    """The plan of a run.
+
+    Args:
+        setup: the prepared run.
+        parameters: trainable scalars of the network.
+        places: one line for each actor, saying where it goes.
+    """
+    plan, config = setup.plan, setup.config
+    splits = ", ".join(f"{len(split)} {name}" for name, split in setup.splits.items())
+    shape = "x".join(str(side) for side in setup.splits["train"].images.shape[1:])
+    lines = [
+        f"data           {config.data.source}: {splits}; {shape}, {len(setup.class_names)} classes",
+        f"model          {config.model.name}, {parameters:,} parameters, {setup.weight_bytes / MIB:.2f} MiB",
+        f"steps          {config.training.epochs} epochs x {plan.steps_per_epoch} = {plan.total_steps} a learner, "
+        f"batches of {config.training.batch_size}",
+        *(_learner_line(plan, name) for name in config.base_learners),
+        _windows_line(plan),
+        f"traffic        {len(config.base_learners)} x {setup.weight_bytes / MIB:.2f} MiB to the global learner at the "
+        f"end of {sum(w.hands_over for w in plan.windows)} windows, as much back at each redistribution",
+        f"checkpoints    every {config.checkpoint.every_epochs} epochs, {config.checkpoint.keep} kept",
+        *(f"{'placement' if i == 0 else '':<14} {place}" for i, place in enumerate(places)),
+    ]
+    return "\n".join(lines)
+
+
+def _learner_line(plan, name):
+    learner = plan.config.base_learners[name]
+    attack = learner.attack
+    how = "clean images"
+    if attack is not None:
+        how = f"{ThreatModel(attack.norm, attack.epsilon)}, {attack.num_steps} steps of {float(attack.step_size):.4g}"
+    first, last = (plan.learning_rate(name, step) for step in (0, plan.total_steps - 1))
+    weights = [plan.mixing_weight(name, step) for step in (0, plan.total_steps - 1)]
+    return (
+        f"learner        {name}: {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
+        f"{weights[0]:.3g} -> {weights[1]:.3g}"
+    )
+
+
+def _windows_line(plan):
+    first = next((w for w in plan.windows if w.redistribute), None)
+    glob = plan.config.global_learner
+    when = f"the first after epoch {first.epoch}" if first else "none"
+    return (
+        f"windows        {len(plan.windows)}, {plan.num_redistributions} redistributions "
+        f"({glob.sync_unit}, c = {glob.sync_every}, t' = {glob.warmup_epochs:g}), {when}"
+    )

@@ -1,0 +1,94 @@
+"""An evaluation's folder: every finished block at once, so that nothing finished is ever lost or done twice."""
+
+import hashlib
+import json
+
+import torch
+
+from genray.errors import RunFolderError
+from genray.evaluation.job import BlockResult, Task
+from genray.recording.storage import Storage
+
+
+class EvaluationFolder:
+    """`request.json`, `blocks/<task>.json`, and at the end `results.json` and `results.parquet`.
+
+    Args:
+        uri: path or URI of the folder.
+        identity: what is evaluated and how, as plain data; another evaluation cannot go on in the same folder.
+        resume: go on with what is there.
+
+    Raises:
+        RunFolderError: another evaluation is there, or one is there and `resume` is off.
+    """
+
+    def __init__(self, uri: str, identity: dict, resume: bool):
+        self.storage = Storage(uri)
+        self.storage.check_writable()
+        if self.storage.exists("request.json"):
+            self._check_same(identity, resume)
+        self.identity, self.begun = identity, False
+
+    def _check_same(self, identity, resume):
+        if not resume:
+            raise RunFolderError(f"{self.storage.uri}: an evaluation is there; choose another --output, or --resume")
+        try:
+            before = dict(json.loads(self.storage.read("request.json")))
+        except (ValueError, TypeError):
+            raise RunFolderError(f"{self.storage.uri}/request.json: not an evaluation of genray") from None
+        different = _difference(before, json.loads(json.dumps(identity)))
+        if different:
+            raise RunFolderError(f"{self.storage.uri}: cannot resume another evaluation: {different}")
+
+    def finished(self, tasks: list[Task]) -> dict[Task, BlockResult]:
+        """Results of those tasks that are done."""
+        present = set(self.storage.names("blocks"))
+        found = {task: self._read(task) for task in tasks if f"{task.key}.json" in present}
+        return {task: result for task, result in found.items() if result is not None}
+
+    def _read(self, task):
+        """The result of a task; None if the file was damaged, and then the task is done again."""
+        try:
+            return BlockResult.of_record(json.loads(self.storage.read(f"blocks/{task.key}.json")))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def write(self, task: Task, result: BlockResult):
+        """Keeps a finished block; the first one is preceded by what is evaluated, and before that nothing is there."""
+        if not self.begun:
+            self.storage.write("request.json", json.dumps(self.identity, indent=1).encode())
+            self.begun = True
+        self.storage.write(f"blocks/{task.key}.json", json.dumps(result.record()).encode())
+
+    def finish(self, record: dict, flags: bytes):
+        self.storage.write("results.parquet", flags)
+        self.storage.write("results.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _difference(before, now, where=""):
+    """The first place at which two pieces of plain data differ, in words; None where they are equal."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in (*now, *before) if key != "hash"]
+        pairs = [(key, before.get(key), now.get(key)) for key in keys]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(i, *pair) for i, pair in enumerate(zip(before, now))]
+    elif before == now:
+        return None
+    elif any(isinstance(value, (dict, list)) or len(str(value)) > 60 for value in (before, now)):
+        return f"{where} not what it was"
+    else:
+        return f"{where} was {before}, is {now}"
+    found = (_difference(old, new, f"{where}.{key}" if where else str(key)) for key, old, new in pairs)
+    return next((text for text in found if text), None)
+
+
+def fingerprint(tensors: dict) -> str:
+    """A hash of named tensors' bytes, types and shapes: the same weights or images, or not."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        if not hasattr(tensor, "detach"):  # a module's extra state
+            digest.update(repr((name, tensor)).encode())
+            continue
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

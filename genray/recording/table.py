@@ -1,0 +1,34 @@
+"""Results as text."""
+
+
+def results_table(results: dict) -> str:
+    """The final table: one row a model, accuracies in per cent with 95 % intervals.
+
+    Args:
+        results: the record of `results.json`.
+    """
+    protocol, models = results["protocol"], results["models"]
+    attacks = list(next(iter(models.values())))
+    heads = ["model", *(_head(attack, protocol) for attack in attacks)]
+    rows = [[_model_name(name, results), *(_cell(record[a]) for a in attacks)] for name, record in models.items()]
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows]]
+    lines.insert(1, "-" * len(max(lines, key=len)))
+    lines.append(f"{protocol['examples']} test images; accuracy in % with its {protocol['interval']} interval")
+    if protocol["selected_on"] == "test":
+        lines.append("NOTE: the checkpoint was chosen on the test images (evaluation.select_on: test)")
+    return "\n".join(lines)
+
+
+def _head(attack, protocol):
+    return attack if attack == "natural" else f"{attack} {protocol['threat_model']}"
+
+
+def _model_name(name, results):
+    if name == "global":
+        return f"theta_g, epoch {results['best_epoch']} (best on {results['protocol']['selected_on']})"
+    return "theta_g, last epoch" if name == "global_last" else f"base learner {name}"
+
+
+def _cell(record):
+    return f"{100 * record['value']:6.2f}  [{100 * record['low']:.1f}, {100 * record['high']:.1f}]"

@@ -1,0 +1,126 @@
+"""Ray actors: each forwards to a plain object of `learners` or `evaluation` and knows nothing itself."""
+
+import os
+from functools import cached_property
+
+import ray
+import torch
+
+from genray.core.allocator import keep_freed_memory
+from genray.core.flat import from_array
+from genray.data.splits import Split
+from genray.errors import PlacementError
+from genray.evaluation import Evaluator
+from genray.learners.base_learner import BaseLearner
+from genray.learners.global_learner import GlobalLearner
+from genray.learners.setup import RunSetup
+
+# A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
+# that waits for its arguments, unless calls may run out of order; the `after` references keep the order that matters.
+LEARNER_OPTIONS = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
+
+
+def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
+    """A setup without its images, and the images as arrays: the form that is shared by a node without copies."""
+    arrays = {name: (split.images.numpy(), split.labels.numpy()) for name, split in setup.splits.items()}
+    return RunSetup(setup.plan, {}, setup.class_names), arrays
+
+
+def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
+    """The setup that `pack` took apart; its images are read-only."""
+    splits = {name: Split(from_array(images), from_array(labels)) for name, (images, labels) in arrays.items()}
+    return RunSetup(setup.plan, splits, setup.class_names)
+
+
+def actor_device(wanted: str) -> str:
+    """The device of the calling actor: the GPU that Ray gave it, or the CPU.
+
+    `num_gpus=0` does not hide a node's GPUs from a process, so what torch sees is not what the actor may use.
+    """
+    if not ray.get_gpu_ids() or wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if wanted == "cuda":
+        raise PlacementError(f"device: expected cpu, because torch sees no CUDA device on {os.uname().nodename}")
+    return "cpu"
+
+
+class _Worker:
+    """What all actors that hold a network share: their device and an evaluator."""
+
+    def __init__(self, setup: RunSetup, arrays: dict, threads: int):
+        self.setup, self.threads = unpack(setup, arrays), threads
+        self.device = actor_device(setup.config.device)
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+
+    @cached_property
+    def evaluator(self):
+        return Evaluator(self.setup.config, self.setup.build_network(), self.setup.splits, self.device, self.threads)
+
+    def whereabouts(self) -> dict:
+        """Node, process and device, for the plan and for tests of the pinning."""
+        name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
+        node = ray.get_runtime_context().get_node_id()
+        gpu_ids = [str(i) for i in ray.get_gpu_ids()]
+        return {"node": node, "pid": os.getpid(), "gpu_ids": gpu_ids, "device": self.device, "name": name}
+
+    def evaluate_chunk(self, snapshot, split, start, stop):
+        return self.evaluator.evaluate_chunk(snapshot, split, start, stop)
+
+
+class BaseLearnerActor(_Worker):
+    """One base learner. `after` arguments only order calls: a method runs once what it comes after is done."""
+
+    def __init__(self, name: str, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None):
+        super().__init__(setup, arrays, threads)
+        train = self.setup.splits["train"]
+        self.learner = BaseLearner(name, setup.plan, self.setup.build_network(), train, self.device, threads)
+        if state is not None:
+            self.learner.load_state_dict(state)
+
+    @ray.method(num_returns=2)
+    def run_window(self, start, stop, hands_over, after=None):
+        """Runs a window; returns its stats, and the contribution to theta_g where one is wanted."""
+        stats = self.learner.run_window(start, stop)
+        return stats, self.learner.contribution() if hands_over else None
+
+    def load_global(self, theta_g, after=None):
+        self.learner.load_global(theta_g)
+
+    @ray.method(num_returns=2)
+    def state_dict(self, after=None):
+        """Something for the next call to come after, and the state."""
+        return None, self.learner.state_dict()
+
+    def model_snapshot(self, after=None):
+        return self.learner.model_snapshot()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> int:
+        """Finished steps; answers while a window runs."""
+        return self.learner.step
+
+
+class GlobalLearnerActor:
+    """The global learner: pulls the contributions from the object store and sums them."""
+
+    def __init__(self, setup: RunSetup):
+        self.learner = GlobalLearner(setup.config)
+
+    def combine(self, *contributions):
+        return self.learner.combine(list(contributions))
+
+
+class EvaluatorActor(_Worker):
+    """Evaluates theta_g while the learners go on."""
+
+    @ray.method(num_returns=2)
+    def evaluate(self, theta_g, split):
+        """(correct, examples) an attack, and the weights as evaluated."""
+        shipped = self.evaluator.finalize(theta_g)
+        return self.evaluator.evaluate(shipped, split), shipped
+
+    def finalize(self, theta_g):
+        return self.evaluator.finalize(theta_g)

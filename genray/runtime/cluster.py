@@ -1,0 +1,72 @@
+"""Starting a Ray of our own on this machine, or joining one, and leaving it as it was."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from genray.errors import PlacementError
+
+NAMESPACE = "genray"
+CONNECT_TIMEOUT_S = 5
+
+
+@contextmanager
+def connected(address: str | None, *, num_cpus: float = 1):
+    """A Ray connection for the duration of a run.
+
+    Args:
+        address: None starts a private Ray on this machine; "auto" or "host:port" joins one. An
+            existing connection of this process is used and left open.
+        num_cpus: logical CPUs that a private Ray needs at least.
+
+    Raises:
+        PlacementError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers share this environment as it is
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    if address is None:
+        cpus = max(os.cpu_count() or 1, int(-(-num_cpus // 1)))
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        _join(address, quiet)
+    try:
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init put its own, which ends the process on the spot
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address, quiet):
+    _check_answers(address)
+    # The nodes run the driver's genray, whatever version they have themselves.
+    package = str(Path(__file__).parents[1])
+    try:
+        ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PlacementError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+
+
+def _check_answers(address):
+    """Looks whether anything listens at host:port, because Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or "/" in host:
+        raise PlacementError(f"--address: expected auto or HOST:PORT, got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise PlacementError(f"--address {address}: no Ray cluster answers there: {error}") from None

@@ -1,0 +1,143 @@
+"""Which actor holds what: one bundle a base learner, one for the global learner, a place for the evaluator."""
+
+from dataclasses import dataclass, replace
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from genray.errors import PlacementError
+from genray.learners.plan import RunPlan
+
+# The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
+COPIES_IN_GLOBAL_LEARNER = 4
+SHARED_GPU_SHARE = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one actor goes: a bundle of the group and what it takes of it."""
+
+    bundle: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Attributes:
+    bundles: resources of each bundle; the base learners' in order, then the global learner's, then the evaluator's
+        where it has one of its own.
+    learners: name -> `Place`.
+    global_learner, evaluator: their `Place`.
+    strategy: Ray's placement strategy.
+    """
+
+    bundles: list[dict]
+    learners: dict[str, Place]
+    global_learner: Place
+    evaluator: Place
+    strategy: str
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(bundle.get("CPU", 0) for bundle in self.bundles)
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(bundle.get("GPU", 0) for bundle in self.bundles)
+
+
+def make_placement(plan: RunPlan, weight_bytes: int, available: dict) -> Placement:
+    """Bundles for a run.
+
+    Args:
+        plan: the run's plan.
+        weight_bytes: size of one learner's flat weights.
+        available: the cluster's resources ("CPU", "GPU").
+    """
+    learners, bundles = {}, []
+    for name, learner in plan.config.base_learners.items():
+        gpus = _gpus_of(learner.resources.num_gpus, plan.config, available)
+        learners[name] = Place(len(bundles), learner.resources.num_cpus, gpus)
+        bundles.append(_bundle(learner.resources.num_cpus, gpus))
+    global_place = Place(len(bundles), 0, 0)
+    bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
+    evaluator = _place_evaluator(plan, learners, bundles, available)
+    strategy = plan.config.runtime.placement.upper()
+    return Placement(bundles, learners, global_place, evaluator, strategy)
+
+
+def _gpus_of(wanted, config, available) -> float:
+    if wanted != "auto":
+        return float(wanted)
+    there, learners = available.get("GPU", 0), len(config.base_learners)
+    if config.device == "cpu" or there < 1:
+        return 1.0 if config.device == "cuda" else 0.0
+    return 1.0 if there >= learners else int(there / learners * 1000) / 1000
+
+
+def _bundle(cpus, gpus):
+    return {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
+
+
+def _place_evaluator(plan, learners, bundles, available) -> Place:
+    """A device of its own where one is free; else a small part of the learner's that makes no adversarial examples,
+    which leaves its device idle most of the time."""
+    used_gpus = sum(place.num_gpus for place in learners.values())
+    used_cpus = sum(place.num_cpus for place in learners.values())
+    spare_gpu = available.get("GPU", 0) - used_gpus >= 1
+    spare_cpu = available.get("CPU", 0) - used_cpus >= 1
+    if spare_cpu and (spare_gpu or not used_gpus):
+        bundles.append(_bundle(1, 1 if used_gpus else 0))
+        return Place(len(bundles) - 1, 1, 1 if used_gpus else 0)
+    host = min(learners, key=lambda name: plan.config.base_learners[name].objective.needs_attack)
+    place = learners[host]
+    if not place.num_gpus:
+        return Place(place.bundle, 0, 0)
+    share = min(SHARED_GPU_SHARE, place.num_gpus / 2)
+    learners[host] = replace(place, num_gpus=round(place.num_gpus - share, 4))
+    return Place(place.bundle, 0, share)
+
+
+def reserve(placement: Placement, timeout_s: float):
+    """Waits for the whole group, or says what is missing.
+
+    Raises:
+        PlacementError: not placed within `timeout_s` (runtime.startup_timeout_s).
+    """
+    group = placement_group(placement.bundles, strategy=placement.strategy)
+    ready, _ = ray.wait([group.ready()], timeout=timeout_s if _fits(placement) else min(timeout_s, GRACE_S))
+    if ready:
+        return group
+    remove_placement_group(group)
+    raise PlacementError(_missing(placement, timeout_s))
+
+
+GRACE_S = 5.0  # an autoscaler announces itself by growing; a cluster that is too small and stays so fails soon
+
+
+def _fits(placement):
+    total = ray.cluster_resources()
+    return total.get("CPU", 0) >= placement.num_cpus and total.get("GPU", 0) >= placement.num_gpus
+
+
+def _missing(placement, timeout_s):
+    total, free = ray.cluster_resources(), ray.available_resources()
+    wants = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
+    short = [
+        f"{amount:g} {kind} wanted, {total.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free"
+        for kind, amount in wants.items()
+        if free.get(kind, 0) < amount
+    ]
+    learners = ", ".join(f"{n} {p.num_cpus:g} CPU {p.num_gpus:g} GPU" for n, p in placement.learners.items())
+    reason = "; ".join(short) or f"no node holds a bundle of it: {placement.bundles}"
+    return (
+        f"the cluster cannot hold this run: {reason} ({learners}); lower base_learners.<name>.resources, add nodes, or "
+        f"raise runtime.startup_timeout_s ({timeout_s:g})"
+    )
+
+
+def strategy_for(group, place: Place):
+    """Ray's scheduling strategy that puts an actor in its bundle."""
+    return PlacementGroupSchedulingStrategy(group, place.bundle, placement_group_capture_child_tasks=False)

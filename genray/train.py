@@ -1,0 +1,165 @@
+"""Train Generalist: `python -m genray.train [--config FILE] [key=value ...]`, or `genray.train(config)`."""
+
+import sys
+
+from genray.command_line import Parser, make_callable, run_command
+from genray.config import load_config, to_yaml
+from genray.errors import PlacementError
+from genray.runtime.loopback import keep_on_loopback
+
+DEFAULT_STORAGE = "runs"
+
+
+def train(
+    config=None,
+    overrides=(),
+    *,
+    runtime: str = "ray",
+    address: str | None = None,
+    name: str | None = None,
+    storage: str = DEFAULT_STORAGE,
+    resume: bool = False,
+) -> dict:
+    """Trains one run to its end and returns its final record.
+
+    Args:
+        config: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run.
+        overrides: "key=value" strings.
+        runtime: "ray" (one actor a learner) or "local" (one after another in this process, same bits on CPU).
+        address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
+        name: run name, instead of the configuration's.
+        storage: path or URI of the folder that holds the runs.
+        resume: go on from the newest checkpoint of a run of this name.
+
+    Returns:
+        The record of `results.json`: accuracies are fractions with 95 % Wilson intervals.
+
+    Raises:
+        InputError: configuration, data, folder or cluster are wrong; nothing was started.
+        GenrayError: the run failed.
+    """
+    from genray.recording import Progress, RunFolder, RunRecorder
+
+    setup = _prepared(config, overrides, name)
+    folder = RunFolder(storage, setup.config.name)
+    state = _starting_state(folder, setup.config, resume)
+    progress = Progress()
+
+    def make_recorder(devices):
+        if not folder.storage.exists("config.yaml"):
+            folder.create(setup.config, devices)
+        recorder = RunRecorder(setup, folder, progress, devices)
+        progress.phase("training", setup.plan.total_steps, state["step"] if state else 0)
+        if state:
+            recorder.restore(state)
+        return recorder
+
+    try:
+        return _run(setup, make_recorder, progress, state, runtime, address)
+    finally:
+        progress.close()
+
+
+def _prepared(config, overrides, name):
+    from genray.learners.setup import prepare
+
+    return prepare(load_config(config, [*overrides, *([f"name={name}"] if name else [])]))
+
+
+def _starting_state(folder, config, resume):
+    """The checkpoint to go on from; None for a new run. A finished or foreign folder is refused here."""
+    folder.storage.check_writable()
+    if not resume:
+        folder.check_free()
+        return None
+    if not folder.storage.exists("config.yaml"):
+        return None
+    folder.check_resumable(config)
+    return folder.read_newest_state()
+
+
+def _run(setup, make_recorder, progress, state, runtime, address):
+    if runtime == "local":
+        from genray.learners.local_run import device_names, run_local
+
+        return run_local(setup, make_recorder(device_names(setup.config)), progress, state)
+    try:
+        from genray.runtime.ray_run import run_on_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        reason = "ray is not installed; pip install 'ray[train,tune]', or --runtime local"
+        raise PlacementError(f"--runtime ray: {reason}") from None
+    return run_on_ray(setup, make_recorder, progress, state, address)
+
+
+def dry_run(config, overrides, name, runtime, address) -> str:
+    """The resolved configuration and the plan as text; starts nothing and writes nothing."""
+    from genray.learners.local_run import local_device
+    from genray.models import count_parameters
+    from genray.recording.dry_run import plan_text
+
+    setup = _prepared(config, overrides, name)
+    network = setup.build_network()
+    if runtime == "local":
+        places = [f"all learners in this process, one after another, on {local_device(setup.config)}"]
+    else:
+        where = address or "a private Ray on this machine"
+        places = [f"{where}: one actor a learner"]
+        places += [f"{n}: {_wants(learner.resources)}" for n, learner in setup.config.base_learners.items()]
+        places += ["global learner: memory only", "evaluator: a spare device, else a share of the natural learner's"]
+    text = plan_text(setup, parameters=count_parameters(network), places=places)
+    return f"{to_yaml(setup.config)}\n{text}"
+
+
+def _wants(resources):
+    gpus = resources.num_gpus if resources.num_gpus == "auto" else f"{resources.num_gpus:g}"
+    return f"{resources.num_cpus:g} CPU, {gpus} GPU"
+
+
+def main(args):
+    overrides = [*args.overrides, *args.set]
+    if args.dry_run:
+        print(dry_run(args.config, overrides, args.name, args.runtime, args.address))
+        return
+    if args.runtime == "ray" and not args.address:
+        keep_on_loopback()
+    results = train(
+        args.config,
+        overrides,
+        runtime=args.runtime,
+        address=args.address,
+        name=args.name,
+        storage=args.storage,
+        resume=args.resume,
+    )
+    from genray.recording.table import results_table
+
+    print(results_table(results))
+    print(f"{results['wall_s']:g} s of training and evaluation; everything is in {results['folder']}")
+
+
+def parse_args(argv):
+    parser = Parser(prog="genray.train", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field: training.epochs=10")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="the same as key=value")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file; without it, the embedded digits run")
+    parser.add_argument("--runtime", choices=["ray", "local"], default="ray", help="default: ray")
+    parser.add_argument("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: a private one)")
+    parser.add_argument("--name", help="run name, instead of the configuration's")
+    parser.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the runs, local or s3://..."
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this name")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_intermixed_args(argv)
+    if args.runtime == "local" and args.address:
+        parser.error("--address is for --runtime ray")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse_args(sys.argv[1:])))
+
+make_callable(__name__, "train")

@@ -1,0 +1,51 @@
+"""The two small records that cross layer boundaries."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+NORMS = ("linf", "l2", "l1")
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an attacker may do: move an image in [0, 1] by at most `epsilon` in `norm`.
+
+    Attributes:
+        norm: "linf", "l2" or "l1".
+        epsilon: radius on the [0, 1] pixel scale, exact (8/255 and 0.031 are different threat models).
+    """
+
+    norm: str
+    epsilon: Fraction
+
+    def __str__(self):
+        return f"{self.norm} {fraction_text(self.epsilon)} ({float(self.epsilon):.6g})"
+
+
+@dataclass(frozen=True)
+class WeightSnapshot:
+    """Weights of one learner at one step, as they travel through the object store.
+
+    Attributes:
+        step: number of finished optimiser steps.
+        weights: (P,) float32, all parameters followed by all floating-point buffers.
+        counters: (Q,) int64, the integer buffers (BatchNorm's `num_batches_tracked`).
+    """
+
+    step: int
+    weights: np.ndarray
+    counters: np.ndarray
+
+
+def fraction_text(value: Fraction) -> str:
+    """An exact number in the form people write it: "8/255", "0.031", "1/3", "3"."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    decimal = repr(float(value))
+    if Fraction(decimal) == value:
+        return decimal
+    if 255 % value.denominator == 0 and value.denominator > 12:
+        return f"{value.numerator * (255 // value.denominator)}/255"
+    return f"{value.numerator}/{value.denominator}"

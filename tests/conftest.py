@@ -1,0 +1,76 @@
+"""Shared by all tests: quiet, private Ray clusters and small runs on real data."""
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors, few cores
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # no file in the home directory, no open port without a token
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+# A run with everything in it that can go wrong: BatchNorm, dropout, short last batches, moving gamma, warm-up of d_s,
+# redistribution inside and at the end of epochs.
+SMALL_RUN = [
+    "training.epochs=3",
+    "training.batch_size=48",
+    "data.train_examples=400",
+    "data.test_examples=60",
+    "data.validation_examples=70",
+    "base_learners.linf.attack.num_steps=2",
+    "global_learner.gamma=[[0, 1], [1/3, 0.8], [1, 0.3]]",
+    "global_learner.warmup_epochs=1",
+    "global_learner.sync_unit=step",
+    "global_learner.sync_every=3",
+    "evaluation.attack.num_steps=3",
+]
+
+
+def descendants(pid) -> set[int]:
+    """A process and all that it and its children started (Linux)."""
+    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+    return {pid, *(d for child in children for d in descendants(child))}
+
+
+@pytest.fixture
+def small_run():
+    """Overrides of the digits run that make it a matter of seconds."""
+    return list(SMALL_RUN)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """Folder of a small adversarially trained run on the digits; not to be written to."""
+    import genray
+
+    overrides = ["training.epochs=8", "data.test_examples=120", "data.validation_examples=70", "model.width=8"]
+    overrides += ["base_learners.linf.attack={norm: linf, epsilon: 0.1, step_size: 0.05, num_steps: 3}"]
+    overrides += ["evaluation.attack.epsilon=0.1"]
+    storage = tmp_path_factory.mktemp("trained")
+    genray.train(None, overrides, runtime="local", storage=str(storage))
+    return storage / "digits"
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(images (120, 1, 8, 8) uint8, labels (120,)) of the trained run's test split."""
+    from genray.data.datasets import load_image_data
+
+    test = load_image_data("digits", test_examples=120).test
+    return test.images, test.labels
+
+
+@pytest.fixture
+def genray_command():
+    """Runs `python -m genray.<command>` as a user would; returns the completed process."""
+
+    def run(command, *args, timeout=120, **kwargs):
+        line = [sys.executable, "-m", f"genray.{command}", *map(str, args)]
+        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, **kwargs)
+
+    return run

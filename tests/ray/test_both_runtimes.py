@@ -1,0 +1,115 @@
+"""Real actors on this machine give the bits of the run in one process."""
+
+import json
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+import genray
+
+pytestmark = pytest.mark.ray
+
+
+def _weights(folder, name="model.pt"):
+    return torch.load(folder / name, weights_only=True)["state_dict"]
+
+
+def _timeless(text):
+    """Metrics without what a clock gave."""
+    records = [json.loads(line) for line in text.splitlines()]
+    for record in records:
+        record.pop("wall_s")
+        for learner in record["learners"].values():
+            learner.pop("seconds")
+    return records
+
+
+@pytest.mark.parametrize("mix", ["averaged", "raw"])
+def test_ray_and_local_give_the_same_bits(tmp_path, small_run, mix):
+    overrides = [*small_run, f"global_learner.mix={mix}"]
+    local = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "local"))
+    on_ray = genray.train(None, overrides, runtime="ray", storage=str(tmp_path / "ray"))
+
+    for name in ("model.pt", "model_last.pt"):
+        ours, theirs = _weights(tmp_path / "local" / "digits", name), _weights(tmp_path / "ray" / "digits", name)
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert local["models"] == on_ray["models"]
+    ours, theirs = ((tmp_path / kind / "digits" / "metrics.jsonl").read_text() for kind in ("local", "ray"))
+    assert _timeless(ours) == _timeless(theirs)
+    assert _timeless(ours)[-1]["redistributions"] > 3
+
+
+def test_resumed_on_the_other_runtime(tmp_path, small_run):
+    """A run that stopped goes on elsewhere and ends with the bits of the run that never stopped."""
+    whole = genray.train(None, small_run, runtime="local", storage=str(tmp_path / "whole"))
+    folder = tmp_path / "parts" / "digits"
+    genray.train(None, small_run, runtime="local", storage=str(tmp_path / "parts"))
+    states = sorted((folder / "checkpoints").iterdir())
+    states[-1].unlink()  # as if killed right after the second epoch's checkpoint
+    for name in ("model.pt", "model_last.pt", "results.json"):
+        (folder / name).unlink()
+
+    resumed = genray.train(None, small_run, runtime="ray", storage=str(tmp_path / "parts"), resume=True)
+
+    assert resumed["models"] == whole["models"]
+    for name in ("model.pt", "model_last.pt"):
+        ours, theirs = _weights(folder, name), _weights(tmp_path / "whole" / "digits", name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [1, 2, 3]
+
+
+def test_resolved_config_gives_the_same_run_again(tmp_path, small_run):
+    first = genray.train(None, small_run, runtime="local", storage=str(tmp_path / "first"))
+    resolved = yaml.safe_load((tmp_path / "first" / "digits" / "config.yaml").read_text())
+    assert resolved.pop("versions")["torch"] == metadata.version("torch")
+    again = genray.train(resolved, runtime="local", storage=str(tmp_path / "again"))
+    assert again["models"] == first["models"]
+
+
+@pytest.fixture
+def tiny_colour_folder(tmp_path):
+    """88 training and 8 test images of 3x32x32 in two classes."""
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 44), ("test", 4)):
+        for label in ("dark", "light"):
+            target = tmp_path / "images" / part / label
+            target.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 128, (32, 32, 3)) + (128 if label == "light" else 0)
+                Image.fromarray(pixels.astype(np.uint8)).save(target / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.slow
+def test_papers_configuration_starts_on_both_runtimes(tmp_path, tiny_colour_folder):
+    """Ten steps of the full ResNet-18 preset at batch 8."""
+    overrides = [
+        "data.source=image_folder",
+        f"data.path={tiny_colour_folder}",
+        "data.validation_examples=8",
+        "training.epochs=1",
+        "training.batch_size=8",
+        "training.drop_last=true",
+        "global_learner.warmup_epochs=0",
+        "global_learner.sync_unit=step",
+        "evaluation.attack.num_steps=1",
+        "base_learners.linf.attack.num_steps=1",
+    ]
+    config = ROOT / "configs/cifar10_resnet18_generalist.yaml"
+    results = {}
+    for runtime in ("local", "ray"):
+        results[runtime] = genray.train(config, overrides, runtime=runtime, storage=str(tmp_path / runtime))
+    name = "cifar10_resnet18_generalist"
+    ours, theirs = (_weights(tmp_path / runtime / name, "model_last.pt") for runtime in ("local", "ray"))
+    assert sum(v.numel() for k, v in ours.items() if "running" not in k and "num_batches" not in k) > 11_000_000
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    record = json.loads((tmp_path / "ray" / name / "metrics.jsonl").read_text())
+    assert record["step"] == 10
+    assert record["redistributions"] == 2

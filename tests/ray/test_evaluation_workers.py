@@ -1,0 +1,201 @@
+"""Evaluation on Ray actors and through kill -9: always the same record."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import ray
+from conftest import ROOT
+
+import genray
+from genray.errors import GenrayError
+from genray.runtime import evaluation_run
+
+pytestmark = pytest.mark.ray
+
+FILES = ("results.json", "results.parquet")
+OPTIONS = {"attacks": "pgd20,mim", "norms": "linf,l2", "epsilon": {"linf": 0.1, "l2": 0.5}, "block_size": 15}
+
+
+def written(folder):
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+@pytest.fixture(scope="module")
+def model(trained_run):
+    return genray.load_model(trained_run)
+
+
+@pytest.fixture(scope="module")
+def on_ray():
+    """One Ray for all tests that can share it: starting one takes longer than they do."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="genray")
+    yield
+    ray.shutdown()
+
+
+def evaluate(model, digits, folder, **options):
+    genray.evaluate(model, *digits, **OPTIONS | options, output=str(folder))
+    return written(folder)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(model, digits, tmp_path, on_ray):
+    local = evaluate(model, digits, tmp_path / "local")
+    assert evaluate(model, digits, tmp_path / "one", workers=1) == local
+    assert evaluate(model, digits, tmp_path / "two", workers=2) == local
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_worker_that_dies_is_named_and_resume_finishes(model, digits, tmp_path, on_ray, monkeypatch):
+    local = evaluate(model, digits, tmp_path / "local")
+
+    class Dying(evaluation_run.EvaluationWorker):
+        def run(self, task, request):
+            if task.key == "linf-mim-000003":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(task, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_run, "EvaluationWorker", Dying)
+        says = r"^evaluation worker [12] of 2 died while it ran mim \(linf\) on block 3: .*--resume keeps"
+        with pytest.raises(GenrayError, match=says) as caught:
+            evaluate(model, digits, tmp_path / "dying", workers=2)
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
+    assert not (tmp_path / "dying" / "results.json").exists()
+    assert len(list((tmp_path / "dying" / "blocks").iterdir())) >= 8
+    assert evaluate(model, digits, tmp_path / "dying", workers=1, resume=True) == local
+
+
+def test_a_worker_that_fails_is_named(model, digits, tmp_path, on_ray, monkeypatch):
+    class Failing(evaluation_run.EvaluationWorker):
+        def run(self, task, request):
+            raise ZeroDivisionError("some\nlines")
+
+    monkeypatch.setattr(evaluation_run, "EvaluationWorker", Failing)
+    says = r"^evaluation worker 1 of 1 failed while it ran natural \(none\) on block 0: ZeroDivisionError: some lines;"
+    with pytest.raises(GenrayError, match=says):
+        evaluate(model, digits, tmp_path / "failing", workers=1)
+    assert not (tmp_path / "failing").exists()
+
+
+def test_nothing_is_started_where_everything_is_finished(model, digits, tmp_path, monkeypatch):
+    local = evaluate(model, digits, tmp_path / "done")
+    monkeypatch.setattr(evaluation_run, "run_on_workers", None)
+    assert evaluate(model, digits, tmp_path / "done", workers=2, resume=True) == local
+
+
+def test_shares_leave_room_for_every_worker():
+    """Whole workers have to fit on single devices: 0.66 of a GPU each would leave the third of 3 on 2 out."""
+    assert evaluation_run._share(1, 2) == evaluation_run._share(2, 2) == 1
+    assert evaluation_run._share(3, 2) == 0.5
+    assert evaluation_run._share(3, 1) == 0.3333
+
+
+# --- kill -9 -------------------------------------------------------------------------------------------------------
+
+# One process imports everything once and is the command again and again in children that it kills.
+KILLER = """
+import os, random, signal, sys, time
+import torch, pyautoattack
+from genray.command_line import run_command
+from genray.evaluate import main, parse_args
+import genray.evaluation.sources, genray.evaluation.record, genray.recording.evaluation_folder, sklearn.datasets
+import genray.evaluation.inputs, genray.recording.progress, genray.recording.run_folder, genray.evaluation.checks
+
+def start(*argv):
+    child = os.fork()
+    if child == 0:
+        sys.stdout = open(os.devnull, "w")
+        os._exit(run_command(main, parse_args([*line, *argv])))
+    return child
+
+def finish(*argv):
+    status = os.waitpid(start(*argv), 0)[1]
+    assert os.waitstatus_to_exitcode(status) == 0
+
+line, whole, killed = sys.argv[3:], sys.argv[1], sys.argv[2]
+blocks = os.path.join(killed, "blocks")
+
+def finished():
+    return sum(name.endswith(".json") for name in os.listdir(blocks)) if os.path.isdir(blocks) else 0
+
+finish("--output", whole)
+moments, killings = random.Random(3), 0
+for _ in range(10):
+    enough, deadline = finished() + moments.randint(0, 7), time.time() + 30
+    child = start("--output", killed, "--resume")
+    while finished() < enough and time.time() < deadline:
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0, 0.01))
+    os.kill(child, signal.SIGKILL)
+    killings += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    print(finished(), flush=True)
+finish("--output", killed, "--resume")
+print("killed", killings)
+"""
+
+
+@pytest.fixture
+def line(trained_run):
+    return [str(trained_run), "--attacks", "pgd20,mim,cw", "--epsilon", "0.1", "--block-size", "5"]
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path, line):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, whole, killed, *line], capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    *blocks, last = done.stdout.splitlines()
+    blocks = [int(count) for count in blocks]
+    assert last == "killed 10"
+    assert blocks == sorted(blocks) and len(set(blocks)) > 5 and blocks[-1] < 4 * 24, "kills must meet work"
+    assert written(killed) == written(whole)
+
+
+def test_the_command_with_workers_killed_and_resumed(tmp_path, line):
+    """Ray's processes go with it, and another one goes on where it stopped."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    start = [sys.executable, "-m", "genray.evaluate", *line]
+    first = subprocess.Popen(
+        [*start, "--workers", "2", "--output", killed], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    blocks = killed / "blocks"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and first.poll() is None:
+        if blocks.is_dir() and len(list(blocks.iterdir())) > 10:
+            break
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert 10 < len(list(blocks.iterdir())) < 4 * 24 and not (killed / "results.json").exists()
+    for folder, extra in ((whole, []), (killed, ["--resume"])):
+        done = subprocess.run([*start, "--output", folder, *extra], cwd=ROOT, capture_output=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+    assert written(killed) == written(whole)
+
+
+def test_ray_is_left_when_the_consumer_fails(model, digits, tmp_path, on_ray, monkeypatch):
+    """The generator is closed, and with it the Ray it started, before the error reaches the caller."""
+    left = []
+
+    @contextmanager
+    def connected(address, *, num_cpus):
+        try:
+            yield
+        finally:
+            left.append(True)
+
+    def full(self, task, result):
+        raise genray.errors.StorageError("disk full")
+
+    monkeypatch.setattr(evaluation_run, "connected", connected)
+    monkeypatch.setattr("genray.recording.evaluation_folder.EvaluationFolder.write", full)
+    with pytest.raises(genray.errors.StorageError) as caught:
+        evaluate(model, digits, tmp_path / "full", workers=1)
+    assert left == [True]
+    assert caught.value is not None  # its traceback holds the frames, which would keep the generator alive

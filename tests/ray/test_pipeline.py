@@ -1,0 +1,91 @@
+"""The driver's part of the Ray runtime, on a Ray of its own but with learners that only pretend."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+import genray
+from genray.config import load_config
+from genray.errors import LearnerError
+from genray.learners.setup import prepare
+from genray.runtime.ray_run import STATE_COPIES, Pipeline, Watch
+
+pytestmark = pytest.mark.ray
+
+
+class SilentProgress:
+    def steps(self, done):
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_ray():
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class Standing:
+    """A learner that stands at step 7 for ever."""
+
+    def status(self):
+        return 7
+
+
+def test_a_stalled_learner_is_named():
+    group = SimpleNamespace(learners={"natural": Standing.remote(), "linf": Standing.remote()})
+    watch = Watch(group, stall_timeout_s=1.5, progress=SilentProgress())
+    began = time.monotonic()
+    with pytest.raises(LearnerError, match=r"runtime.stall_timeout_s \(1.5 s\): natural at step 7, linf at step 7"):
+        while time.monotonic() - began < 60:
+            watch.look()
+            time.sleep(0.05)
+    assert 1.5 < time.monotonic() - began < 30
+
+
+def test_windows_ahead_fit_the_budget(small_run):
+    """At least two windows are in flight; beyond that only what fits into runtime.max_ahead_gib."""
+    submitted = {}
+    for gib in (1e-6, 0.05, 100):
+        setup = prepare(load_config(None, [*small_run, "training.epochs=60", f"runtime.max_ahead_gib={gib}"]))
+        group = SimpleNamespace(learners={"natural": None, "linf": None})
+        pipeline = Pipeline(setup, group, None, SilentProgress(), None)
+        pipeline._submit = lambda window, nbytes: SimpleNamespace(window=window, nbytes=nbytes)
+        pipeline._submit_ahead()
+        submitted[gib] = len(pipeline.in_flight)
+        if gib == 0.05:
+            per_epoch_end = (4 + 2 * STATE_COPIES) * setup.weight_bytes
+            assert sum(f.nbytes for f in pipeline.in_flight) <= 0.05 * 2**30
+            assert sum(f.nbytes for f in pipeline.in_flight) + per_epoch_end > 0.05 * 2**30
+    assert submitted[1e-6] == 2
+    assert 2 < submitted[0.05] < submitted[100] == len(setup.plan.windows)
+
+
+def test_learners_do_not_wait_for_each_other_before_redistribution(small_run, tmp_path, monkeypatch):
+    """The natural learner is epochs ahead of a slow robust one, until theta_g is handed back."""
+    seen = []
+    look = Watch.look
+
+    def recording_look(self):
+        look(self)
+        seen.append(dict(self.steps))
+
+    monkeypatch.setattr(Watch, "look", recording_look)
+    overrides = [
+        *small_run,
+        "training.epochs=6",
+        "base_learners.linf.attack.num_steps=60",
+        "global_learner.warmup_epochs=5",
+        "global_learner.sync_unit=epoch_end",
+        "global_learner.sync_every=1",
+    ]
+    genray.train(None, overrides, storage=str(tmp_path))
+    steps_per_epoch, warmup_step = 7, 35
+    ahead = [s["natural"] - s["linf"] for s in seen if s["linf"] < warmup_step]
+    assert max(ahead) > 2 * steps_per_epoch
+    # The natural learner may not pass the first redistribution (end of epoch 5) without the robust one.
+    assert all(s["natural"] <= warmup_step for s in seen if s["linf"] < warmup_step)
+    assert seen[-1] == {"natural": 42, "linf": 42}

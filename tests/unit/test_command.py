@@ -1,0 +1,156 @@
+"""`python -m genray.train` as a user sees it: the plan, progress, stopping, resuming, the run folder."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from tensorboardX.proto.event_pb2 import Event
+
+import genray
+
+
+def test_dry_run_says_everything_and_starts_nothing(genray_command, tmp_path):
+    done = genray_command("train", "--dry-run", "--storage", tmp_path, "training.epochs=16")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+    for line in (
+        "epochs: 16",
+        "data           digits: 1237 train, 200 validation, 360 test; 1x8x8, 10 classes",
+        "steps          16 epochs x 20 = 320 a learner, batches of 64",
+        "linf: linf 0.2 (0.2), 10 steps of 0.05; lr 0.1 ->",
+        "windows        16, 2 redistributions (epoch_end, c = 5, t' = 10), the first after epoch 10",
+        "checkpoints    every 1 epochs, 2 kept",
+        "placement      a private Ray on this machine: one actor a learner",
+    ):
+        assert line in done.stdout
+    weights = 4 * sum(v.numel() for v in _digits_network().state_dict().values() if v.is_floating_point())
+    assert f"2 x {weights / 2**20:.2f} MiB to the global learner at the end of 16 windows" in done.stdout
+
+
+def _digits_network():
+    from genray.models import build_model
+
+    return build_model("small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), batch_norm=True)
+
+
+def start(tmp_path, *overrides, **kwargs):
+    line = [sys.executable, "-m", "genray.train", "--runtime", "local", "--storage", str(tmp_path), *overrides]
+    return subprocess.Popen(line, cwd=ROOT, text=True, **kwargs)
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path, small_run):
+    process = start(tmp_path, *small_run, "training.epochs=500", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    checkpoints, deadline = tmp_path / "digits" / "checkpoints", time.monotonic() + 120
+    while not list(checkpoints.glob("state-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "stopped by Ctrl-C; --resume goes on from the newest checkpoint"
+    assert "Traceback" not in err
+    assert list(checkpoints.glob("state-*.pt"))
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_a_terminal_gets_a_bar_with_accuracy_and_time_left(tmp_path, small_run):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = start(tmp_path, *small_run, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "training" in text and "100%" in text
+    assert "21/21 steps" in text
+    assert "theta_g validation natural" in text
+
+
+def test_run_folder(tmp_path, small_run):
+    results = genray.train(None, small_run, runtime="local", storage=str(tmp_path))
+    folder = tmp_path / "digits"
+
+    stored = json.loads((folder / "results.json").read_text())
+    assert set(stored["models"]) == {"global", "global_last", "natural", "linf"}
+    assert stored["models"] == results["models"]
+    for record in stored["models"].values():
+        assert set(record) == {"natural", "pgd3"}
+        for accuracy in record.values():
+            assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+            assert accuracy["examples"] == 60
+    assert stored["protocol"]["epsilon"] == "0.2"
+    assert stored["seed"] == 0
+
+    content = torch.load(folder / "model.pt", weights_only=True)
+    assert content["metadata"]["class_names"] == [str(i) for i in range(10)]
+    model = genray.load_model(folder)
+    assert not model.training
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["state-000000014.pt", "state-000000021.pt"]
+
+    scalars = [value for event in _events(folder) for value in event.summary.value]
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for tag, expected in (
+        ("global/natural", [e["global"]["natural"] for e in epochs]),
+        ("linf/loss", [e["learners"]["linf"]["loss"] for e in epochs]),
+        ("mixing_weight/linf", [e["mixing_weights"]["linf"] for e in epochs]),
+    ):
+        assert [v.simple_value for v in scalars if v.tag == tag] == pytest.approx(expected, rel=1e-6)
+
+
+def _events(folder):
+    """TensorBoard's records: length, its checksum, the event, its checksum."""
+    (file,) = (folder / "tensorboard").iterdir()
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        yield Event.FromString(data[at + 12 : at + 12 + size])
+        at += 16 + size
+
+
+def test_model_predicts_what_the_table_says(tmp_path, small_run):
+    """The shipped model, used as a user would, has the natural accuracy of results.json."""
+    from sklearn.datasets import load_digits
+
+    from genray.config import load_config
+    from genray.learners.setup import prepare
+
+    results = genray.train(None, small_run, runtime="local", storage=str(tmp_path))
+    model, test = genray.load_model(tmp_path / "digits"), prepare(load_config(None, small_run)).splits["test"]
+    pixels = test.images.float() / 255
+    assert (model(pixels).argmax(1) == test.labels).float().mean().item() == pytest.approx(
+        results["models"]["global"]["natural"]["value"]
+    )
+    assert pixels.shape[1:] == (1, *load_digits().images.shape[1:])
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, small_run):
+    first = genray.train(None, small_run, runtime="local", storage=str(tmp_path))
+    weights = torch.load(tmp_path / "digits" / "model.pt", weights_only=True)["state_dict"]
+    again = genray.train(None, small_run, runtime="local", storage=str(tmp_path), resume=True)
+    assert again["models"] == first["models"]
+    after = torch.load(tmp_path / "digits" / "model.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[key], after[key]) for key in weights)
+
+
+def test_importing_genray_is_light(genray_command):
+    code = "import sys, genray; genray.__version__; print([m for m in ('torch', 'ray', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,949 @@
+"""Configuration: exact numbers, round trips, every mistake at once, overrides, and junk that must never do worse."""
+
+import copy
+import datetime
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genray.config import load_config, to_dict, to_yaml
+from genray.config.schema import SGD, Adam, AdamW, AdversarialObjective, NaturalObjective, RunConfig
+from genray.config.values import Schedule, number_to_yaml, parse_fraction
+from genray.errors import ConfigError
+from genray.types import ThreatModel, fraction_text
+
+ATTACK = {"norm": "linf", "epsilon": "8/255", "step_size": "2/255"}
+
+
+def minimal(**sections):
+    """The shortest complete configuration: one natural and one robust learner."""
+    return {
+        "name": "unit",
+        "data": {"source": "digits"},
+        "model": {"name": "small_cnn"},
+        "training": {"epochs": 120},
+        "base_learners": {
+            "natural": {"objective": "natural", "lr": 0.1},
+            "robust": {"objective": "adversarial", "lr": 0.01, "attack": dict(ATTACK)},
+        },
+        "global_learner": {"gamma": 0.5},
+        **sections,
+    }
+
+
+def problems(source=None, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal() if source is None else source, overrides)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+def one_problem(source=None, overrides=()):
+    (problem,) = problems(source, overrides)
+    return problem
+
+
+# --- exact numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "exact"),
+    [
+        ("8/255", Fraction(8, 255)),
+        ("8 / 255", Fraction(8, 255)),
+        ("0.031", Fraction(31, 1000)),
+        ("0.1", Fraction(1, 10)),
+        ("5e-4", Fraction(1, 2000)),
+        ("5.0e-4", Fraction(1, 2000)),
+        ("1", Fraction(1)),
+        ("1/3", Fraction(1, 3)),
+        ("0.30000000000000004", Fraction("0.30000000000000004")),
+    ],
+)
+def test_numbers_are_read_as_they_are_written(written, exact):
+    """`written` stands in YAML without quotes, where PyYAML makes text, floats or integers of it."""
+    config = load_config(minimal(), [f"base_learners.robust.attack.epsilon={written}"])
+    assert config.base_learners["robust"].attack.epsilon == exact
+    assert load_config(minimal(), [f"base_learners.natural.lr={written}"]).base_learners["natural"].lr.exact(0) == exact
+
+
+def test_two_threat_models_that_look_alike_stay_apart():
+    assert parse_fraction("8/255") != parse_fraction(0.031) != parse_fraction(8 / 255)
+    assert str(ThreatModel("linf", Fraction(8, 255))) == "linf 8/255 (0.0313725)"
+    assert str(ThreatModel("linf", Fraction(31, 1000))) == "linf 0.031 (0.031)"
+
+
+@pytest.mark.parametrize("text", ["5e-4", "1e-3", "2e1"])
+def test_scientific_notation_of_plain_floats(text):
+    """PyYAML reads 5e-4 (no point) as text."""
+    assert isinstance(yaml.safe_load(text), str)
+    config = load_config(minimal(), [f"base_learners.robust.optimizer={{name: sgd, weight_decay: {text}}}"])
+    assert config.base_learners["robust"].optimizer.weight_decay == float(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "1/0", "", "eight", "1/2/3", True, None, float("nan"), float("inf"), [1], {}, "0x10", b"1"]
+)
+def test_what_is_not_a_number(value):
+    with pytest.raises(ValueError):
+        parse_fraction(value)
+
+
+@pytest.mark.parametrize("text", ["1 0", "0.1 5", "1 2/3"])
+def test_numbers_with_a_gap_are_mistakes(text):
+    """ "1 0" is a slip of the hand, not ten."""
+    with pytest.raises(ValueError):
+        parse_fraction(text)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.one_of(
+        st.fractions(max_denominator=10**6),
+        st.floats(-1e15, 1e15).filter(lambda f: f == 0 or abs(f) > 1e-15).map(lambda f: Fraction(repr(f))),
+        st.integers(0, 1000).map(lambda n: Fraction(n, 255)),
+    )
+)
+def test_yaml_form_of_a_number_is_exact(value):
+    through_yaml = yaml.safe_load(yaml.safe_dump({"x": number_to_yaml(value)}))["x"]
+    assert parse_fraction(through_yaml) == value
+    assert parse_fraction(fraction_text(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Fraction(8, 255), "8/255"),
+        (Fraction(17, 255), "17/255"),
+        (Fraction(31, 1000), "0.031"),
+        (Fraction(1, 3), "1/3"),
+        (Fraction(3), "3"),
+        (Fraction(1, 2), "0.5"),
+        (Fraction(128, 255), "128/255"),
+        (Fraction(2, 7), "2/7"),
+        (Fraction(0), "0"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value, text):
+    # 17/255 is 1/15 and 128/255 cannot be shortened: pixel fractions are shown as such where they look like one.
+    assert fraction_text(value) == text
+
+
+# --- schedules -----------------------------------------------------------------------------------------------------
+
+
+def test_schedule_from_number_and_pairs():
+    assert Schedule.parse("1/3").knots == ((0, Fraction(1, 3)),)
+    schedule = Schedule.parse([[0, 1], ["2/3", 1], [1, 0.4]])
+    assert schedule.exact(Fraction(1, 2)) == 1 and schedule.exact(Fraction(5, 6)) == Fraction(7, 10)
+    assert schedule.exact(Fraction(1)) == Fraction(2, 5)
+    jump = Schedule.parse([[0.2, 1], [0.5, 1], [0.5, 2], [0.9, 3]])
+    assert [jump.exact(Fraction(at)) for at in ("0", "0.4999", "0.5", "0.7", "1")] == [1, 1, 2, Fraction(5, 2), 3]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(0, 255), min_size=1, max_size=5, unique=True),
+    st.lists(st.fractions(0, 3, max_denominator=99), min_size=5, max_size=5),
+)
+def test_schedule_round_trip(positions, values):
+    schedule = Schedule(tuple((Fraction(at, 255), v) for at, v in zip(sorted(positions), values, strict=False)))
+    again = Schedule.parse(yaml.safe_load(yaml.safe_dump(schedule.to_yaml())))
+    assert all(again.exact(at) == schedule.exact(at) for at in [Fraction(i, 60) for i in range(61)])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "a number or a list of [position, value] pairs"),
+        ([[0, 1], [0.5]], "a number or a list of [position, value] pairs"),
+        ([[0.5, 1], [0.2, 1]], "positions from 0 to 1 in non-decreasing order"),
+        ([[-0.1, 1]], "positions from 0 to 1"),
+        ([[0, 1], [1.5, 1]], "positions from 0 to 1"),
+        ([[0, 1], [1, -0.1]], "at least 0"),
+        ([[0, "x"]], "a number or a list"),
+        ("fast", "a number or a list"),
+    ],
+)
+def test_wrong_schedules(value, words):
+    source = minimal()
+    source["base_learners"]["natural"]["lr"] = value
+    problem = one_problem(source)
+    assert problem.startswith("base_learners.natural.lr: expected ") and words in problem
+
+
+# --- round trips ---------------------------------------------------------------------------------------------------
+
+
+def floats(low, high):
+    """Plain decimals; what lies beyond the range of floats has tests of its own."""
+    return st.floats(low, high).map(lambda value: round(value, 9))
+
+
+fractions = st.one_of(
+    st.integers(1, 255).map(lambda n: f"{n}/255"),
+    floats(1e-6, 1),
+    st.fractions("1/999", 1, max_denominator=999).map(str),
+)
+rates = st.one_of(
+    floats(0, 1),
+    st.lists(st.tuples(st.integers(0, 20), floats(0, 1)), min_size=1, max_size=4).map(
+        lambda knots: [[f"{at * (len(knots) > 1)}/20", value] for at, value in sorted(knots)]
+    ),
+)
+optimizers = st.one_of(
+    st.sampled_from(["sgd", "adam", "adamw"]),
+    st.fixed_dictionaries({"name": st.just("sgd"), "momentum": floats(0, 0.99), "nesterov": st.booleans()}),
+    st.fixed_dictionaries({"name": st.just("adamw"), "beta2": floats(0, 0.9999), "weight_decay": floats(0, 1)}),
+)
+learner_extras = {
+    "averaging": st.fixed_dictionaries({"enabled": st.booleans(), "decay": floats(0, 0.9999)}),
+    "data_order": st.sampled_from(["shared", "own"]),
+    "resources": st.fixed_dictionaries({"num_gpus": st.sampled_from(["auto", 0, 0.5, 1, 2])}),
+}
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,8}", fullmatch=True).filter(
+    lambda n: n not in ("global", "global_last")
+)
+
+
+@st.composite
+def configurations(draw):
+    natural = draw(
+        st.fixed_dictionaries(
+            {"objective": st.just("natural"), "lr": rates, "optimizer": optimizers}, optional=learner_extras
+        )
+    )
+    attack = draw(
+        st.fixed_dictionaries(
+            {"norm": st.sampled_from(["linf", "l2", "l1"]), "epsilon": fractions, "step_size": fractions},
+            optional={"num_steps": st.integers(1, 50), "start": st.sampled_from(["uniform", "gaussian", "zero"])},
+        )
+    )
+    objective = draw(st.one_of(st.just("adversarial"), floats(0, 1).map(lambda b: {"name": "adversarial", "beta": b})))
+    robust = draw(st.fixed_dictionaries({"lr": rates}, optional=learner_extras)) | {
+        "objective": objective,
+        "attack": attack,
+    }
+    one, two = draw(st.lists(names, min_size=2, max_size=2, unique=True))
+    source = minimal(base_learners={one: natural, two: robust}, seed=draw(st.integers(0, 2**63 - 1)))
+    gamma = [["0", draw(fractions)], [draw(fractions), draw(fractions)]]
+    source["global_learner"] = draw(
+        st.sampled_from(
+            [
+                {"gamma": gamma},
+                {"mixing_weights": {one: "rest", two: gamma}},
+                {"mixing_weights": {two: "rest", one: 0.25}},
+            ]
+        )
+    )
+    source["name"] = draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
+    return source
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(configurations())
+def test_resolved_configuration_gives_the_same_run(source):
+    config = load_config(source)
+    assert load_config(to_dict(config)) == config
+    assert load_config(yaml.safe_load(to_yaml(config))) == config
+    assert load_config(config) == config
+    weights = list(config.global_learner.mixing_weights.values())
+    for at in {at for w in weights for at, _ in w.knots} | {Fraction(1, 7), Fraction(1)}:
+        assert sum(w.exact(at) for w in weights) == 1
+
+
+def test_a_schedule_of_one_late_knot_round_trips():
+    config = load_config(minimal(), ["base_learners.natural.lr=[[0.5, 0.1]]"])
+    assert load_config(to_dict(config)) == config
+
+
+def test_round_trip_of_the_embedded_run_through_a_file(tmp_path):
+    config = load_config()
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == load_config(str(tmp_path / "c.yaml")) == config
+    assert isinstance(config, RunConfig)
+
+
+def test_source_is_not_changed():
+    source = minimal()
+    before = copy.deepcopy(source)
+    load_config(source, ["training.epochs=3", "base_learners.robust.attack.num_steps=2", "global_learner.gamma=0.1"])
+    assert source == before
+
+
+# --- every mistake at once -----------------------------------------------------------------------------------------
+
+
+def test_every_mistake_is_listed_with_its_path():
+    source = minimal()
+    source["sed"] = 3
+    source["training"] = {"epochs": "ten", "batch_size": 0, "drop_last": "yes"}
+    source["model"] = {"name": "resnet"}
+    source["base_learners"]["natural"]["lr"] = -1
+    source["base_learners"]["robust"]["attack"] = {"norm": "l3", "epsilon": 0, "step_size": "2/0", "steps": 3}
+    source["base_learners"]["robust"]["optimizer"] = {"name": "sdg"}
+    source["evaluation"] = [1, 2]
+    source["data"] = {"source": "digits", "validation_examples": 1.5, "train_examples": True}
+    found = problems(source)
+    paths = [p.split(":")[0] for p in found]
+    assert sorted(paths) == sorted(
+        [
+            "sed",
+            "training.epochs",
+            "training.batch_size",
+            "training.drop_last",
+            "model.name",
+            "base_learners.natural.lr",
+            "base_learners.robust.attack.norm",
+            "base_learners.robust.attack.epsilon",
+            "base_learners.robust.attack.step_size",
+            "base_learners.robust.attack.steps",
+            "base_learners.robust.optimizer.name",
+            "evaluation",
+            "data.validation_examples",
+            "data.train_examples",
+        ]
+    )
+    by_path = dict(zip(paths, found, strict=True))
+    assert by_path["training.epochs"] == "training.epochs: expected a whole number at least 1, got 'ten'"
+    assert by_path["training.batch_size"] == "training.batch_size: expected a whole number at least 1, got 0"
+    assert by_path["training.drop_last"] == "training.drop_last: expected true or false, got 'yes'"
+    assert "resnet18" in by_path["model.name"] and "got 'resnet'" in by_path["model.name"]
+
+
+def test_impossible_combinations_are_listed_together():
+    source = minimal()
+    source["device"] = "cpu"
+    source["base_learners"]["natural"] |= {"attack": dict(ATTACK), "resources": {"num_gpus": 1}}
+    del source["base_learners"]["robust"]["attack"]
+    source["model"]["mean"] = [0.5]
+    source["data"] = {
+        "source": "digits",
+        "path": "x",
+        "label_column": "y",
+        "image_size": [8, 8],
+        "validation_examples": 0,
+    }
+    source["global_learner"] = {"gamma": 0.5, "mixing_weights": {"natural": "rest", "robust": 1}, "warmup_epochs": 121}
+    text = "\n".join(problems(source))
+    for words in (
+        "base_learners.natural.attack: has no effect",
+        "base_learners.natural.resources.num_gpus: expected 0",
+        "base_learners.robust.attack: missing",
+        "or neither",
+        "data.path: has no effect",
+        "data.label_column: has no effect",
+        "data.image_size: has no effect",
+        "data.validation_examples: expected at least 1",
+        "gamma or mixing_weights, got both",
+        "global_learner.warmup_epochs: expected at most training.epochs (120), got 121",
+    ):
+        assert words in text, words
+
+
+def test_wrong_types_and_impossible_combinations_are_listed_together():
+    """Architecture section 4: unknown keys, wrong types, impossible combinations, all in one message."""
+    source = minimal()
+    source["training"]["batch_size"] = "big"
+    del source["base_learners"]["robust"]["attack"]
+    source["typo"] = 1
+    text = "\n".join(problems(source))
+    assert "typo: unknown key" in text and "training.batch_size: expected" in text
+    assert "base_learners.robust.attack: missing" in text
+
+
+def test_mistakes_in_every_learner_are_listed_beside_a_wrong_name():
+    source = minimal()
+    source["base_learners"]["a b"] = {"objective": "natural", "lr": 1}
+    source["base_learners"]["natural"]["lr"] = "x"
+    text = "\n".join(problems(source))
+    assert "base_learners" in text and "'a b'" in text and "base_learners.natural.lr: expected" in text
+
+
+def test_missing_fields_say_what_is_expected():
+    found = problems({})
+    assert [p.split(":")[0] for p in found] == ["name", "data", "model", "training", "base_learners"]
+    assert found[0] == "name: missing, expected text of letters, digits, . _ and -, at most 100"
+    assert "data.source: missing, expected one of digits, cifar10" in one_problem(minimal(data={}))
+    assert "base_learners: expected one or more name: value entries, got {}" == one_problem(minimal(base_learners={}))
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("trainnig.epochs=3", "trainnig: unknown key (did you mean training?)"),
+        ("training.epoch=3", "training.epoch: unknown key (did you mean epochs?)"),
+        ("base_learners.robust.atack.norm=l2", "base_learners.robust.atack: unknown key (did you mean attack?)"),
+        (
+            "base_learners.robust.attack.num_step=2",
+            "base_learners.robust.attack.num_step: unknown key (did you mean num_steps?)",
+        ),
+        ("global_learner.zzz=2", "global_learner.zzz: unknown key"),
+        ("base_learners.robust.optimizer={name: sgd, beta1: 0.9}", "base_learners.robust.optimizer.beta1: unknown key"),
+    ],
+)
+def test_unknown_keys(override, hint):
+    assert one_problem(overrides=[override]) == hint
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("model.name=resnet_18", "(did you mean resnet18?)"),
+        ("base_learners.natural.objective=natrual", "(did you mean natural?)"),
+        ("base_learners.robust.attack.norm=Linf", "(did you mean linf?)"),
+    ],
+)
+def test_unknown_names_are_hinted_too(override, hint):
+    assert one_problem(overrides=[override]).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("base_learners.robust.attack.epsilon=8", "base_learners.robust.attack.epsilon: expected at most 1 for linf"),
+        ("evaluation.attack.epsilon=2", "evaluation.attack.epsilon: expected at most 1 for linf"),
+        ("base_learners.robust.attack.epsilon=0", "above 0"),
+        ("base_learners.robust.attack.sparsity=1.5", "above 0 at most 1"),
+        ("base_learners.robust.averaging.decay=1", "at least 0 below 1"),
+        ("global_learner.gamma=1.5", "at least 0 at most 1"),
+        ("global_learner.sync_every=0", "at least 1"),
+        ("base_learners.robust.resources.num_gpus=1.5", "expected a whole number or a fraction below 1, got 1.5"),
+        ("base_learners.robust.resources.num_gpus=all", "expected"),
+        ("base_learners.global.lr=1", "base_learners.global"),
+        ("model.name=resnet18", None),
+        ("model.std=[0.5]", "or neither"),
+        ("name=../escape", "name: expected text of letters"),
+        ("name=''", "name: expected text of letters"),
+        ("data.image_size=[8]", "a list of 2 numbers"),
+        ("data.source=parquet", "data.path: missing"),
+        ("seed=-1", "seed: expected a whole number at least 0"),
+        ("seed=1.0", "seed: expected a whole number"),
+    ],
+)
+def test_ranges(override, words):
+    if words is None:
+        assert load_config(minimal(), [override]).model.name == "resnet18"
+    else:
+        assert any(words in p for p in problems(overrides=[override]))
+
+
+def test_lengths_of_mean_and_std_and_batch_norm_of_others():
+    assert "model.std: expected 3 values as in model.mean, got 1" in one_problem(
+        overrides=["model.mean=[0.5, 0.5, 0.5]", "model.std=[0.5]"]
+    )
+    assert "model.batch_norm: expected false for resnet18" in one_problem(
+        overrides=["model.name=resnet18", "model.batch_norm=true"]
+    )
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\nseed: 1\nname: b\n", "line 3: key 'name' stands twice"),
+        ("training:\n  epochs: 1\n  epochs: 2\n", "line 3: key 'epochs' stands twice"),
+        ("a: [1, 2\nb: 3\n", "not valid YAML: line 2"),
+        ("- 1\n- 2\n", "expected key: value lines, got list"),
+        ("", "expected key: value lines, got NoneType"),
+        ("just text", "expected key: value lines, got str"),
+        (b"\xff\xfe\x00bad", "not UTF-8"),
+        ("a: \x07", "not valid YAML"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, text, words):
+    path = written(tmp_path, text)
+    problem = one_problem(path)
+    assert problem.startswith(f"{path}: ") and words in problem
+
+
+def test_absent_file_and_folder(tmp_path):
+    assert "absent.yaml: cannot be read: No such file" in one_problem(tmp_path / "absent.yaml")
+    assert "cannot be read: Is a directory" in one_problem(tmp_path)
+
+
+def test_merge_keys_of_yaml_work(tmp_path):
+    """Anchors and `<<` are plain YAML; a file that repeats a learner's settings will use them."""
+    text = yaml.safe_dump(minimal())
+    data = text.replace("natural:\n", "natural: &shared\n", 1)
+    path = written(tmp_path, data)
+    assert load_config(path) == load_config(minimal())
+    source = """
+name: unit
+data: {source: digits}
+model: {name: small_cnn}
+training: {epochs: 120}
+base_learners:
+  natural: &common {objective: natural, lr: 0.1}
+  robust:
+    <<: *common
+    objective: adversarial
+    lr: 0.01
+    attack: {norm: linf, epsilon: 8/255, step_size: 2/255}
+global_learner: {gamma: 0.5}
+"""
+    assert load_config(written(tmp_path, source)) == load_config(minimal())
+
+
+NASTY_YAML = [
+    "!!map [1]",
+    "!!map x",
+    "!!set [1]",
+    "!!int ''",
+    "!!float ''",
+    "!!bool x",
+    "!!timestamp x",
+    "!!int abc",
+    "!!binary '%'",
+    "!!omap {a: 1}",
+    "!!pairs [1]",
+    "!!python/object/apply:os.system ['true']",
+    "!custom 1",
+    "{[1, 2]: 3}",
+    "{{a: 1}: 2}",
+    "*nothing",
+    "&a [*a]",
+    "&a {b: *a}",
+    "2001-99-99",
+    "0b_",
+    "0x_",
+    "1:99:99",
+    "{? a, ? a}",
+    "\x00",
+    "\ud800",
+    "'",
+    "[" * 1000,
+    "{a: " * 1000,
+    "%TAG",
+    "--- 1\n--- 2",
+    "? ",
+    "<<: 1",
+    "{<<: [1]}",
+    "=",
+    "!!value =",
+    "!!merge <<",
+    "1e400",
+    "-.inf",
+]
+
+
+@pytest.mark.parametrize("text", NASTY_YAML, ids=range(len(NASTY_YAML)))
+def test_nasty_yaml_is_a_config_error(tmp_path, text):
+    """As a file, as the value of an override, and as a value inside a file."""
+
+    def refused(*arguments):
+        with pytest.raises(ConfigError):
+            load_config(*arguments)
+
+    if "\ud800" not in text:
+        refused(written(tmp_path, text))
+        refused(written(tmp_path, yaml.safe_dump(minimal(training=None)) + "extra: " + text))
+    refused(minimal(), [f"training.epochs={text}"])
+    refused(minimal(), [f"training={text}"])
+
+
+# --- overrides -----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_every_depth_and_apply_in_order():
+    config = load_config(
+        minimal(),
+        [
+            "training.epochs=7",
+            "training.epochs=9",
+            "base_learners.robust.attack.num_steps=3",
+            "seed = 5",
+            "checkpoint.keep=4",
+            "base_learners.natural.lr=[[0, 0.1], [1, 1/1000]]",
+            "name=other",
+        ],
+    )
+    assert config.training.epochs == 9 and config.base_learners["robust"].attack.num_steps == 3
+    assert config.checkpoint.keep == 4 and config.checkpoint.every_epochs == 1  # a section that was not there
+    assert config.base_learners["natural"].lr.exact(Fraction(1)) == Fraction(1, 1000)
+    assert config.name == "other" and config.seed == 5
+
+
+def test_an_override_can_add_and_remove_a_learner():
+    config = load_config(
+        minimal(),
+        [
+            "base_learners.l2={objective: adversarial, lr: 0.1, attack: {norm: l2, epsilon: 0.5, step_size: 0.1}}",
+            "base_learners.robust=null",
+            "evaluation.attack.num_steps=5",
+        ],
+    )
+    assert list(config.base_learners) == ["natural", "l2"]
+    assert (config.evaluation.attack.norm, config.evaluation.attack.num_steps) == ("l2", 5)
+    without = load_config(
+        minimal(global_learner={"mixing_weights": {"natural": 0.5, "robust": "rest"}}),
+        [
+            "base_learners.natural=null",
+            "global_learner.mixing_weights.natural=null",
+            "global_learner.mixing_weights.robust=1",
+        ],
+    )
+    assert list(without.global_learner.mixing_weights) == ["robust"]
+
+
+def test_null_takes_a_default_back():
+    source = minimal(model={"name": "small_cnn", "width": 8})
+    assert load_config(source).model.width == 8 and load_config(source, ["model.width=null"]).model.width is None
+
+
+def test_objective_and_optimizer_shorthands_grow():
+    config = load_config(minimal(), ["base_learners.robust.objective.beta=0.5"])
+    assert config.base_learners["robust"].objective == AdversarialObjective(beta=0.5)
+    config = load_config(minimal(), ["base_learners.natural.objective.label_smoothing=0.1"])
+    assert config.base_learners["natural"].objective == NaturalObjective(label_smoothing=0.1)
+    config = load_config(
+        minimal(), ["base_learners.natural.optimizer=adamw", "base_learners.natural.optimizer.beta1=0.8"]
+    )
+    assert config.base_learners["natural"].optimizer == AdamW(beta1=0.8)
+    assert config.base_learners["robust"].optimizer == SGD(momentum=0.9, nesterov=False, weight_decay=5e-4)
+    assert (
+        type(load_config(minimal(), ["base_learners.natural.optimizer=adam"]).base_learners["natural"].optimizer)
+        is Adam
+    )
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=3", ".epochs=3", "training..epochs=3", ""])
+def test_overrides_without_key_or_value(override):
+    assert one_problem(overrides=[override]) == f"{override!r}: expected key=value, for example training.epochs=10"
+
+
+def test_mistaken_overrides_are_listed_together():
+    found = problems(overrides=["nonsense", "training.epochs=[", "name.first=x"])
+    assert len(found) == 3 and "'nonsense'" in found[0]
+    assert found[1].startswith("training.epochs: value '[' is not valid YAML")
+    assert found[2] == "name.first: name is not a section but 'unit'"
+
+
+def test_an_empty_value_is_null():
+    assert load_config(minimal(), ["model.width="]).model.width is None
+    assert "training.epochs: expected a whole number at least 1, got null" == one_problem(
+        overrides=["training.epochs="]
+    )
+
+
+# --- mixing --------------------------------------------------------------------------------------------------------
+
+
+def weights_at(config, position):
+    return {name: w.exact(Fraction(position)) for name, w in config.global_learner.mixing_weights.items()}
+
+
+def test_gamma_is_the_share_of_the_robust_learner():
+    config = load_config(minimal(global_learner={"gamma": [[0, 1], ["2/3", 1], [1, 0.4]]}))
+    assert config.global_learner.gamma is None
+    assert weights_at(config, "1/2") == {"robust": 1, "natural": 0}
+    assert weights_at(config, "5/6") == {"robust": Fraction(7, 10), "natural": Fraction(3, 10)}
+    assert weights_at(config, 1) == {"robust": Fraction(2, 5), "natural": Fraction(3, 5)}
+
+
+@pytest.mark.parametrize("gamma", [0, 1])
+def test_gamma_at_its_ends(gamma):
+    """[trap] a ratio of 0 must not mean "not given"."""
+    assert weights_at(load_config(minimal(global_learner={"gamma": gamma})), 0) == {
+        "robust": gamma,
+        "natural": 1 - gamma,
+    }
+
+
+def test_gamma_and_mixing_weights_say_the_same():
+    gamma = [[0, 1], ["2/3", 1], [1, 0.4]]
+    by_weights = load_config(minimal(global_learner={"mixing_weights": {"robust": gamma, "natural": "rest"}}))
+    by_gamma = load_config(minimal(global_learner={"gamma": gamma}))
+    for i in range(31):
+        assert weights_at(by_weights, Fraction(i, 30)) == weights_at(by_gamma, Fraction(i, 30))
+
+
+THREE = {
+    "natural": {"objective": "natural", "lr": 0.1},
+    "linf": {"objective": "adversarial", "lr": 0.01, "attack": dict(ATTACK)},
+    "l2": {
+        "objective": "adversarial",
+        "lr": 0.01,
+        "attack": {"norm": "l2", "epsilon": "128/255", "step_size": "15/255"},
+    },
+}
+
+
+def test_three_learners_with_rest():
+    weights = {"natural": [["2/3", 0], [1, 0.4]], "linf": "rest", "l2": [["2/3", 0], [1, 0.3]]}
+    config = load_config(minimal(base_learners=THREE, global_learner={"mixing_weights": weights}))
+    assert weights_at(config, 0) == {"natural": 0, "linf": 1, "l2": 0}
+    assert weights_at(config, 1) == {"natural": Fraction(2, 5), "linf": Fraction(3, 10), "l2": Fraction(3, 10)}
+
+
+@pytest.mark.parametrize(
+    ("global_learner", "words"),
+    [
+        ({}, "global_learner.mixing_weights: missing (or gamma"),
+        ({"gamma": 0.5}, "global_learner.gamma: expected one natural and one robust learner, got natural, linf, l2"),
+        ({"mixing_weights": {"natural": 0.5, "linf": 0.5}}, "global_learner.mixing_weights.l2: missing"),
+        (
+            {"mixing_weights": {"natural": 0.5, "linf": "rest", "l2": 0.1, "l1": 0.1}},
+            "mixing_weights.l1: no base learner",
+        ),
+        ({"mixing_weights": {"natural": 0.5, "linf": 0.2, "l2": 0.2}}, "a sum of 1 everywhere, got 0.9 at position 0"),
+        (
+            {"mixing_weights": {"natural": 0.7, "linf": "rest", "l2": 0.4}},
+            "a sum of 1 everywhere, got 1.1 at position 0",
+        ),
+        (
+            {"mixing_weights": {"natural": [[0, 0], [0.5, 1]], "linf": "rest", "l2": [[0, 0.5], [1, 0]]}},
+            "got 1.25 at position 0.5",
+        ),
+        ({"mixing_weights": {"natural": "rest", "linf": "rest", "l2": 0.4}}, "at most one `rest`, got natural, linf"),
+        ({"mixing_weights": {"natural": -0.1, "linf": "rest", "l2": 0.4}}, "mixing_weights.natural: expected"),
+        ({"mixing_weights": {"natural": "remainder", "linf": "rest", "l2": 0.4}}, "mixing_weights.natural: expected"),
+        ({"mixing_weights": {}}, "global_learner.mixing_weights: expected one or more"),
+    ],
+)
+def test_wrong_mixing(global_learner, words):
+    assert any(words in p for p in problems(minimal(base_learners=THREE, global_learner=global_learner)))
+
+
+def test_thirds_sum_to_one_exactly():
+    weights = {name: "1/3" for name in THREE}
+    assert weights_at(load_config(minimal(base_learners=THREE, global_learner={"mixing_weights": weights})), 1)[
+        "l2"
+    ] == Fraction(1, 3)
+    rounded = {name: 0.333 for name in THREE}
+    assert "got 0.999" in one_problem(minimal(base_learners=THREE, global_learner={"mixing_weights": rounded}))
+
+
+def test_a_single_learner_has_all_the_weight():
+    source = minimal(global_learner={}, base_learners={"robust": minimal()["base_learners"]["robust"]})
+    assert weights_at(load_config(source), "1/2") == {"robust": 1}
+
+
+# --- derived fields ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(120, 75), (200, 125), (1, 1), (2, 1)])
+def test_warm_up_is_five_eighths_of_the_run(epochs, warmup):
+    assert load_config(minimal(training={"epochs": epochs})).global_learner.warmup_epochs == warmup
+
+
+def test_given_warm_up_is_kept():
+    for value in (0, 7.5, 120):
+        assert load_config(minimal(), [f"global_learner.warmup_epochs={value}"]).global_learner.warmup_epochs == value
+
+
+def test_evaluation_attack_is_the_first_robust_learners():
+    source = minimal(base_learners=THREE, global_learner={"mixing_weights": {"natural": 0.5, "linf": 0.5, "l2": 0}})
+    attack = load_config(source).evaluation.attack
+    assert (attack.norm, attack.epsilon, attack.step_size, attack.num_steps) == (
+        "linf",
+        Fraction(8, 255),
+        Fraction(2, 255),
+        20,
+    )
+    attack = load_config(source, ["evaluation.attack.epsilon=0.01", "evaluation.attack.num_steps=3"]).evaluation.attack
+    assert (attack.epsilon, attack.step_size, attack.num_steps) == (Fraction(1, 100), Fraction(2, 255), 3)
+
+
+def test_without_a_robust_learner_the_evaluation_attack_must_be_given():
+    source = minimal(global_learner={}, base_learners={"n": THREE["natural"]})
+    assert [p.split(":")[0] for p in problems(source)] == [
+        f"evaluation.attack.{f}" for f in ("norm", "epsilon", "step_size")
+    ]
+    attack = {"norm": "l2", "epsilon": 0.5, "step_size": 0.1}
+    assert load_config(source | {"evaluation": {"attack": attack}}).evaluation.attack.norm == "l2"
+
+
+# --- junk ----------------------------------------------------------------------------------------------------------
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-100, 1000),
+    st.floats(-1e6, 1e6),
+    st.floats(),
+    st.sampled_from(
+        [
+            0,
+            1,
+            -1,
+            0.5,
+            "",
+            " ",
+            "1/3",
+            "8/255",
+            "1/0",
+            "0/0",
+            "-1/2",
+            "nan",
+            "inf",
+            "1e-4",
+            "rest",
+            "auto",
+            "sgd",
+            "adversarial",
+            "natural",
+            "linf",
+            "l2",
+            "null",
+            "\x00",
+            "\n",
+            "é",
+            "a.b",
+            "../x",
+            10**20,
+            -(10**20),
+            2**64,
+        ]
+    ),
+    st.text(max_size=12),
+    st.binary(max_size=4),
+    st.dates(),
+    st.datetimes(),
+    st.complex_numbers(max_magnitude=9),
+    st.fractions(max_denominator=50),
+)
+keys = st.one_of(
+    st.text(max_size=8), st.integers(-3, 3), st.none(), st.booleans(), st.sampled_from(["name", "lr", "objective"])
+)
+junk = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4), st.tuples(inner, inner)
+    ),
+    max_leaves=8,
+)
+COMPLETE = to_dict(load_config())
+del COMPLETE["global_learner"]["gamma"]
+
+
+def nodes(data, path=()):
+    for key, value in data.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from nodes(value, (*path, key))
+
+
+PATHS = list(nodes(COMPLETE))
+
+
+def put(data, path, value):
+    for key in path[:-1]:
+        if not isinstance(data.get(key), dict):
+            return
+        data = data[key]
+    data[path[-1]] = value
+
+
+def accepted_or_refused(data, overrides=()):
+    """Loads; whatever is accepted must also survive being written and read again."""
+    try:
+        config = load_config(data, overrides)
+    except ConfigError as error:
+        assert error.problems and all(isinstance(p, str) and p.strip() for p in error.problems)
+        return
+    assert load_config(yaml.safe_load(to_yaml(config))) == config
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from(PATHS), junk), min_size=1, max_size=3))
+def test_junk_anywhere_is_accepted_or_a_config_error(changes):
+    data = copy.deepcopy(COMPLETE)
+    for path, value in changes:
+        put(data, path, value)
+    accepted_or_refused(data)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.sampled_from([(), *PATHS]), keys, junk)
+def test_junk_under_new_keys_is_a_config_error(path, key, value):
+    data = copy.deepcopy(COMPLETE)
+    put(data, (*path, key), value)
+    accepted_or_refused(data)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(PATHS).map(".".join), st.text("ab01.5/-e[]{}:,&*!|>#'\"%@ \n\t<=~", max_size=20))
+def test_junk_overrides_are_accepted_or_a_config_error(path, text):
+    accepted_or_refused(COMPLETE, [f"{path}={text}"])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text("ab01.5/-e[]{}:,&*!|>#'\"%@ \n\t<=~é\x00", max_size=40))
+def test_junk_files_are_config_errors(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "junk.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+HUGE = [
+    10**400,
+    -(10**400),
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "1e5000",
+    "1e-5000",
+    10**5000,
+    -(10**5000),
+    "1/1" + "0" * 400,
+    1e308,
+]
+
+
+@pytest.mark.parametrize("value", HUGE, ids=range(len(HUGE)))
+def test_numbers_beyond_floats_are_accepted_or_a_config_error(value):
+    escaped = []
+    for path in PATHS:
+        data = copy.deepcopy(COMPLETE)
+        put(data, path, value)
+        try:
+            accepted_or_refused(data)
+        except Exception as error:
+            escaped.append(f"{'.'.join(path)}: {type(error).__name__}")
+    assert escaped == []
+
+
+@pytest.mark.parametrize("value", ["1e400", "[[0, 1e400], [1, 0]]"])
+def test_a_learning_rate_that_is_no_float_is_refused(value):
+    assert "base_learners.natural.lr: expected" in one_problem(overrides=[f"base_learners.natural.lr={value}"])
+
+
+def test_a_gigantic_exponent_does_not_hang():
+    code = (
+        "from genray.config import load_config\nfrom genray.errors import ConfigError\n"
+        "try: load_config(overrides=['base_learners.linf.attack.epsilon=1e999999999'])\n"
+        "except ConfigError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=8)
+    assert done.stdout == "refused\n", done.stderr[-300:]
+
+
+def test_dates_and_bytes_are_shown():
+    assert "got datetime.date(2001, 1, 1)" in one_problem(minimal(training={"epochs": datetime.date(2001, 1, 1)}))
+    assert "got b'x'" in one_problem(minimal(training={"epochs": b"x"}))
+
+
+def test_the_rest_of_schedules_with_many_digits_round_trips():
+    """Two schedules with knots at different places: `rest` is exact, with far more digits than either."""
+    weights = {
+        "natural": [[0, 0.1234567890123456], [0.7654321098765432, 0.3]],
+        "linf": "rest",
+        "l2": [[0, 0.2718281828459045], [0.3141592653589793, "1/7"], [1, 0.1]],
+    }
+    config = load_config(minimal(base_learners=THREE, global_learner={"mixing_weights": weights}))
+    assert load_config(to_dict(config)) == config

@@ -1,0 +1,253 @@
+"""No dead knobs: every field of the configuration, changed alone, changes what a run does."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import typing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import genray
+from genray.config import load_config, schema
+from genray.config.values import Schedule
+from genray.errors import GenrayError
+from genray.learners.setup import prepare
+from genray.runtime.placement import make_placement
+
+TINY = [
+    "name=tiny",
+    "training.epochs=3",
+    "training.batch_size=30",
+    "data.train_examples=110",
+    "data.test_examples=24",
+    "data.validation_examples=20",
+    "model.width=4",
+    "base_learners.linf.attack.num_steps=1",
+    "global_learner.gamma=[[0, 0.9], [1, 0.3]]",
+    "global_learner.warmup_epochs=1",
+    "global_learner.sync_every=1",
+    "global_learner.mix=raw",
+    "evaluation.attack.num_steps=2",
+    "evaluation.batch_size=16",
+]
+L, N, G, E = "base_learners.linf", "base_learners.natural", "global_learner", "evaluation"
+L1 = f"{L}.attack={{norm: l1, epsilon: 2, step_size: 1, num_steps: 2}}"
+ADAM = f"{L}.optimizer={{name: adam}}"
+MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
+
+# field -> (what else has to be so for it to matter, the change)
+CHANGES = {
+    "name": ([], "name=other"),
+    "seed": ([], "seed=1"),
+    "device": ([], "device=cuda"),  # refused here: the change is seen by the placement
+    "data.source": ([], "data.source=parquet"),
+    "data.path": (["PARQUET"], "data.path=OTHER"),
+    "data.image_column": (["PARQUET"], "data.image_column=second"),
+    "data.label_column": (["PARQUET"], "data.label_column=parity"),
+    "data.download": (["data.source=cifar10", "data.path=EMPTY", "data.download=false"], "data.download=true"),
+    "data.image_size": (["PARQUET"], "data.image_size=[9, 9]"),
+    "data.train_examples": ([], "data.train_examples=100"),
+    "data.test_examples": ([], "data.test_examples=23"),
+    "data.validation_examples": ([], "data.validation_examples=10"),
+    "data.validation_seed": ([], "data.validation_seed=1"),
+    "model.name": ([], "model.name=resnet18"),
+    "model.width": ([], "model.width=5"),
+    "model.batch_norm": ([], "model.batch_norm=false"),
+    "model.mean": (["model.mean=[0.5]", "model.std=[1]"], "model.mean=[0.4]"),
+    "model.std": (["model.mean=[0.5]", "model.std=[1]"], "model.std=[0.5]"),
+    "training.epochs": ([], "training.epochs=2"),
+    "training.batch_size": ([], "training.batch_size=31"),
+    "training.drop_last": (["training.batch_size=40"], "training.drop_last=true"),
+    "training.schedules_by": ([], "training.schedules_by=epoch"),
+    "base_learners.attack.norm": ([], f"{L}.attack.norm=l2"),
+    "base_learners.attack.epsilon": ([], f"{L}.attack.epsilon=0.1"),
+    "base_learners.attack.step_size": ([], f"{L}.attack.step_size=0.03"),
+    "base_learners.attack.num_steps": ([], f"{L}.attack.num_steps=2"),
+    "base_learners.attack.start": ([], f"{L}.attack.start=zero"),
+    "base_learners.attack.mode": ([], f"{L}.attack.mode=train"),
+    "base_learners.attack.sparsity": ([L1], f"{L}.attack.sparsity=0.5"),
+    "base_learners.objective": ([], f"{L}.objective={{name: adversarial, beta: 0.5}}"),
+    "natural.label_smoothing": ([], f"{N}.objective.label_smoothing=0.1"),
+    "adversarial.beta": ([], f"{L}.objective.beta=0.4"),
+    "adversarial.label_smoothing": ([], f"{L}.objective.label_smoothing=0.1"),
+    "base_learners.optimizer": ([], f"{L}.optimizer.name=adam"),
+    "sgd.momentum": ([], f"{L}.optimizer.momentum=0.5"),
+    "sgd.nesterov": ([], f"{L}.optimizer.nesterov=true"),
+    "sgd.weight_decay": ([], f"{L}.optimizer.weight_decay=0.1"),
+    "adam.beta1": ([ADAM], f"{L}.optimizer.beta1=0.5"),
+    "adam.beta2": ([ADAM], f"{L}.optimizer.beta2=0.5"),
+    "adam.weight_decay": ([ADAM], f"{L}.optimizer.weight_decay=0.1"),
+    "adamw.beta1": ([ADAM.replace("adam}", "adamw}")], f"{L}.optimizer.beta1=0.5"),
+    "adamw.beta2": ([ADAM.replace("adam}", "adamw}")], f"{L}.optimizer.beta2=0.5"),
+    "adamw.weight_decay": ([ADAM.replace("adam}", "adamw}")], f"{L}.optimizer.weight_decay=0.5"),
+    "base_learners.lr": ([], f"{L}.lr=0.03"),
+    "base_learners.augmentation.crop_padding": ([], f"{L}.augmentation.crop_padding=1"),
+    "base_learners.augmentation.pad_mode": ([f"{L}.augmentation.crop_padding=2"], f"{L}.augmentation.pad_mode=reflect"),
+    "base_learners.augmentation.flip": ([], f"{L}.augmentation.flip=true"),
+    "base_learners.averaging.enabled": ([f"{G}.mix=averaged"], f"{L}.averaging.enabled=false"),
+    "base_learners.averaging.decay": ([f"{G}.mix=averaged"], f"{L}.averaging.decay=0.3"),
+    "base_learners.data_order": ([], f"{L}.data_order=own"),
+    "base_learners.resources.num_cpus": ([], f"{L}.resources.num_cpus=3"),
+    "base_learners.resources.num_gpus": ([], f"{L}.resources.num_gpus=0.5"),
+    "global_learner.gamma": ([], f"{G}.gamma=0.5"),
+    "global_learner.mixing_weights": (MIX, f"{G}.mixing_weights={{linf: 0.9, natural: rest}}"),
+    "global_learner.mix": ([], f"{G}.mix=averaged"),
+    "global_learner.decay": ([], f"{G}.decay=0.3"),
+    "global_learner.warmup_epochs": ([], f"{G}.warmup_epochs=3"),
+    "global_learner.sync_every": ([], f"{G}.sync_every=2"),
+    "global_learner.sync_unit": ([], f"{G}.sync_unit=step"),
+    "global_learner.batch_norm": ([], f"{G}.batch_norm=reestimate"),
+    "global_learner.reestimate_batches": ([f"{G}.batch_norm=reestimate"], f"{G}.reestimate_batches=1"),
+    "evaluation.attack.norm": ([], f"{E}.attack.norm=l2"),
+    "evaluation.attack.epsilon": ([], f"{E}.attack.epsilon=0.01"),
+    "evaluation.attack.step_size": ([], f"{E}.attack.step_size=0.01"),
+    "evaluation.attack.num_steps": ([], f"{E}.attack.num_steps=1"),
+    "evaluation.every_epochs": ([], f"{E}.every_epochs=2"),
+    "evaluation.batch_size": (["CHUNKS"], f"{E}.batch_size=5"),
+    "evaluation.examples": ([], f"{E}.examples=20"),
+    "evaluation.select_on": ([], f"{E}.select_on=test"),
+    "evaluation.natural_floor": ([], f"{E}.natural_floor=1"),
+    "checkpoint.every_epochs": ([], "checkpoint.every_epochs=3"),
+    "checkpoint.keep": ([], "checkpoint.keep=1"),
+    "runtime.placement": ([], "runtime.placement=spread"),
+}
+
+# These only show in how long something waits or how much is in flight; each has a test of its own.
+TESTED_ELSEWHERE = {
+    "runtime.startup_timeout_s": "tests/ray/test_gpus.py::test_too_few_gpus_is_said_within_the_timeout",
+    "runtime.stall_timeout_s": "tests/ray/test_pipeline.py::test_a_stalled_learner_is_named",
+    "runtime.max_ahead_gib": "tests/ray/test_pipeline.py::test_windows_ahead_fit_the_budget",
+}
+
+
+def fields(cls, prefix=""):
+    """Names of all leaf fields, tagged sections under their own tag."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        path = f"{prefix}{f.name}"
+        if "tagged" in f.metadata:
+            yield path
+            for tag, section in f.metadata["tagged"].items():
+                yield from fields(section, f"{tag}.")
+            continue
+        sections = [h for h in _leaves(hints[f.name]) if dataclasses.is_dataclass(h) and h is not Schedule]
+        if sections:
+            yield from fields(sections[0], f"{path}.")
+        else:
+            yield path
+
+
+def _leaves(hint):
+    args = [a for a in typing.get_args(hint) if a is not type(None)]
+    return (
+        [leaf for a in args for leaf in _leaves(a)]
+        if args and typing.get_origin(hint) is not typing.Literal
+        else [hint]
+    )
+
+
+def test_every_field_is_in_the_table():
+    named = set(fields(schema.RunConfig))
+    assert named == set(CHANGES) | set(TESTED_ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Parquet folders with two columns of each kind, and one that is empty."""
+    noise = np.random.default_rng(0)
+    made = {}
+    for name in ("PARQUET", "OTHER"):
+        made[name] = tmp_path_factory.mktemp(name)
+        for part, count in (("train", 110), ("test", 24)):
+            columns = {key: pa.array([_encoded(noise) for _ in range(count)]) for key in ("image", "second")}
+            labels = np.arange(count) % 4
+            table = pa.table({**columns, "label": labels, "parity": labels % 2})
+            pq.write_table(table, made[name] / f"{part}-00000-of-00001.parquet")
+    made["EMPTY"] = tmp_path_factory.mktemp("empty")
+    return made
+
+
+def _encoded(noise):
+    buffer = io.BytesIO()
+    Image.fromarray(noise.integers(0, 256, (8, 8), dtype=np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": ""}
+
+
+def prepared(overrides, folders):
+    """Overrides with the folders put in."""
+    for override in overrides:
+        if override == "PARQUET":
+            yield "data.source=parquet"
+            yield f"data.path={folders['PARQUET']}"
+            yield "data.image_column=image"
+            yield "data.label_column=label"
+        elif override == "data.source=parquet":
+            yield from prepared(["PARQUET"], folders)
+        elif override != "CHUNKS":
+            for name, folder in folders.items():
+                override = override.replace(name, str(folder))
+            yield override
+
+
+def fingerprint(overrides, storage, chunks=False):
+    """Everything that can be seen of a run: its placement, weights, metrics, results and files."""
+    try:
+        config = load_config(None, [*TINY, *overrides])
+        setup = prepare(config)
+        placement = make_placement(setup.plan, 1000, {"CPU": 8, "GPU": 4})
+        results = genray.train(config, runtime="local", storage=str(storage))
+    except GenrayError as error:
+        return str(error)
+    folder = storage / config.name
+    weights = hashlib.sha256()
+    for name in ("model.pt", "model_last.pt"):
+        state = genray.load_model(folder / name).state_dict()
+        for value in state.values():
+            weights.update(value.numpy().tobytes())
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("wall_s")
+        for learner in record["learners"].values():
+            learner.pop("seconds")
+    states = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    seen = [repr(placement), weights.hexdigest(), records, results["models"], results["protocol"], states, config.name]
+    if chunks:  # a batch size must not change results, only how many examples are evaluated at once
+        from genray.evaluation import chunks as cut
+
+        return [seen, cut(24, config.evaluation.batch_size)]
+    return seen
+
+
+@pytest.fixture(scope="module")
+def unchanged(folders, tmp_path_factory):
+    """Fingerprint of the run before a change, made once for each set of base overrides."""
+    made = {}
+
+    def get(base):
+        if tuple(base) not in made:
+            storage = tmp_path_factory.mktemp("before")
+            made[tuple(base)] = fingerprint(list(prepared(base, folders)), storage, "CHUNKS" in base)
+        return made[tuple(base)]
+
+    return get
+
+
+def test_a_fingerprint_is_repeatable(unchanged, tmp_path):
+    """Otherwise the test below could not fail."""
+    assert fingerprint([], tmp_path) == unchanged([])
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_field_acts(field, folders, unchanged, tmp_path):
+    base, change = CHANGES[field]
+    chunks = "CHUNKS" in base
+    before = unchanged(base)
+    after = fingerprint(list(prepared([*base, change], folders)), tmp_path, chunks)
+    assert before != after
+    if chunks:
+        assert before[0] == after[0]

@@ -1,0 +1,443 @@
+"""Files that are written whole or not at all, on local and other file systems, and the run folder on top of them."""
+
+import builtins
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pyarrow import fs
+
+from genray.config import load_config, to_dict
+from genray.errors import CheckpointError, RunFolderError
+from genray.recording.run_folder import RunFolder, first_difference
+from genray.recording.storage import Storage
+from genray.recording.table import results_table
+
+
+def local(folder):
+    return Storage(str(folder))
+
+
+def by_uri(folder):
+    return Storage(folder.as_uri())
+
+
+def subtree(folder):
+    """A file system that is not the local one, as an object store is not."""
+    storage = Storage(str(folder))
+    storage.filesystem, storage.root = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), "prefix"
+    assert not storage.is_local
+    return storage
+
+
+def in_memory(folder):
+    storage = Storage(f"mock://{folder}")
+    assert not storage.is_local
+    return storage
+
+
+@pytest.fixture(params=[local, by_uri, subtree, in_memory])
+def storage(request, tmp_path):
+    folder = {local: tmp_path / "new folder", by_uri: tmp_path / "new folder"}.get(request.param, tmp_path)
+    return request.param(folder)
+
+
+# --- storage -------------------------------------------------------------------------------------------------------
+
+
+def test_write_read_exists_names_delete(storage):
+    assert not storage.exists() and not storage.exists("a.txt") and storage.names() == []
+    storage.write("b.txt", b"two")
+    storage.write("a.txt", b"one")
+    storage.write("sub/deeper/c.bin", bytes(range(256)))
+    assert storage.exists() and storage.exists("a.txt") and storage.exists("sub/deeper/c.bin")
+    assert storage.names() == ["a.txt", "b.txt"]  # files only, sorted
+    assert storage.names("sub") == [] and storage.names("sub/deeper") == ["c.bin"] and storage.names("none") == []
+    assert storage.read("sub/deeper/c.bin") == bytes(range(256))
+    storage.write("a.txt", b"longer than before")
+    assert storage.read("a.txt") == b"longer than before"
+    storage.write("a.txt", b"")
+    assert storage.read("a.txt") == b""
+    storage.delete("a.txt")
+    assert not storage.exists("a.txt") and storage.names() == ["b.txt"]
+
+
+def test_absent_file_cannot_be_read(storage):
+    with pytest.raises(RunFolderError, match=r"absent\.pt: cannot be read"):
+        storage.read("absent.pt")
+
+
+def test_path_and_file_uri_are_the_same_place(tmp_path):
+    local(tmp_path / "r").write("x", b"1")
+    assert by_uri(tmp_path / "r").read("x") == b"1" and (tmp_path / "r" / "x").read_bytes() == b"1"
+    assert by_uri(tmp_path).is_local and local(tmp_path).is_local
+
+
+def test_relative_path_is_the_working_directorys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage = Storage("runs/one")
+    monkeypatch.chdir("/")
+    storage.write("x", b"1")
+    assert (tmp_path / "runs" / "one" / "x").read_bytes() == b"1"
+
+
+class Full:
+    """A file on a full disk: a few bytes, then an error."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.real.close()
+
+    def write(self, data):
+        self.real.write(data[:3])
+        self.real.flush()
+        raise OSError(28, "No space left on device")
+
+
+def fail_while_writing(monkeypatch):
+    real_open = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda path, mode="r", **kw: Full(real_open(path, mode, **kw)))
+
+
+def fail_while_flushing(monkeypatch):
+    def fsync(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def fail_while_renaming(monkeypatch):
+    def replace(source, target):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize("fail", [fail_while_writing, fail_while_flushing, fail_while_renaming])
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, fail):
+    storage = local(tmp_path)
+    storage.write("state.pt", b"old and whole")
+    with monkeypatch.context() as patch:
+        fail(patch)
+        with pytest.raises(RunFolderError, match=r"state\.pt: cannot be written: (No space|Input|Permission)"):
+            storage.write("state.pt", b"new")
+    assert storage.read("state.pt") == b"old and whole"
+    assert sorted(os.listdir(tmp_path)) == ["state.pt"]  # nothing aside is left
+
+
+def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    storage = local(tmp_path)
+    storage.write("state.pt", b"old")
+
+    def replace(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write("state.pt", b"new")
+    assert os.listdir(tmp_path) == ["state.pt"] and storage.read("state.pt") == b"old"
+
+
+def test_the_new_file_is_on_disk_before_the_old_one_goes(tmp_path, monkeypatch):
+    storage, order = local(tmp_path), []
+    storage.write("x", b"old")
+    real_fsync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (order.append("fsync"), real_fsync(d))[1])
+
+    def replace(source, target):
+        with open(source, "rb") as stream:
+            order.append(("replace", stream.read(), storage.read("x")))
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    storage.write("x", b"new")
+    assert order == ["fsync", ("replace", b"new", b"old")] and storage.read("x") == b"new"
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        local(tmp_path / "file").write("x", b"1")
+
+
+@pytest.mark.parametrize("uri", ["nonsense://bucket/x", "://", "s3://bucket name/x"])
+def test_uris_that_cannot_be_understood(uri):
+    with pytest.raises(RunFolderError, match="storage "):
+        Storage(uri)
+
+
+# --- run folder ----------------------------------------------------------------------------------------------------
+
+
+def test_place_of_a_run(tmp_path):
+    for storage in (str(tmp_path), f"{tmp_path}/", tmp_path.as_uri(), f"{tmp_path.as_uri()}/"):
+        RunFolder(storage, "mine").write_results({"storage": storage})
+        assert storage in (tmp_path / "mine" / "results.json").read_text()
+
+
+def test_place_of_a_run_behind_a_uri_with_options():
+    """pyarrow's way of naming a region or a MinIO endpoint: options stand after the path."""
+    uri = "s3://bucket/prefix?region=eu-west-1&endpoint_override=127.0.0.1:9000&scheme=http"
+    storage = RunFolder(uri, "mine").storage
+    assert storage.path("config.yaml") == "bucket/prefix/mine/config.yaml"
+    assert storage.filesystem.region == "eu-west-1"
+
+
+def state(step, learners=("natural", "linf")):
+    rng = np.random.default_rng(step)
+    return {
+        "step": step,
+        "next_window": step // 10,
+        "learners": {
+            name: {
+                "step": step,
+                "weights": rng.random(5).astype(np.float32),
+                "counters": np.array([step]),
+                "optimizer": {"momentum_buffer": rng.random(3).astype(np.float32), "step": np.array(float(step))},
+            }
+            for name in learners
+        },
+        "theta_g": {"step": step, "weights": rng.random(5).astype(np.float32), "counters": np.array([step])},
+        "best": None,
+        "books": '{"records": []}',
+    }
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return set(a) == set(b) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+def test_newest_state_comes_back_as_it_was(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    assert folder.read_newest_state() is None
+    for step in (5, 900, 1_000_000):  # 1000000 sorts after 900
+        folder.write_state(state(step), keep=3)
+    assert equal(folder.read_newest_state(), state(1_000_000))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_keep(tmp_path, keep):
+    folder = RunFolder(str(tmp_path), "run")
+    for step in range(10, 60, 10):
+        folder.write_state(state(step), keep)
+        assert folder.read_newest_state()["step"] == step
+    left = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
+    assert left == [f"state-{s:09d}.pt" for s in range(10, 60, 10)[-keep:]]
+
+
+def test_the_old_state_goes_only_when_the_new_one_is_in_place(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.write_state(state(10), 1)
+    fail_while_flushing(monkeypatch)
+    with pytest.raises(RunFolderError):
+        folder.write_state(state(20), 1)
+    assert folder.read_newest_state()["step"] == 10
+
+
+def test_other_files_among_the_checkpoints_are_left_alone(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.storage.write("checkpoints/state-000000099.pt.tmp-ab12cd34", b"half")
+    folder.storage.write("checkpoints/notes.txt", b"mine")
+    folder.write_state(state(10), 1)
+    folder.write_state(state(20), 1)
+    assert folder.read_newest_state()["step"] == 20
+    assert set(folder.storage.names("checkpoints")) == {
+        "notes.txt",
+        "state-000000020.pt",
+        "state-000000099.pt.tmp-ab12cd34",
+    }
+
+
+def broken(kind, whole):
+    if kind == "truncated":
+        return whole[: len(whole) // 2]
+    if kind == "flipped":
+        return whole[:20] + bytes(b ^ 255 for b in whole[20:60]) + whole[60:]
+    return {"empty": b"", "text": b"not a checkpoint\n", "zeros": bytes(1000)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "text", "zeros"])
+def test_a_corrupt_state_is_named(tmp_path, kind):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.write_state(state(10), 1)
+    path = tmp_path / "run" / "checkpoints" / "state-000000010.pt"
+    path.write_bytes(broken(kind, path.read_bytes()))
+    with pytest.raises(CheckpointError, match="state-000000010.pt"):
+        folder.read_newest_state()
+
+
+@pytest.mark.parametrize("content", [{"format": "genray-state/9", "step": 1}, [1, 2], {"step": 1}])
+def test_a_state_of_another_kind_is_refused(tmp_path, content):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.write_state(state(10), 1)
+    torch.save(content, tmp_path / "run" / "checkpoints" / "state-000000010.pt")
+    with pytest.raises(CheckpointError, match="state-000000010.pt"):
+        folder.read_newest_state()
+
+
+class Harmful:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_a_state_cannot_run_code(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.write_state(state(10), 1)
+    torch.save({"x": Harmful(tmp_path / "made")}, tmp_path / "run" / "checkpoints" / "state-000000010.pt")
+    with pytest.raises(CheckpointError, match="state-000000010.pt"):
+        folder.read_newest_state()
+    assert not (tmp_path / "made").exists()
+
+
+def test_model_is_a_plain_file(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.write_model("model.pt", {"w": torch.arange(3.0)}, {"architecture": {"name": "x"}, "epoch": 3})
+    content = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert content["state_dict"]["w"].tolist() == [0, 1, 2]
+    assert content["metadata"] == {"architecture": {"name": "x"}, "epoch": 3}
+
+
+def test_metrics_are_written_anew(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    assert folder.read_metrics() == []
+    folder.write_metrics([{"epoch": 1}, {"epoch": 2, "x": [0.5]}, {"epoch": 3}])
+    folder.write_metrics([{"epoch": 1}, {"epoch": 2, "x": [0.5]}])
+    assert folder.read_metrics() == [{"epoch": 1}, {"epoch": 2, "x": [0.5]}]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+# --- opening -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def created(tmp_path):
+    folder = RunFolder(str(tmp_path), "digits")
+    folder.check_free()
+    folder.create(load_config(), ["cpu"])
+    return folder
+
+
+def test_a_second_run_is_refused(created):
+    with pytest.raises(RunFolderError, match="digits: a run of this name exists.*--resume"):
+        created.check_free()
+
+
+def test_config_is_written_resolved_and_with_versions(created):
+    stored = yaml.safe_load(created.storage.read("config.yaml"))
+    versions = stored.pop("versions")
+    assert load_config(stored) == load_config()
+    assert versions["torch"] and versions["python"].startswith("3.") and versions["devices"] == ["cpu"]
+
+
+def test_the_same_configuration_resumes(created):
+    created.check_resumable(load_config())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.epochs=31", "training.epochs was 30, is 31"),
+        ("seed=1", "seed was 0, is 1"),
+        ("base_learners.linf.attack.epsilon=8/255", "base_learners.linf.attack.epsilon was 0.2, is 8/255"),
+        ("global_learner.decay=0.9", "global_learner.decay was 0.99, is 0.9"),
+        ("base_learners.linf.optimizer.momentum=0.5", "base_learners.linf.optimizer.momentum was 0.9, is 0.5"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(created, override, words):
+    with pytest.raises(RunFolderError, match="cannot resume with another configuration") as caught:
+        created.check_resumable(load_config(overrides=[override]))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["device=cpu", "runtime.startup_timeout_s=9", "base_learners.linf.resources.num_cpus=2", "checkpoint.keep=5"],
+)
+def test_what_does_not_change_the_result_may_differ(created, override):
+    assert load_config(overrides=[override]) != load_config()
+    created.check_resumable(load_config(overrides=[override]))
+
+
+def test_a_learner_with_an_unlucky_name_is_compared_all_the_same(tmp_path):
+    """Fields that may differ are skipped by name; a learner can have that name."""
+    data = to_dict(load_config())
+    for part in ("base_learners", "global_learner"):
+        section = data[part] if part == "base_learners" else data[part]["mixing_weights"]
+        section["device"] = section.pop("natural")
+    folder = RunFolder(str(tmp_path), "digits")
+    folder.create(load_config(data), ["cpu"])
+    with pytest.raises(RunFolderError, match=r"base_learners\.device\.lr"):
+        folder.check_resumable(load_config(data, ["base_learners.device.lr=0.5"]))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "name: digits\n", "just words", "\x00"])
+def test_a_broken_config_in_the_folder_is_the_folders_error(tmp_path, text):
+    folder = RunFolder(str(tmp_path), "digits")
+    folder.storage.write("config.yaml", text.encode())
+    with pytest.raises(RunFolderError, match="config.yaml"):
+        folder.check_resumable(load_config())
+
+
+def test_first_difference():
+    before = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": 5}
+    assert first_difference(before, {"a": 1, "b": {"c": [1, 2], "d": None}, "e": 5}) == ""
+    assert first_difference(before, {**before, "b": {"c": [1, 3], "d": None}}) == "b.c was [1, 2], is [1, 3]"
+    assert first_difference(before, {**before, "new": 1}) == "new was None, is 1"
+    assert first_difference(before, {"a": 1, "b": before["b"]}) == "e was 5, is None"
+
+
+# --- the final table -----------------------------------------------------------------------------------------------
+
+
+def results(selected_on="validation"):
+    def record(value, low, high):
+        return {"value": value, "low": low, "high": high, "examples": 360}
+
+    models = {
+        "global": {"natural": record(0.975, 0.953, 0.987), "pgd20": record(0.8, 0.756, 0.838)},
+        "global_last": {"natural": record(0.9639, 0.9392, 0.9788), "pgd20": record(0.05, 0.0317, 0.078)},
+        "linf": {"natural": record(1.0, 0.98944, 1.0), "pgd20": record(0.0, 0.0, 0.01056)},
+    }
+    protocol = {
+        "examples": 360,
+        "interval": "95 % Wilson",
+        "selected_on": selected_on,
+        "threat_model": "linf 0.2 (0.2)",
+    }
+    return {"models": models, "protocol": protocol, "best_epoch": 27}
+
+
+def test_table():
+    lines = results_table(results()).splitlines()
+    assert lines[0].split() == ["model", "natural", "pgd20", "linf", "0.2", "(0.2)"]
+    assert set(lines[1]) == {"-"} and len(lines[1]) == max(len(line) for line in lines[:5])
+    assert lines[2].startswith("theta_g, epoch 27 (best on validation)")
+    assert lines[2].split()[-6:] == ["97.50", "[95.3,", "98.7]", "80.00", "[75.6,", "83.8]"]
+    assert lines[3].startswith("theta_g, last epoch") and "96.39  [93.9, 97.9]" in lines[3]
+    assert (
+        lines[4].startswith("base learner linf")
+        and "100.00  [98.9, 100.0]" in lines[4]
+        and "0.00  [0.0, 1.1]" in lines[4]
+    )
+    assert lines[5] == "360 test images; accuracy in % with its 95 % Wilson interval" and len(lines) == 6
+
+
+def test_selection_on_test_is_stamped_on_the_table():
+    assert "NOTE: the checkpoint was chosen on the test images" in results_table(results("test"))
+    assert "NOTE" not in results_table(results())
