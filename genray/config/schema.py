@@ -250,6 +250,18 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the same training is computed; all but `precision` change results by rounding only."""
+
+    precision: Literal["fp32", "bf16"] = option(
+        "fp32", "bf16: forward and backward passes in bfloat16; weights, losses, averages and evaluation stay float32"
+    )
+    channels_last: bool = option(True, "images and convolution weights in NHWC order")
+    fold_batch_norm: bool = option(True, "attacks run on a copy whose BatchNorm is folded into the convolutions")
+    compile: bool = option(False, "torch.compile for training and attack passes; needs a C++ compiler on CPU")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     name: str = required("run name: the folder under the storage", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
     seed: int = option(0, "of everything random", ge=0)
@@ -262,3 +274,4 @@ class RunConfig:
     evaluation: EvaluationConfig = option(EvaluationConfig, "")
     checkpoint: CheckpointConfig = option(CheckpointConfig, "")
     runtime: RuntimeConfig = option(RuntimeConfig, "")
+    compute: ComputeConfig = option(ComputeConfig, "")

@@ -15,7 +15,9 @@ from genray.core.schedules import ema_decay
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
 from genray.errors import NonFiniteError
+from genray.learners.passes import Passes
 from genray.learners.plan import RunPlan
+from genray.learners.setup import memory_format
 from genray.objectives import build_objective
 from genray.types import WeightSnapshot
 
@@ -54,6 +56,7 @@ class BaseLearner:
         self.device = torch.device(device)
         self.network = network.to(self.device).train()
         self.flat = FlatWeights(self.network)
+        self.passes = Passes(self.network, run.compute, self.device)
         self.average = self.flat.weights.clone()
         self.share = self.flat.weights / len(run.base_learners)
         self.objective = build_objective(self.config.objective)
@@ -94,9 +97,10 @@ class BaseLearner:
     def _take_step(self, step):
         """One optimiser step, then both averages. No host synchronisation."""
         x, y = self.loader.batch(step)
+        x = x.contiguous(memory_format=memory_format(self.plan.config))
         draw = StreamDraw(generator(self.device, self.plan.config.seed, self.name, "attack", step))
         with self._keyed_dropout(step):
-            loss, logits = self.objective(self.network, x, y, lambda x, y: self.attack(self.network, x, y, draw))
+            loss, logits = self.objective(self.passes.training, x, y, lambda x, y: self._craft(x, y, draw))
             self.flat.zero_grad()
             loss.backward()
         for group in self.optimizer.param_groups:
@@ -104,6 +108,10 @@ class BaseLearner:
         self.optimizer.step()
         self._update_averages(step)
         return loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)
+
+    def _craft(self, x, y, draw):
+        """Adversarial images against the network of now."""
+        return self.attack(self.passes.attacked(self.attack.mode), x, y, draw)
 
     @torch.no_grad()
     def _update_averages(self, step):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
 from genray.data.datasets import load_image_data, validation_split
@@ -43,14 +45,21 @@ class RunSetup:
         }
 
     def build_network(self):
-        """A new network with the run's initial weights: the same in every process."""
-        return build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
+        """A new network with the run's initial weights: the same in every process, in memory order too, because flat
+        weights are in the order of memory."""
+        network = build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
+        return network.to(memory_format=memory_format(self.config))
 
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of one learner's flat float32 weights, which is what it hands over at the end of a window."""
         tensors = self.build_network().state_dict().values()
         return 4 * sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+
+
+def memory_format(config: RunConfig) -> torch.memory_format:
+    """Of images and convolution weights."""
+    return torch.channels_last if config.compute.channels_last else torch.contiguous_format
 
 
 def prepare(config: RunConfig) -> RunSetup:

@@ -22,6 +22,7 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
         f"model          {config.model.name}, {parameters:,} parameters, {setup.weight_bytes / MIB:.2f} MiB",
         f"steps          {config.training.epochs} epochs x {plan.steps_per_epoch} = {plan.total_steps} a learner, "
         f"batches of {config.training.batch_size}",
+        f"compute        {_compute(config.compute)}",
         *(_learner_line(plan, name) for name in config.base_learners),
         _windows_line(plan),
         f"traffic        {len(config.base_learners)} x {setup.weight_bytes / MIB:.2f} MiB to the global learner at the "
@@ -44,6 +45,12 @@ def _learner_line(plan, name):
         f"learner        {name}: {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
         f"{weights[0]:.3g} -> {weights[1]:.3g}"
     )
+
+
+def _compute(compute):
+    parts = [compute.precision, "channels_last" if compute.channels_last else "contiguous"]
+    parts += ["BatchNorm folded for attacks"] * compute.fold_batch_norm + ["compiled"] * compute.compile
+    return ", ".join(parts)
 
 
 def _windows_line(plan):

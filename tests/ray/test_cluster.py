@@ -55,6 +55,14 @@ def start(address, tmp_path, *overrides):
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def wait_for_a_checkpoint(folder):
+    """The first one, not the first metrics: those are written before it."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/state-*.pt")):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.2)
+
+
 def test_joins_and_leaves_clean_on_success(cluster, tmp_path, small_run):
     process = start(cluster, tmp_path, *small_run)
     out, err = process.communicate(timeout=180)
@@ -76,11 +84,7 @@ def test_leaves_clean_on_failure(cluster, tmp_path, small_run):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_leaves_clean_when_stopped(cluster, tmp_path, small_run, signum, code):
     process = start(cluster, tmp_path, *small_run, "training.epochs=5000")
-    metrics = tmp_path / "digits" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert metrics.exists()
+    wait_for_a_checkpoint(tmp_path / "digits")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
@@ -93,10 +97,7 @@ def test_leaves_clean_when_stopped(cluster, tmp_path, small_run, signum, code):
 
 def test_killed_learner_ends_the_run_with_its_name(cluster, tmp_path, small_run):
     process = start(cluster, tmp_path, *small_run, "training.epochs=5000")
-    metrics = tmp_path / "digits" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_a_checkpoint(tmp_path / "digits")
     # Of this test's own cluster: another may run on the machine.
     ours = [p for p in descendants(os.getpid()) if b"ray::BaseLearnerActor" in Path(f"/proc/{p}/cmdline").read_bytes()]
     assert len(ours) == 2

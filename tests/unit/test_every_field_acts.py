@@ -37,6 +37,7 @@ TINY = [
 ]
 L, N, G, E = "base_learners.linf", "base_learners.natural", "global_learner", "evaluation"
 L1 = f"{L}.attack={{norm: l1, epsilon: 2, step_size: 1, num_steps: 2}}"
+L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
 ADAM = f"{L}.optimizer={{name: adam}}"
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
@@ -115,12 +116,19 @@ CHANGES = {
     "checkpoint.every_epochs": ([], "checkpoint.every_epochs=3"),
     "checkpoint.keep": ([], "checkpoint.keep=1"),
     "runtime.placement": ([], "runtime.placement=spread"),
+    "compute.precision": ([], "compute.precision=bf16"),
+    "compute.channels_last": ([], "compute.channels_last=false"),
+    "compute.fold_batch_norm": (
+        [L2],  # an l2 step shows a rounding that signs hide
+        "compute.fold_batch_norm=false",
+    ),
 }
 
-# These only show in how long something waits or how much is in flight; each has a test of its own.
+# These only show in how long something takes or how much is in flight; each has a test of its own.
 TESTED_ELSEWHERE = {
     "runtime.startup_timeout_s": "tests/ray/test_gpus.py::test_too_few_gpus_is_said_within_the_timeout",
     "runtime.stall_timeout_s": "tests/ray/test_pipeline.py::test_a_stalled_learner_is_named",
+    "compute.compile": "tests/unit/test_passes.py::test_compiled_passes_compute_the_same",
     "runtime.max_ahead_gib": "tests/ray/test_pipeline.py::test_windows_ahead_fit_the_budget",
 }
 

@@ -1,0 +1,52 @@
+"""How a learner's network is run: in which precision, compiled or not, and on which copy it is attacked."""
+
+from functools import cached_property
+
+import torch
+
+from genray.models.attack_copy import AttackCopy
+
+
+class Passes:
+    """The two functions of one network that a training step calls. Both return float32 logits.
+
+    Args:
+        network: the learner's; its float32 weights are the only ones that are trained.
+        compute: the run's `compute` section.
+        device: where the network is.
+    """
+
+    def __init__(self, network: torch.nn.Module, compute, device: torch.device):
+        self.network, self.compute, self.device = network, compute, device
+        self.dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+        self._run = torch.compile(network) if compute.compile else network
+
+    def training(self, x):
+        """Logits of the network itself, in its own mode; gradients flow to the weights."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits = self._run(x)
+        return logits.float()  # losses are computed in float32
+
+    def attacked(self, mode: str):
+        """What an attack runs on until the next step: in mode "eval" a copy that is cheaper to run."""
+        if mode == "train":
+            return _TrainMode(self)
+        copy, run = self._copy
+        copy.refresh()
+        return run
+
+    @cached_property
+    def _copy(self):
+        copy = AttackCopy(self.network, fold=self.compute.fold_batch_norm, dtype=self.dtype)
+        return copy, torch.compile(copy) if self.compute.compile else copy
+
+
+class _TrainMode(torch.nn.Module):
+    """The network itself, for attacks in train mode: its BatchNorm statistics move, as in the codes that do so."""
+
+    def __init__(self, passes):
+        super().__init__()
+        self.network, self.passes = passes.network, passes
+
+    def forward(self, x):
+        return self.passes.training(x)

@@ -1,0 +1,139 @@
+"""A copy of a network for attacking it: the same function in eval mode, with less to compute.
+
+In eval mode a BatchNorm is a fixed affine map, so behind a convolution it can be folded into that convolution's
+weights. An attack of ten steps then runs ten times through fewer layers, and only the folding is done anew each step.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from genray.models.normalize import Normalize
+
+
+class AttackCopy(nn.Module):
+    """The eval-mode function of a network, images (N, C, H, W) in [0, 1] -> logits (N, K), in float32 at least.
+
+    It has no trainable parameter of its own. What is not folded or rounded is shared with the network, so it follows
+    by itself; the rest follows at each `refresh`, in place.
+
+    Args:
+        network: eval-mode and train-mode alike; stays as it is.
+        fold: fold each BatchNorm that directly follows a convolution (pre-activation blocks have some that do not).
+        dtype: of weights and activations; images are normalised, and logits computed by the classifier, in float32.
+    """
+
+    def __init__(self, network: nn.Module, *, fold: bool = True, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        pairs = foldable_pairs(network) if fold else []
+        self.folded = len(pairs)
+        self.body = _independent_copy(network).eval()
+        self._folds = [self._fold(network, *names) for names in pairs]
+        self.entry, self.exit = dtype, torch.promote_types(dtype, torch.float32)
+        if isinstance(getattr(self.body, "normalize", None), (Normalize, nn.Identity)):
+            # Normalisation stays in float32: pixels rounded to 8 bits of mantissa move by up to half a grey level.
+            self.body.normalize, self.entry = nn.Sequential(self.body.normalize, _Cast(dtype)), self.exit
+        self._keep_classifier_precise(dtype)
+        self._copies = self._share_or_round(network, {name for pair in pairs for name in pair}, dtype)
+        self.refresh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.to(self.entry)).to(self.exit)
+
+    @torch.no_grad()
+    def refresh(self):
+        """Takes over the network's weights and running statistics of now. No host synchronisation."""
+        for mine, theirs in self._copies:
+            mine.copy_(theirs)
+        for mine, convolution, norm in self._folds:
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            shift = norm.bias - norm.running_mean * scale
+            if convolution.bias is not None:
+                shift = shift + convolution.bias * scale
+            torch.mul(convolution.weight, scale.view(-1, 1, 1, 1), out=mine.weight)
+            mine.bias.copy_(shift)
+
+    def _fold(self, network, convolution_name, norm_name):
+        """Replaces one pair in the copy; returns (folded convolution, network's convolution, network's BatchNorm)."""
+        mine = self.body.get_submodule(convolution_name)
+        mine.bias = nn.Parameter(torch.zeros(mine.out_channels, device=mine.weight.device), requires_grad=False)
+        self.body.set_submodule(norm_name, nn.Identity())
+        return mine, network.get_submodule(convolution_name), network.get_submodule(norm_name)
+
+    def _keep_classifier_precise(self, dtype):
+        """The last linear layer stays in float32: rounded logits tie, and ties pass for robustness."""
+        linear = [(name, module) for name, module in self.body.named_modules() if type(module) is nn.Linear]
+        if linear and dtype != self.exit:
+            name, module = linear[-1]
+            self.body.set_submodule(name, Classifier(module))
+
+    def _share_or_round(self, network, folded_names, dtype):
+        """Gives every tensor of the copy its type; returns the (mine, theirs) pairs that a refresh has to copy."""
+        copies, theirs = [], dict(network.named_parameters()) | dict(network.named_buffers())
+        for module_name, module in self.body.named_modules():
+            if isinstance(module, Normalize):  # its statistics are fixed
+                continue
+            kept = self.exit if isinstance(module, Classifier) else dtype
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                tensor.requires_grad_(False)
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(kept)
+                if module_name in folded_names:
+                    continue
+                source = theirs[f"{module_name}.{name}" if module_name else name]
+                if tensor.dtype == source.dtype:
+                    tensor.data = source.data
+                else:
+                    copies.append((tensor, source))
+        return copies
+
+
+class Classifier(nn.Linear):
+    """A linear layer that computes in the precision of its weights, whatever its input has."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+def foldable_pairs(network: nn.Module) -> list[tuple[str, str]]:
+    """(convolution, BatchNorm) names where the BatchNorm is the only reader of the convolution's output.
+
+    Empty where the network cannot be traced (its forward branches on values).
+    """
+    try:
+        graph = fx.symbolic_trace(network).graph
+    except Exception:  # tracing runs the network's own code, which may raise anything
+        return []
+    modules = dict(network.named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    once = {node.target for node in calls if sum(other.target == node.target for other in calls) == 1}
+    pairs = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or not {node.target, before.target} <= once:
+            continue
+        convolution, norm = modules[before.target], modules[node.target]
+        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and len(before.users) == 1:
+            if norm.affine and norm.track_running_stats:
+                pairs.append((before.target, node.target))
+    return pairs
+
+
+def _independent_copy(network):
+    """A deep copy; tensors that are views of one flat buffer become tensors of their own, with their strides."""
+    memo = {id(t): t.detach().clone() for t in network.buffers()}
+    return copy.deepcopy(network, memo)

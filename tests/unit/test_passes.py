@@ -1,0 +1,71 @@
+"""The ways to run a learner's network: each computes the same up to its rounding."""
+
+import pytest
+import torch
+
+from genray.config import load_config
+from genray.core.flat import FlatWeights
+from genray.learners.passes import Passes
+from genray.models import build_model
+
+X = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def passes(**compute):
+    model = build_model("small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), width=8, batch_norm=True, seed=1)
+    torch.nn.init.normal_(model.classifier.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    model.classifier.drop.p = 0.0
+    section = load_config(None, [f"compute.{key}={str(value).lower()}" for key, value in compute.items()]).compute
+    FlatWeights(model.train())
+    return Passes(model, section, torch.device("cpu"))
+
+
+def gradients(made):
+    made.training(X).square().sum().backward()
+    return torch.cat([p.grad.flatten() for p in made.network.parameters()])
+
+
+def cosine(a, b):
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def test_bf16_trains_float32_weights():
+    plain, rounded = passes(), passes(precision="bf16")
+    assert rounded.training(X).dtype == torch.float32
+    assert not torch.equal(rounded.training(X), plain.training(X))
+    assert torch.allclose(rounded.training(X), plain.training(X), rtol=0.05, atol=0.02)
+    first, second = gradients(plain), gradients(rounded)
+    assert second.dtype == torch.float32
+    assert cosine(first, second) > 0.99
+    assert all(p.dtype == torch.float32 for p in rounded.network.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_attacked_copy_is_refreshed_each_time(precision):
+    made = passes(precision=precision)
+    before = made.attacked("eval")(X).detach()
+    with torch.no_grad():
+        for p in made.network.parameters():
+            p.mul_(1.2)
+    after = made.attacked("eval")(X)
+    expected = made.network.eval()(X)
+    assert not torch.allclose(before, after, rtol=0.1, atol=0)
+    assert torch.allclose(after, expected, rtol=0.05, atol=0.05)
+
+
+def test_an_attack_in_train_mode_moves_the_statistics():
+    made = passes()
+    before = made.network.feature_extractor.bn1.running_mean.clone()
+    made.attacked("train")(X)
+    assert not torch.equal(made.network.feature_extractor.bn1.running_mean, before)
+
+
+def test_compiled_passes_compute_the_same():
+    plain, compiled = passes(), passes(compile=True)
+    assert torch.allclose(compiled.training(X), plain.training(X), rtol=1e-4, atol=1e-5)
+    assert cosine(gradients(compiled), gradients(plain)) > 0.9999
+    image = X.clone().requires_grad_(True)
+    (first,) = torch.autograd.grad(plain.attacked("eval")(image).square().sum(), image)
+    (second,) = torch.autograd.grad(compiled.attacked("eval")(image).square().sum(), image)
+    assert torch.allclose(first, second, rtol=1e-3, atol=1e-5)
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 2  # it was really compiled
