@@ -24,6 +24,7 @@ def evaluate(
     num_classes: int | None = None,
     seed: int = 0,
     block_size: int = 100,
+    engine: str | None = None,
     workers: int | None = None,
     address: str | None = None,
     output: str | None = None,
@@ -45,6 +46,8 @@ def evaluate(
         num_classes: K; by default the number of logits.
         seed: of all random numbers.
         block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block).
+        engine: who runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
+            None for the default.
         workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
         address: Ray cluster of the workers.
         output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
@@ -66,7 +69,8 @@ def evaluate(
     inputs.check_numbers(seed, block_size, workers)
     attacks, norms = inputs.names(attacks), inputs.names(norms)
     threats = tuple(ThreatModel(norm, radius) for norm, radius in inputs.radii(norms, epsilon).items())
-    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, block_size)
+    engine = inputs.engine_name(engine)
+    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, block_size, engine)
     for norm in norms:
         request.columns(norm)
     images, labels, classes = inputs.check_inputs(model, x, y, num_classes)
@@ -155,7 +159,7 @@ def _versions():
 def main(args):
     from genray.evaluation.published import row_of_run
     from genray.evaluation.record import record_table
-    from genray.evaluation.sources import load_what
+    from genray.evaluation.sources import given_by_norm, load_what
 
     model, data, split, epsilon, config = load_what(args)
     if args.workers is not None and not args.address:
@@ -169,8 +173,10 @@ def main(args):
         attacks=args.attacks.split(","),
         norms=args.norms.split(","),
         epsilon=epsilon,
+        step_size=given_by_norm("--step-size", args.step_size, args.norms.split(",")) or None,
         seed=args.seed,
         block_size=args.block_size,
+        engine=args.engine,
         workers=args.workers,
         address=args.address,
         output=where,
@@ -199,10 +205,16 @@ def parse_args(argv):
     parser.add_argument(
         "--epsilon", metavar="RADIUS", help="8/255, or linf=8/255,l2=0.5 (default: the run's, or papers')"
     )
+    parser.add_argument(
+        "--step-size", metavar="SIZE", help="of PGD, MIM and CW: 2/255, or linf=2/255,l2=0.1 (default: epsilon / 4)"
+    )
     parser.add_argument("--examples", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers of the attacks")
     parser.add_argument(
         "--block-size", type=int, default=100, metavar="N", help="examples a block; part of the protocol (default: 100)"
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help="who runs AutoAttack's members: genray, genray-bf16 or pyautoattack"
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="Ray actors, 0 for one a device (default: this process)"

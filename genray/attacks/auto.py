@@ -66,13 +66,13 @@ def run_member(model, x, y, *, member, norm, epsilon, seed, num_classes):
         ConfigError: the member is not defined for so few classes, or Square not for the image size. It does not fall
             back on another attack: a result under a member's name is that member's. (`evaluation/suite.py` replaces.)
     """
-    _check(member, norm, num_classes, x.shape)
+    check(member, norm, num_classes, x.shape)
     if len(x) == 0:
         return x.clone()
     with ExitStack() as state:
         state.enter_context(torch.no_grad())
         state.enter_context(temporary_mode(model, training=False))
-        for keep in (_frozen(model), _global_randomness_kept(), _silence()):
+        for keep in (frozen(model), _global_randomness_kept(), _silence()):
             state.enter_context(keep)
         attack = _standard(member, model, x.device, norm, epsilon, seed, num_classes)
         found = attack.perturb(x.clone(), y)
@@ -121,7 +121,8 @@ def _standard(member, model, device, norm, epsilon, seed, num_classes):
     return attack
 
 
-def _check(member, norm, num_classes, shape):
+def check(member, norm, num_classes, shape):
+    """Raises ConfigError where a member is not defined, see `run_member`."""
     least = MEMBERS[member].least_classes
     if num_classes < least:
         loss = MEMBERS[member].loss
@@ -142,7 +143,7 @@ def _square_fits(height, width):
 
 
 @contextmanager
-def _frozen(model):
+def frozen(model):
     """FAB calls backward(), which would add to every parameter's gradient."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:

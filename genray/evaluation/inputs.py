@@ -8,6 +8,7 @@ import torch
 from genray.attacks import temporary_mode
 from genray.config.values import parse_fraction
 from genray.errors import ConfigError, DataError
+from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
 from genray.evaluation.job import as_pixels
 from genray.types import NORMS
 
@@ -96,6 +97,17 @@ def check_numbers(seed, block_size, workers):
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def engine_name(value) -> str:
+    """The engine of AutoAttack's members; the default for None.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if value is not None and value not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {value!r}")
+    return value or DEFAULT_ENGINE
 
 
 def radii(norms, epsilon) -> dict[str, Fraction]:

@@ -14,6 +14,7 @@ import torch
 
 from genray.attacks import temporary_mode
 from genray.core.geometry import BALLS
+from genray.evaluation.engines import DEFAULT_ENGINE
 from genray.evaluation.robust import correct_flags, full_precision
 from genray.evaluation.suite import build_evaluation_attack, cascade, expand_names
 from genray.types import ThreatModel
@@ -34,6 +35,7 @@ class Request:
         step_sizes: norm -> step size of the gradient attacks, where it is not epsilon / 4.
         seed: of all random numbers.
         block_size: examples a block.
+        engine: key of `ENGINES`: who runs the members of AutoAttack.
     """
 
     threats: tuple[ThreatModel, ...]
@@ -41,6 +43,7 @@ class Request:
     step_sizes: dict
     seed: int = 0
     block_size: int = 100
+    engine: str = DEFAULT_ENGINE
 
     def columns(self, norm) -> list[str]:
         """The attacks in one norm, in the paper's order."""
@@ -133,14 +136,15 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
 def _attacked(task, request, model, x, y, indices, num_classes):
     """Adversarial points, and column -> (n,) bool flags of what survived."""
     threat = {"norm": task.norm, "epsilon": float(request.epsilon(task.norm)), "num_classes": num_classes}
+    how = {"seed": request.seed, "engine": request.engine, **threat}
     if len(x) == 0:
         return x, {task.attack: torch.zeros(0, dtype=torch.bool)}
     if task.attack == "aa":
-        adversarial, flags = cascade(model, x, y, indices, seed=request.seed, **threat)
+        adversarial, flags = cascade(model, x, y, indices, **how)
         stages = {f"aa_{name}": values for name, values in flags.items() if name != NATURAL}
         return adversarial, {"aa": list(flags.values())[-1], **stages}
     step_size = request.step_sizes.get(task.norm)
-    attack, _ = build_evaluation_attack(task.attack, seed=request.seed, step_size=step_size, **threat)
+    attack, _ = build_evaluation_attack(task.attack, step_size=step_size, **how)
     adversarial = attack(model, x, y, indices)
     return adversarial, {task.attack: correct_flags(model, adversarial, y)}
 

@@ -36,6 +36,7 @@ def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> 
         epsilon = {"epsilon": fraction_text(threat.epsilon), "epsilon_decimal": float(threat.epsilon)}
         threats.append({"norm": threat.norm, **epsilon, "attacks": attacks})
     stated = {"data": data, "threats": threats, "seed": request.seed, "block_size": request.block_size}
+    stated["engine"] = request.engine
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
     return {**stated, "interval": "95 % Wilson", "hash": digest, "versions": versions}
 

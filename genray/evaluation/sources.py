@@ -22,13 +22,13 @@ def load_what(args):
         InputError: something is absent, unreadable or does not fit.
     """
     path, norms = Path(args.model), args.norms.split(",")
-    epsilon = _given_radii(args.epsilon, norms)
-    config = _config_of(path)
+    epsilon = given_by_norm("--epsilon", args.epsilon, norms)
+    config = config_of(path)
     options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize}
     for option, value in options.items():
         if config is not None and value is not None:
             raise ConfigError(f"{option}: has no effect on a run folder, whose model is known")
-    source = _data_source(args.data) if args.data is not None else config and _data_of(config)
+    source = _data_source(args.data) if args.data is not None else config and data_of(config)
     if not source:
         raise ConfigError(
             "--data: missing, expected SOURCE or SOURCE:PATH, for example cifar10 or parquet:/data/cifar10"
@@ -41,7 +41,7 @@ def load_what(args):
     return _checkpoint(args, path, data), source["source"], data.test, epsilon, None
 
 
-def _config_of(path):
+def config_of(path):
     """The configuration of a run folder, or None."""
     if not path.exists():
         raise CheckpointError(f"{path}: expected a run folder or a model file, there is nothing")
@@ -55,7 +55,7 @@ def _config_of(path):
         raise CheckpointError(f"{path / 'config.yaml'}: not a genray run: {error.problems[0]}") from None
 
 
-def _data_of(config):
+def data_of(config):
     keys = ("source", "path", "image_column", "label_column", "download", "image_size", "test_examples")
     return {key: getattr(config.data, key) for key in keys}
 
@@ -80,16 +80,16 @@ def _checkpoint(args, path, data):
     return model.eval()
 
 
-def _given_radii(text, norms):
-    """norm -> radius from "8/255" (one norm) or "linf=8/255,l2=0.5"."""
+def given_by_norm(option, text, norms):
+    """norm -> value from "8/255" (one norm) or "linf=8/255,l2=0.5"."""
     if text is None:
         return {}
     if "=" not in text:
         if len(norms) != 1:
-            raise ConfigError(f"--epsilon: expected norm=radius for each of {', '.join(norms)}, got {text!r}")
+            raise ConfigError(f"{option}: expected norm=value for each of {', '.join(norms)}, got {text!r}")
         return {norms[0]: text}
     pairs = [part.partition("=") for part in text.split(",")]
     unknown = [norm for norm, _, _ in pairs if norm not in norms]
     if unknown:
-        raise ConfigError(f"--epsilon: expected radii of {', '.join(norms)} (--norms), got one of {unknown[0]!r}")
+        raise ConfigError(f"{option}: expected those of {', '.join(norms)} (--norms), got one of {unknown[0]!r}")
     return {norm: radius for norm, _, radius in pairs}

@@ -9,11 +9,12 @@ of each.
 import difflib
 from dataclasses import dataclass
 
-from genray.attacks.auto import MEMBERS, passes, run_member, runs, targets
+from genray.attacks.auto import MEMBERS, passes, runs, targets
 from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
 from genray.core.rng import key_seed
 from genray.errors import ConfigError
+from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
 from genray.evaluation.robust import correct_flags, full_precision
 from genray.types import NORMS
 
@@ -76,7 +77,7 @@ def expand_names(names, norm) -> list[str]:
     return [column for column in COLUMNS if column in wanted]
 
 
-def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size=None):
+def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size=None, engine=DEFAULT_ENGINE):
     """The attack behind a column.
 
     Args:
@@ -88,6 +89,7 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
         seed: of the evaluation.
         step_size: of pgd20, pgd100, mim and cw; None: epsilon / 4 in every norm, which for linf 8/255 is the papers'
             2/255. The members of AutoAttack choose their own.
+        engine: key of `ENGINES`: who runs the members of AutoAttack.
 
     Returns:
         (attack, description): attack is (model, x (N, C, H, W), y (N,), indices of the N examples in their data set)
@@ -99,22 +101,23 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
     _check(name, norm)
     threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
     if name == "aa":
-        return lambda *batch: cascade(*batch, seed=seed, **threat)[0], _describe_cascade(threat)
+        return lambda *batch: cascade(*batch, seed=seed, engine=engine, **threat)[0], _describe_cascade(threat)
     own = _own_attack(name, step_size=step_size, **threat)
 
     def attack(model, x, y, indices):
-        return _run(name, own, model, x, y, indices, key=name, first=indices[:1], seed=seed, threat=threat)
+        how = {"key": name, "first": indices[:1], "seed": seed, "engine": engine, "threat": threat}
+        return _run(name, own, model, x, y, indices, **how)
 
     return attack, _describe(name, own, **threat)
 
 
-def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed):
+def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=DEFAULT_ENGINE):
     """AutoAttack `standard` on one block: each member attacks only what all before it left correct.
 
     All members use one seed, `block_seed(seed, "aa", indices[0])`, as the authors' own cascade does.
 
     Args:
-        model, x, y, indices, norm, epsilon, num_classes, seed: as in `build_evaluation_attack`.
+        model, x, y, indices, norm, epsilon, num_classes, seed, engine: as in `build_evaluation_attack`.
 
     Returns:
         (adversarial, flags): adversarial (N, C, H, W), `x` itself where nothing succeeded; flags {"natural": (N,)
@@ -124,10 +127,11 @@ def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed):
     threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
     adversarial, left = x.clone(), correct_flags(model, x, y)
     flags = {"natural": left.clone()}
+    how = {"key": "aa", "first": indices[:1], "seed": seed, "engine": engine, "threat": threat}
     for member in CASCADE:
         own, at = _own_attack(member, **threat), left.nonzero().flatten()
         some_x, some_y, of = x[at.to(x.device)], y[at.to(x.device)], [int(indices[i]) for i in at]
-        found = _run(member, own, model, some_x, some_y, of, key="aa", first=indices[:1], seed=seed, threat=threat)
+        found = _run(member, own, model, some_x, some_y, of, **how)
         broken = ~correct_flags(model, found, some_y)
         adversarial[at[broken].to(x.device)] = found[broken.to(x.device)]
         left[at[broken]] = False
@@ -140,13 +144,13 @@ def block_seed(seed, attack, first) -> int:
     return key_seed(seed, "attack", attack, int(first))
 
 
-def _run(name, own, model, x, y, indices, *, key, first, seed, threat):
+def _run(name, own, model, x, y, indices, *, key, first, seed, engine, threat):
     if len(x) == 0:
         return x.clone()
     with full_precision():
         if own is not None:
             return own(model, x, y, ExampleDraw(seed, key, indices))
-        return run_member(model, x, y, member=name, seed=block_seed(seed, key, first[0]), **threat)
+        return ENGINES[engine](model, x, y, member=name, seed=block_seed(seed, key, first[0]), **threat)
 
 
 def _own_attack(name, *, norm, epsilon, num_classes, step_size=None):

@@ -16,6 +16,7 @@ import genray
 from genray.attacks import ExampleDraw, GradientAttack
 from genray.command_line import run_command
 from genray.evaluate import main, parse_args
+from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
 from genray.evaluation.job import run_task
 from genray.evaluation.record import record_table
 from genray.evaluation.suite import COLUMNS
@@ -202,10 +203,11 @@ def test_protocol_hash():
         {"examples": 19},
         {"data": {"source": "b", "split": "test"}},
         {"data": {"source": "a", "split": "train"}},
+        {"engine": next(name for name in ENGINES if name != DEFAULT_ENGINE)},
     ]
     hashes = [hashed(**change)["hash"] for change in changes]
     assert len({same["hash"], *hashes}) == len(changes) + 1
-    assert {"data", "threats", "seed", "block_size", "interval", "hash", "versions"} == set(same)
+    assert {"data", "threats", "seed", "block_size", "engine", "interval", "hash", "versions"} == set(same)
     (attack,) = same["threats"][0]["attacks"]
     stated = {"num_steps": 20, "step_size": 0.025, "restarts": 1, "passes": 20, "loss": "cross-entropy"}
     assert attack.items() >= stated.items()

@@ -1,0 +1,107 @@
+"""Whether our evaluation says of each example what the authors' AutoAttack, called directly, says of it.
+
+    python benchmarks/agree_with_autoattack.py runs/digits --examples 256 --output agreement.json
+
+For each norm, each member alone and the whole cascade: the share of examples with equal verdicts, and both accuracies.
+Nothing is arranged to agree: the direct call sees all examples as one batch under its own seed, ours sees blocks under
+seeds of theirs, so attacks start at other random points. Expected: 99 % equal verdicts, accuracies within 0.5 points.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from pyautoattack import AutoAttack
+
+import genray
+from genray.attacks.auto import PACKAGE_NORMS
+from genray.core.allocator import keep_freed_memory
+from genray.data.datasets import load_image_data
+from genray.evaluation.inputs import RADII
+from genray.evaluation.job import Request, run_task, tasks
+from genray.evaluation.record import join
+from genray.evaluation.sources import config_of, data_of
+from genray.types import ThreatModel, fraction_text
+
+# Our column, and what the package calls it.
+MEMBERS = {
+    "apgd_ce": "apgd-ce", "apgd_dlr": "apgd-dlr", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square",
+}  # fmt: skip
+
+
+def direct_flags(model, x, y, norm, epsilon, column, seed):
+    """(N,) bool: correct under the authors' package, as its documentation calls it."""
+    suite = AutoAttack(model, norm=PACKAGE_NORMS[norm], eps=float(epsilon), seed=seed, device="cpu")
+    logging.getLogger("auto-attack").disabled = True
+    if column != "aa":
+        suite.attacks_to_run = [MEMBERS[column]]
+    adversarial = suite.run_standard_evaluation(x.clone(), y, bs=len(x))
+    with torch.no_grad():
+        return model(adversarial).argmax(1) == y
+
+
+def our_flags(model, images, labels, classes, threat, column, engine):
+    """(N,) bool: correct under our evaluation, as `genray.evaluate` runs it."""
+    request = Request((threat,), (column,), {}, engine=engine)
+    todo = tasks(request, len(labels))
+    found = {task: run_task(task, request, model, images, labels, classes, "cpu") for task in todo}
+    return torch.from_numpy(join(found)[threat.norm, column])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--norms", nargs="+", default=["linf", "l2", "l1"])
+    parser.add_argument("--columns", nargs="+", default=[*MEMBERS, "aa"])
+    parser.add_argument(
+        "--epsilon", nargs="+", default=[], metavar="NORM=RADIUS", help="default: the run's, or papers'"
+    )
+    parser.add_argument("--engines", nargs="+", default=["pyautoattack"], help="of ours: genray, pyautoattack")
+    parser.add_argument("--output", type=Path, help="JSON file; what it holds already is not run again")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    config = config_of(args.run)
+    data = load_image_data(**data_of(config))
+    test, model = data.test.first(args.examples, "--examples"), genray.load_model(args.run)
+    x, y = test.images.float() / 255, test.labels
+    attack = config.evaluation.attack
+    radii = RADII | {attack.norm: attack.epsilon} | dict(pair.split("=") for pair in args.epsilon)
+    record = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
+    for norm, column in itertools.product(args.norms, args.columns):
+        threat = ThreatModel(norm, radii[norm])
+        ways = {"direct": partial(direct_flags, model, x, y, norm, threat.epsilon, column, 0)}
+        for engine in args.engines:
+            ways[engine] = partial(our_flags, model, test.images, y, data.num_classes, threat, column, engine)
+        row = record.setdefault(f"{norm} {fraction_text(threat.epsilon)}", {}).setdefault(column, {})
+        for name in [name for name in ways if name not in row]:
+            began = time.process_time()
+            flags = "".join("01"[int(flag)] for flag in ways[name]())
+            row[name] = {"standing": flags, "cpu_seconds": round(time.process_time() - began, 1)}
+            if args.output:
+                args.output.write_text(json.dumps(record, indent=1) + "\n")
+        print(_line(norm, threat, column, row, args.engines), flush=True)
+
+
+def _line(norm, threat, column, row, engines):
+    direct = row["direct"]["standing"]
+    text = f"{norm:4} {float(threat.epsilon):8.4f} {column:8} direct {100 * direct.count('1') / len(direct):6.2f} %"
+    for engine in engines:
+        ours = row[engine]["standing"]
+        equal = sum(a == b for a, b in zip(direct, ours)) / len(direct)
+        broken, saved = (sum(pair == change for pair in zip(direct, ours)) for change in (("1", "0"), ("0", "1")))
+        text += (
+            f" | {engine} {100 * ours.count('1') / len(ours):6.2f} %, equal {100 * equal:6.2f} % "
+            f"(+{broken} broken, -{saved}), {row['direct']['cpu_seconds'] / row[engine]['cpu_seconds']:.2f}x"
+        )
+    return text
+
+
+if __name__ == "__main__":
+    main()
