@@ -37,7 +37,7 @@ class Passes:
 
     @cached_property
     def _copy(self):
-        copy = AttackCopy(self.network, fold=self.compute.fold_batch_norm, dtype=self.dtype)
+        copy = AttackCopy(self.network, fold=self.compute.fold_batch_norm, in_place=True, dtype=self.dtype)
         return copy, torch.compile(copy) if self.compute.compile else copy
 
 

@@ -7,9 +7,10 @@ weights. An attack of ten steps then runs ten times through fewer layers, and on
 import copy
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from genray.models.normalize import Normalize
+from genray.models.tracing import foldable_pairs, overwrite_activations, trace
 
 
 class AttackCopy(nn.Module):
@@ -21,12 +22,15 @@ class AttackCopy(nn.Module):
     Args:
         network: eval-mode and train-mode alike; stays as it is.
         fold: fold each BatchNorm that directly follows a convolution (pre-activation blocks have some that do not).
+        in_place: activations overwrite each other where they may; a little faster, for passes that end in a gradient.
         dtype: of weights and activations; images are normalised, and logits computed by the classifier, in float32.
     """
 
-    def __init__(self, network: nn.Module, *, fold: bool = True, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, network: nn.Module, *, fold: bool = True, in_place: bool = False, dtype: torch.dtype = torch.float32
+    ):
         super().__init__()
-        pairs = foldable_pairs(network) if fold else []
+        pairs = foldable_pairs(trace(network)) if fold else []
         self.folded = len(pairs)
         self.body = _independent_copy(network).eval()
         self._folds = [self._fold(network, *names) for names in pairs]
@@ -36,6 +40,8 @@ class AttackCopy(nn.Module):
             self.body.normalize, self.entry = nn.Sequential(self.body.normalize, _Cast(dtype)), self.exit
         self._keep_classifier_precise(dtype)
         self._copies = self._share_or_round(network, {name for pair in pairs for name in pair}, dtype)
+        traced = trace(self.body) if in_place else None
+        self.body = self.body if traced is None else overwrite_activations(traced)
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,30 +113,6 @@ class _Cast(nn.Module):
 
     def forward(self, x):
         return x.to(self.dtype)
-
-
-def foldable_pairs(network: nn.Module) -> list[tuple[str, str]]:
-    """(convolution, BatchNorm) names where the BatchNorm is the only reader of the convolution's output.
-
-    Empty where the network cannot be traced (its forward branches on values).
-    """
-    try:
-        graph = fx.symbolic_trace(network).graph
-    except Exception:  # tracing runs the network's own code, which may raise anything
-        return []
-    modules = dict(network.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    once = {node.target for node in calls if sum(other.target == node.target for other in calls) == 1}
-    pairs = []
-    for node in calls:
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or not {node.target, before.target} <= once:
-            continue
-        convolution, norm = modules[before.target], modules[node.target]
-        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and len(before.users) == 1:
-            if norm.affine and norm.track_running_stats:
-                pairs.append((before.target, node.target))
-    return pairs
 
 
 def _independent_copy(network):

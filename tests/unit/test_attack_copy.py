@@ -8,7 +8,8 @@ from genray.attacks import GradientAttack, StreamDraw
 from genray.core.flat import FlatWeights
 from genray.core.geometry import BALLS
 from genray.models import build_model
-from genray.models.attack_copy import AttackCopy, foldable_pairs
+from genray.models.attack_copy import AttackCopy
+from genray.models.tracing import foldable_pairs, trace
 
 # How many BatchNorms directly follow a convolution: all of a ResNet's, the inner ones of pre-activation blocks.
 NETWORKS = {
@@ -19,6 +20,14 @@ NETWORKS = {
     "small_cnn": ({"width": 4, "batch_norm": True}, 4),
     "small_cnn plain": ({"width": 4}, 0),
 }
+
+
+# All ReLUs and sums of a ResNet (17 and 8); of pre-activation blocks the inner ReLU and the sum; of SmallCNN the ReLUs
+# after convolutions (its fully connected ones come after linear layers).
+OVERWRITING = {
+    "resnet18": 25, "preact_resnet18": 16, "preact_resnet18_no_bn": 16, "wrn_28_10": 24, "small_cnn": 4,
+    "small_cnn plain": 4,
+}  # fmt: skip
 
 
 def network(name, dtype=torch.float64):
@@ -47,7 +56,7 @@ def images(dtype=torch.float64):
 def test_folded_in_double_precision_is_the_same_function(name):
     model, x = network(name), images()
     copy = AttackCopy(model, dtype=torch.float64)
-    assert copy.folded == len(foldable_pairs(model)) == NETWORKS[name][1]
+    assert copy.folded == len(foldable_pairs(trace(model))) == NETWORKS[name][1]
     expected = model.eval()(x)
     assert torch.allclose(copy(x), expected, rtol=1e-10, atol=1e-10)
     assert copy(x).dtype == torch.float64
@@ -60,6 +69,25 @@ def test_pgd_on_the_copy_finds_the_same_images(name):
     found = [attack(m, x, y, draw()) for m in (model, AttackCopy(model, dtype=torch.float64))]
     assert not torch.equal(found[0], attack._start(BALLS["linf"], x, draw()))  # it moved
     assert torch.allclose(*found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_overwritten_activations_change_no_bit(name):
+    model, x = network(name, torch.float32).eval(), images(torch.float32)
+    plain, overwriting = AttackCopy(model), AttackCopy(model, in_place=True)
+    found = []
+    for copy in (plain, overwriting):
+        image = x.clone().requires_grad_(True)
+        logits = copy(image)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), image)
+        found.append((logits, gradient))
+    assert found[0][1].abs().sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    code = overwriting.body.code
+    functional = sum(code.count(text) for text in ("inplace = True", "+="))
+    modules = sum(m.inplace for m in overwriting.modules() if isinstance(m, nn.ReLU))
+    assert functional + modules == OVERWRITING[name]
+    assert not any(m.inplace for m in model.modules() if isinstance(m, nn.ReLU))
 
 
 def draw():

@@ -1,0 +1,56 @@
+"""What a network's traced graph shows: which BatchNorm can be folded, and which results may be overwritten."""
+
+import operator
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+
+def trace(network: nn.Module) -> fx.GraphModule | None:
+    """The network as a graph over its own modules; None where it cannot be traced (its forward looks at values)."""
+    try:
+        return fx.symbolic_trace(network)
+    except Exception:  # tracing runs the network's own code, which may raise anything
+        return None
+
+
+def foldable_pairs(traced: fx.GraphModule | None) -> list[tuple[str, str]]:
+    """(convolution, BatchNorm) names where the BatchNorm is the only reader of the convolution's output."""
+    if traced is None:
+        return []
+    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+    once = {node.target for node in calls if sum(other.target == node.target for other in calls) == 1}
+    pairs = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or not {node.target, before.target} <= once:
+            continue
+        convolution, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
+        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and len(before.users) == 1:
+            if norm.affine and norm.track_running_stats:
+                pairs.append((before.target, node.target))
+    return pairs
+
+
+def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
+    """Lets ReLUs and residual sums write into their input where nobody else, not even a backward pass, reads it.
+
+    That input has to come from a convolution, whose gradients do not need its output, or from such a sum.
+    """
+    overwritable = set()
+    for node in traced.graph.nodes:
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        free = node.args[0] in overwritable and len(node.args[0].users) == 1
+        if type(module) is nn.Conv2d or (type(module) is nn.Identity and free):
+            overwritable.add(node)
+        elif node.target is operator.add and isinstance(node.args[1], fx.Node):
+            overwritable.add(node)
+            node.target = operator.iadd if free and node.args[0] is not node.args[1] else operator.add
+        elif free and node.target is F.relu:
+            node.kwargs = {**node.kwargs, "inplace": True}
+        elif free and type(module) is nn.ReLU:
+            module.inplace = True
+    traced.recompile()
+    return traced

@@ -1,0 +1,339 @@
+"""Our APGD: against the authors' package on a trained network, closed forms, and what it must never do."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyautoattack.autopgd_base import L1_projection
+from torch import nn
+
+from genray.attacks.auto import run_member
+from genray.attacks.native import apgd as apgd_file
+from genray.attacks.native import ascent
+from genray.attacks.native.apgd import apgd
+from genray.attacks.native.projections import l1_shrinkage
+from genray.core.geometry import BALLS
+from genray.data.datasets import load_image_data
+from genray.errors import ConfigError
+from genray.models import build_model
+from genray.models.attack_copy import AttackCopy
+
+NORMS = ("linf", "l2", "l1")
+EPSILON = {"linf": 0.12, "l2": 0.7, "l1": 1.5}  # breaks about half of the trained network's images
+DUAL = {"linf": lambda w: w.abs().sum(-1), "l2": lambda w: w.norm(dim=-1), "l1": lambda w: w.abs().amax(-1)}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(classes) -> (network trained for a second on digits of these classes, 40 test images, labels)."""
+    cache = {}
+
+    def get(num_classes):
+        if num_classes not in cache:
+            cache[num_classes] = _train(num_classes)
+        return cache[num_classes]
+
+    return get
+
+
+def _train(num_classes):
+    data = load_image_data("digits", test_examples=300)
+    (x, y), (test_x, test_y) = (_of_classes(split, num_classes) for split in (data.train, data.test))
+    model = build_model("small_cnn", num_classes=num_classes, in_channels=1, image_size=(8, 8), width=4, seed=0)
+    model.classifier.drop.p = 0.0  # would draw from the global generator
+    optimizer, generator = torch.optim.Adam(model.parameters(), 1e-2), torch.Generator().manual_seed(0)
+    for _ in range(120):
+        some = torch.randint(len(x), (64,), generator=generator)
+        images = x[some].requires_grad_(True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), y[some]), images)
+        images = (images.detach() + 0.08 * gradient.sign()).clamp(0, 1)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), y[some]).backward()
+        optimizer.step()
+    return model.eval(), test_x[:40], test_y[:40]
+
+
+def _of_classes(split, num_classes):
+    chosen = split.labels < num_classes
+    return split.images[chosen].float() / 255, split.labels[chosen]
+
+
+class Watched(nn.Module):
+    """Writes down what a model is called with, and whether with gradients."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen, self.graded = model, [], []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        self.graded.append(torch.is_grad_enabled())
+        return self.model(x)
+
+
+def correct(model, x, y):
+    with torch.no_grad():
+        return model(x).argmax(1) == y
+
+
+def linear(num_classes=2):
+    """A linear model of 1 x 8 x 8 images and its weights (K, 64)."""
+    layer = nn.Linear(64, num_classes)
+    layer.weight.data = torch.from_numpy(np.random.default_rng(3).normal(size=(num_classes, 64)).astype(np.float32))
+    layer.bias.data = -layer.weight.data @ torch.full((64,), 0.5)
+    return nn.Sequential(nn.Flatten(), layer).eval(), layer.weight.data
+
+
+def at_margins(w, margins):
+    """Images with the given margins z_0 - z_1 of a two-class `linear` model: grey, moved along w."""
+    along = (w / w.square().sum()).view(1, 1, 8, 8)
+    return 0.5 + torch.as_tensor(margins).view(-1, 1, 1, 1) * along
+
+
+# --- the package ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packages_l1_projection(monkeypatch):
+    """Its rounding decides which pixels count as changed in l1, and that the number of pixels of all later steps."""
+    monkeypatch.setattr(ascent, "l1_shrinkage", L1_projection)
+
+
+CASES = [("apgd_ce", 10), ("apgd_dlr", 10), ("apgd_t", 10), ("apgd_ce", 3), ("apgd_dlr", 3), ("apgd_ce", 2)]
+
+
+@pytest.mark.parametrize("member, num_classes", [*CASES, ("apgd_t", 4)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_verdicts_are_the_packages(trained, norm, member, num_classes, packages_l1_projection):
+    model, x, y = trained(num_classes)
+    epsilon = EPSILON[norm] * (1 if num_classes > 3 else 1.6)
+    how = {"member": member, "norm": norm, "epsilon": epsilon, "seed": 5, "num_classes": num_classes}
+    expected, found = run_member(model, x, y, **how), apgd(model, x, y, **how)
+    assert correct(model, found, y).tolist() == correct(model, expected, y).tolist()
+    robust = int(correct(model, found, y).sum())
+    assert 4 <= robust <= 36, "the radius should break some"
+
+
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr", "apgd_t"])
+def test_l1_is_as_strong_with_our_projection(trained, member):
+    """The package differs by as much from itself with another seed."""
+    model, x, y = trained(10)
+    how = {"member": member, "norm": "l1", "epsilon": EPSILON["l1"], "seed": 5, "num_classes": 10}
+    expected = correct(model, run_member(model, x, y, **how), y)
+    found = correct(model, apgd(model, x, y, **how), y)
+    assert int((found != expected).sum()) <= 4 and abs(int(found.sum()) - int(expected.sum())) <= 2
+
+
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr", "apgd_t"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_iterates_are_the_packages(trained, norm, member, packages_l1_projection):
+    """Of an example that no run breaks: every point, checkpoints, stages and restarts included."""
+    model, x, y = trained(10)
+    how = {"member": member, "norm": norm, "epsilon": 0.25 * EPSILON[norm], "seed": 3, "num_classes": 10}
+    robust = correct(model, run_member(model, x, y, **how), y).nonzero().flatten()[:1]
+    ours, theirs = Watched(model), Watched(model)
+    apgd(ours, x[robust], y[robust], **how), run_member(theirs, x[robust], y[robust], **how)
+    # The package ranks the targets before each run; ours from the clean pass.
+    ranked = [p for i, p in enumerate(theirs.seen) if member != "apgd_t" or i == 0 or theirs.graded[i]]
+    assert len(ours.seen) == len(ranked) > 100
+    assert max(float((a - b).abs().max()) for a, b in zip(ours.seen, ranked)) < 1e-5
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr", "apgd_t"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_points_are_legal_and_nothing_else_changes(trained, norm, member):
+    model, x, y = trained(10)
+    y = y.clone()
+    y[0] = (model(x[:1]).argmax(1) + 1) % 10  # wrong from the start
+    images, randomness = x.clone(), torch.get_rng_state()
+    found = apgd(model, x, y, member=member, norm=norm, epsilon=EPSILON[norm], seed=1, num_classes=10)
+    assert torch.equal(torch.get_rng_state(), randomness) and torch.equal(x, images)
+    assert all(p.grad is None or not p.grad.any() for p in [p for p in model.parameters() if p.grad is None])
+    length = BALLS[norm].length((found - x).double())
+    assert (length <= EPSILON[norm] * (1 + 1e-6) + 2**-24).all() and found.min() >= 0 and found.max() <= 1
+    moved, right = length > 0, correct(model, found, y)
+    assert torch.equal(moved, ~right & correct(model, x, y)) and torch.equal(found[~moved], x[~moved])
+    assert moved.any() and right.any() and not found.requires_grad
+
+
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_linear_model_is_broken_up_to_the_closed_form(norm, member):
+    """Epsilon times the dual norm of w is what a margin can fall by, when no wall is near."""
+    model, weight = linear()
+    w, epsilon = weight[0] - weight[1], {"linf": 0.02, "l2": 0.1, "l1": 0.1}[norm]
+    reach = epsilon * float(DUAL[norm](w))
+    x, y = at_margins(w, [0.5 * reach, 0.97 * reach, 1.02 * reach, 2 * reach]), torch.zeros(4, dtype=torch.int64)
+    if member == "apgd_dlr":
+        model = WithThirdClass(model)
+    how = {"norm": norm, "epsilon": epsilon, "seed": 1, "num_classes": 3 if member == "apgd_dlr" else 2}
+    found = apgd(model, x, y, member=member, **how)
+    assert correct(model, found, y).tolist() == [False, False, True, True]
+    assert torch.equal(found[2:], x[2:])
+
+
+class WithThirdClass(nn.Module):
+    """Adds a class that never wins: the DLR loss is then a falling function of the margin."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        z = self.model(x)
+        return torch.cat([z, torch.full_like(z[:, :1], -30)], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_example_does_not_depend_on_when_others_leave(trained, norm):
+    model, x, y = trained(10)
+    how = {"member": "apgd_ce", "norm": norm, "epsilon": EPSILON[norm], "seed": 5, "num_classes": 10}
+    robust = correct(model, apgd(model, x, y, **how), y)
+    hard, easy = robust.nonzero().flatten(), (correct(model, x, y) & ~robust).nonzero().flatten()
+    other_x, other_y = x.clone(), y.clone()
+    other_x[easy], other_y[easy] = x[hard[:1]], y[hard[:1]]  # nobody leaves early any more
+    first, second = Watched(model), Watched(model)
+    apgd(first, x, y, **how), apgd(second, other_x, other_y, **how)
+    # The last point of those who stayed to the end, in both runs.
+    stayed = len(first.seen[-1]), len(second.seen[-1])
+    assert stayed[0] == len(hard) < stayed[1]
+    among = (robust | ~correct(model, x, y))[correct(model, x, y)].nonzero().flatten()
+    assert torch.allclose(first.seen[-1], second.seen[-1][among], atol=1e-5)
+
+
+def test_broken_examples_leave_the_batch(trained):
+    """Passes shrink with each break; the last iterate has no gradient; a break costs one pass of its own."""
+    model, x, y = trained(10)
+    x, y = x[correct(model, x, y)], y[correct(model, x, y)]
+    watched = Watched(model)
+    found = apgd(watched, x, y, member="apgd_ce", norm="linf", epsilon=0.12, seed=5, num_classes=10)
+    robust = int(correct(model, found, y).sum())
+    sizes = [len(p) for p, graded in zip(watched.seen, watched.graded) if graded]
+    assert len(sizes) == 100 and sizes[0] == len(x) and sizes[-1] == robust
+    assert all(a >= b for a, b in zip(sizes, sizes[1:]))
+    alone = [len(p) for p, graded in zip(watched.seen, watched.graded) if not graded]
+    assert sum(alone) == len(x) + (len(x) - robust) + robust  # clean, confirmations, last iterate
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_memory_format_is_the_incoming_one(norm):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).eval()
+    x = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, how = model(x).argmax(1), {"member": "apgd_ce", "norm": norm, "seed": 2, "num_classes": 4}
+    how["epsilon"] = {"linf": 0.02, "l2": 0.15, "l1": 1.0}[norm]
+    plain, watched = apgd(model, x, y, **how), Watched(model)
+    last = apgd(watched, x.contiguous(memory_format=torch.channels_last), y, **how)
+    assert plain.is_contiguous() and last.is_contiguous(memory_format=torch.channels_last)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in watched.seen)
+    assert correct(model, plain, y).tolist() == correct(model, last, y).tolist()
+    assert 0 < int(correct(model, plain, y).sum()) < 12
+    if norm != "l1":
+        assert (plain - last).abs().max() < 1e-4
+
+
+# --- search in less precision ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_only_the_search_sees_broken_is_not_reported(norm):
+    """A search that calls everything broken: the example stays, and is found when it really breaks."""
+    model, weight = linear()
+    w, epsilon = weight[0] - weight[1], {"linf": 0.02, "l2": 0.1, "l1": 0.1}[norm]
+    reach = epsilon * float(DUAL[norm](w))
+    x, y = at_margins(w, [0.97 * reach, 1.02 * reach]), torch.zeros(2, dtype=torch.int64)
+    how = {"member": "apgd_ce", "norm": norm, "epsilon": epsilon, "seed": 1, "num_classes": 2}
+    found = apgd(model, x, y, search=lambda v: model(v) - torch.tensor([9.0, 0.0]), **how)
+    assert correct(model, found, y).tolist() == [False, True] and torch.equal(found[1:], x[1:])
+
+
+def test_a_search_that_sees_nothing_finds_nothing(trained):
+    model, x, y = trained(10)
+    how = {"member": "apgd_ce", "norm": "linf", "epsilon": 0.3, "seed": 1, "num_classes": 10}
+    blind = apgd(model, x, y, search=lambda v: model(v) * 0 + 9 * F.one_hot(y[: len(v)], 10), **how)
+    assert torch.equal(blind, x)
+
+
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_t"])
+def test_half_precision_search(trained, member):
+    """Gradients come from the search alone, every break from the model; the result is nearly the same."""
+    model, x, y = trained(10)
+    search, watched = AttackCopy(model, dtype=torch.bfloat16), Watched(model)
+    how = {"member": member, "norm": "linf", "epsilon": EPSILON["linf"], "seed": 5, "num_classes": 10}
+    found, full = apgd(watched, x, y, search=search, **how), apgd(model, x, y, **how)
+    assert not any(watched.graded)
+    moved = (found != x).flatten(1).any(1)
+    assert not correct(model, found, y)[moved].any()
+    assert int((correct(model, found, y) != correct(model, full, y)).sum()) <= 2
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member, num_classes", [("apgd_dlr", 2), ("apgd_t", 2), ("apgd_t", 3)])
+def test_too_few_classes_are_refused_by_name(member, num_classes):
+    model, _ = linear(num_classes)
+    how = {"norm": "linf", "epsilon": 0.1, "seed": 0, "num_classes": num_classes}
+    with pytest.raises(ConfigError, match=f"{member}: .* got {num_classes}"):
+        apgd(model, torch.full((1, 1, 8, 8), 0.4), torch.tensor([0]), member=member, **how)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_example_radius_zero_and_all_wrong(trained, norm):
+    model, x, y = trained(10)
+    how = {"member": "apgd_ce", "norm": norm, "seed": 0, "num_classes": 10}
+    assert apgd(None, x[:0], y[:0], epsilon=0.1, **how).shape == (0, 1, 8, 8)
+    assert torch.equal(apgd(model, x, y, epsilon=0.0, **how), x)
+    wrong = (model(x).argmax(1) + 1) % 10
+    assert torch.equal(apgd(model, x, wrong, epsilon=0.1, **how), x)
+
+
+def test_the_seed_acts(trained):
+    model, x, y = trained(10)
+    how = {"member": "apgd_ce", "norm": "linf", "epsilon": 0.12, "num_classes": 10}
+    one, again, two = (apgd(model, x, y, seed=seed, **how) for seed in (1, 1, 2**62 + 7))
+    assert torch.equal(one, again) and not torch.equal(one, two)
+
+
+# --- losses and the l1 projection -----------------------------------------------------------------------------------
+
+
+def test_losses_by_hand():
+    z = torch.tensor([[1.0, 4.0, 3.0, -2.0, 0.0], [1.0, 4.0, 3.0, -2.0, 0.0]])
+    y, t = torch.tensor([1, 2]), torch.tensor([0, 4])
+    assert torch.allclose(apgd_file._dlr(z, y, t), torch.tensor([(3 - 4) / (4 - 1), (4 - 3) / (4 - 1)]))
+    assert torch.allclose(apgd_file._targeted_dlr(z, y, t), torch.tensor([(1 - 4) / (4 - 0.5), (0 - 3) / (4 - 0.5)]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    d=st.integers(1, 400),
+    epsilon=st.floats(1e-3, 50),
+    size=st.sampled_from([1e-3, 0.1, 1.0, 30.0]),
+    sparse=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_l1_shrinkage_against_bisection(d, epsilon, size, sparse, seed):
+    rng = np.random.default_rng(seed)
+    x = (rng.integers(0, 256, (3, d)) / 255 if sparse else rng.random((3, d))).astype(np.float32)
+    move = (rng.normal(size=(3, d)) * size * (rng.random((3, d)) < (0.2 if sparse else 1))).astype(np.float32)
+    found = l1_shrinkage(torch.from_numpy(x), torch.from_numpy(move), epsilon).double().numpy() + move
+    room = np.where(move >= 0, 1 - x.astype(float), x)
+    low, high = np.zeros((3, 1)), np.full((3, 1), np.abs(move).max() + 1e-9)
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = np.clip(np.abs(move) - middle, 0, room).sum(1, keepdims=True) > epsilon
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    fits = np.clip(np.abs(move), 0, room).sum(1, keepdims=True) <= epsilon
+    expected = np.sign(move) * np.clip(np.abs(move) - np.where(fits, 0, high), 0, room)
+    scale = np.abs(move).max() + epsilon
+    assert np.abs(found - expected).max() <= 2e-6 * scale and np.abs(found).sum(1).max() <= epsilon * (1 + 1e-5) + 1e-5
+
+
+def test_l1_shrinkage_takes_back_whole_moves_exactly():
+    x, move = torch.full((1, 4), 0.3), torch.tensor([[0.5, -0.1, 0.1, 0.0]])
+    assert torch.equal(move + l1_shrinkage(x, move, 0.2), torch.tensor([[0.2, 0.0, 0.0, 0.0]]))

@@ -1,0 +1,269 @@
+"""Our Square against the authors' package: the same candidates, the same points, the same verdicts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pyautoattack.square import SquareAttack
+from torch import nn
+
+from genray.attacks import auto
+from genray.attacks.auto import PACKAGE_NORMS, run_member
+from genray.attacks.native import square as module
+from genray.attacks.native.incremental import IncrementalForward, PlainForward
+from genray.attacks.native.square import square
+from genray.attacks.native.square_moves import Patterns, Squares, bump, shrink_l1
+from genray.core.geometry import BALLS
+from genray.data.datasets import load_image_data
+from genray.errors import ConfigError
+from genray.models import build_model
+from genray.models.attack_copy import AttackCopy
+
+NORMS = ("linf", "l2", "l1")
+EPSILON = {"linf": 0.07, "l2": 0.4, "l1": 1.5}  # breaks about half of the digits
+QUERIES = {"linf": 5000, "l2": 1500, "l1": 1200}  # in l2 and l1 the package is slow
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network trained on the digits, and test digits."""
+    data = load_image_data("digits", test_examples=120)
+    x, y = data.train.images.float() / 255, data.train.labels
+    model = build_model(
+        "small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), width=4, batch_norm=True, dropout=0.0, seed=0
+    )
+    steps, stream = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), torch.Generator().manual_seed(0)
+    for _ in range(150):
+        of = torch.randint(len(x), (64,), generator=stream)
+        noise = 0.2 * torch.rand((64, 1, 8, 8), generator=stream) - 0.1
+        steps.zero_grad()
+        F.cross_entropy(model((x[of] + noise).clamp(0, 1)), y[of]).backward()
+        steps.step()
+    return model.eval().requires_grad_(False), data.test.images.float() / 255, data.test.labels
+
+
+@pytest.fixture
+def victim(trained):
+    """The network and 36 digits, most of which it gets right."""
+    model, x, y = trained
+    return model, x[:36], y[:36]
+
+
+def how(norm, seed=3, epsilon=None):
+    return {"norm": norm, "epsilon": epsilon or EPSILON[norm], "seed": seed, "num_classes": 10}
+
+
+def right(model, x, y):
+    return (model(x).argmax(1) == y).tolist()
+
+
+def package_points(model, x, y, norm, queries, seed=3):
+    """The package's best points of all examples, broken or not."""
+    attack = SquareAttack(
+        model, PACKAGE_NORMS[norm], queries, EPSILON[norm], seed=seed, resc_schedule=False, device="cpu"
+    )
+    attack.init_hyperparam(x)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        return attack.attack_single_run(x, y)[1]
+
+
+# --- the package ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_same_verdicts_as_the_package(norm, victim, monkeypatch):
+    """Each engine with its own arithmetic: ours on folded weights and, in linf, on slices."""
+    model, x, y = victim
+    standard = auto._standard
+
+    def shorter(*args):
+        attack = standard(*args)
+        assert attack.n_queries == 5000
+        attack.n_queries = QUERIES[norm]
+        return attack
+
+    monkeypatch.setattr(auto, "_standard", shorter)
+    theirs = run_member(model, x, y, member="square", **how(norm))
+    ours = square(AttackCopy(model), x, y, **how(norm), num_queries=QUERIES[norm])
+    assert right(model, ours, y) == right(model, theirs, y)
+    robust = sum(right(model, ours, y))
+    assert 5 < robust < 30, "both kinds of verdict should occur"
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("queries", [1, 12, 260])
+def test_same_points_as_the_package(norm, queries, victim):
+    """Of the broken as returned; of the others where the search stands."""
+    model, x, y = victim
+    correct = model(x).argmax(1) == y
+    x, y = x[correct], y[correct]
+    theirs = package_points(model, x, y, norm, queries)
+    numbers = torch.Generator().manual_seed(3)
+    moves = (Squares if norm == "linf" else Patterns)(x, EPSILON[norm], numbers, norm)
+    run = module._Run(model, PlainForward(model), moves, y)
+    with torch.no_grad():
+        points = run(queries)
+    points[run.at] = run.forward.images
+    assert (points - theirs).abs().amax() < 1e-5
+    assert (run.at.diff() > 0).all() and 0 < len(run.at) <= len(x) and not torch.equal(points, x)
+    assert torch.equal(points[run.at], run.forward.images) and (queries < 200 or len(run.at) < len(x))
+
+
+def test_linf_on_slices_walks_the_same_way(victim, monkeypatch):
+    model, x, y = victim
+    used = []
+    of = IncrementalForward.of
+    monkeypatch.setattr(IncrementalForward, "of", lambda *args: used.append(of(*args)) or used[-1])
+    sliced = square(model, x, y, **how("linf"), num_queries=400)
+    monkeypatch.setattr(IncrementalForward, "of", lambda *args: None)
+    plain = square(model, x, y, **how("linf"), num_queries=400)
+    assert used[0] is not None and (sliced - plain).abs().amax() < 1e-6 and not torch.equal(plain, x)
+
+
+def test_an_unbroken_example_costs_one_forward_a_query_and_two_more():
+    calls = []
+
+    def model(x):
+        calls.append(len(x))
+        return torch.stack([x.sum((1, 2, 3)) + 1000, -x.sum((1, 2, 3))], 1)
+
+    x, y = torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1])
+    assert torch.equal(square(model, x, y, **how("l2"), num_queries=7), x)
+    assert calls == [2] + [1] * 8
+
+
+# --- what it returns ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_points_are_legal_and_nothing_else_changes(norm, victim):
+    model, x, y = victim
+    x, y = x.clone(), y.clone()
+    x[:6] = x[:6].round()  # on the walls
+    y[6] = (model(x)[6].argmax() + 1) % 10
+    images, labels, randomness = x.clone(), y.clone(), torch.get_rng_state()
+    found = square(model, x, y, **how(norm), num_queries=300)
+    assert torch.equal(x, images) and torch.equal(y, labels) and torch.equal(torch.get_rng_state(), randomness)
+    assert found.min() >= 0 and found.max() <= 1 and not found.requires_grad and torch.is_grad_enabled()
+    assert (BALLS[norm].length((found - x).double()) <= EPSILON[norm] * (1 + 1e-6)).all()
+    broken, moved = ~torch.tensor(right(model, found, y)), (found != x).flatten(1).any(1)
+    assert not moved[6] and broken[6]
+    assert torch.equal(moved.nonzero(), (broken & torch.tensor(right(model, x, y))).nonzero()) and moved.any()
+
+
+def test_the_seed_acts(victim):
+    model, x, y = victim
+    one, again, two = (square(model, x, y, **how("linf", seed), num_queries=100) for seed in (1, 1, 2**62 + 7))
+    assert torch.equal(one, again) and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_nobody_to_attack(norm, victim):
+    model, x, y = victim
+    assert square(None, x[:0], y[:0], **how(norm)).shape == (0, 1, 8, 8)
+    wrong = (model(x).argmax(1) + 1) % 10
+    assert torch.equal(square(model, x, wrong, **how(norm)), x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("others", [0.0, -1.0])
+def test_no_margin_above_zero_at_the_start(norm, others):
+    """The package stops with an error in l2 and l1. A tie is no break: the first class wins it."""
+
+    def model(x):
+        moved = (x - 0.5).abs().amax((1, 2, 3)) > 0
+        low = torch.tensor([0.0, others])[(x.mean((1, 2, 3)) > 2).long()]
+        first = torch.where(moved & (x[:, 0, 0, 0] != 0.25), low, 1.0)
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+    x, y = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(square(model, x, y, **how(norm), num_queries=5), x)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_sizes_that_the_start_does_not_fit_are_refused(norm, victim):
+    x = torch.full((1, 1, 14, 14), 0.5)
+    with pytest.raises(ConfigError, match="square: .* 14 x 14"):
+        square(lambda v: torch.eye(2)[[0] * len(v)], x, torch.tensor([0]), **how(norm))
+
+
+def test_linf_takes_any_size():
+    x = torch.full((1, 3, 14, 9), 0.5)
+    found = square(
+        lambda v: torch.stack([1.1 - v[:, 0, 3, 3] * 2, 0 * v[:, 0, 0, 0]], 1), x, torch.tensor([0]), **how("linf")
+    )
+    assert found[0, 0, 3, 3] > 0.55
+
+
+# --- a cheaper network searches -------------------------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """Takes examples of class y for broken too early: the logit of the class is lower than it should be."""
+
+    def __init__(self, model, y, by):
+        super().__init__()
+        self.model, self.y, self.by = model, y, by
+
+    def forward(self, x):
+        return self.model(x) - self.by * F.one_hot(self.y, 10)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_search_that_claims_too_much_changes_nothing(norm, trained):
+    """With all margins shifted the search goes the same way, and its early claims are neither believed nor final."""
+    model, x, y = trained
+    eights = y == 8
+    x, y = x[eights], y[eights]
+    search = Shifted(model, torch.tensor(8), by=1.0)
+    true = square(model, x, y, **how(norm), num_queries=600)
+    found = square(model, x, y, search=search, **how(norm), num_queries=600)
+    assert 0 < sum(right(model, true, y)) < len(y)
+    assert (found - true).abs().amax() < 1e-6
+
+
+def test_a_liar_reports_nothing(victim):
+    model, x, y = victim
+    found = square(model, x, y, search=lambda v: -model(v), **how("linf", epsilon=1e-4), num_queries=50)
+    assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_bfloat16_search_finds_as_many(norm, victim):
+    model, x, y = victim
+    count = sum(right(model, square(model, x, y, **how(norm), num_queries=300), y))
+    search = AttackCopy(model, dtype=torch.bfloat16)
+    found = square(model, x, y, search=search, **how(norm), num_queries=300)
+    assert abs(sum(right(model, found, y)) - count) <= 2
+    moved = (found != x).flatten(1).any(1)
+    assert not any(right(model, found[moved], y[moved])) and moved.any()
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm, power", [("l2", 2), ("l1", 4)])
+@pytest.mark.parametrize("size", [(0, 1), (1, 1), (1, 3), (2, 5), (7, 7), (6, 13), (14, 27)])
+def test_bump_is_the_sum_of_its_rectangles(size, norm, power):
+    height, width = size
+    expected = torch.zeros(size, dtype=torch.float64)
+    for k in range(1, max(height, width) // 2 + 2):
+        top, left = max(height // 2 - k + 1, 0), max(width // 2 - k + 1, 0)
+        expected[top : height // 2 + k, left : width // 2 + k] += k**-power
+    length = expected.norm() if norm == "l2" else expected.sum()
+    assert torch.allclose(bump(*size, norm), expected / length, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "mixed", "sparse", "out of the box"])
+def test_l1_shrinking_is_the_projection(kind):
+    stream = torch.Generator().manual_seed(4)
+    x = torch.rand((20, 3, 9, 9), generator=stream)
+    x[:10] = x[:10].round()
+    delta = torch.randn(x.shape, generator=stream)
+    delta *= {"small": 1e-3, "large": 0.3, "mixed": 0.1, "sparse": 1.0, "out of the box": 5.0}[kind]
+    if kind == "sparse":
+        delta *= torch.rand(x.shape, generator=stream) > 0.97
+    if kind == "mixed":
+        delta[::2] *= 0.01
+    expected = BALLS["l1"].project(x, x + delta, 4.0)
+    assert torch.allclose(shrink_l1(x, delta, 4.0), expected, atol=3e-6)
