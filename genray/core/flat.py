@@ -68,10 +68,14 @@ class FlatWeights:
         self.weights.copy_(from_array(snapshot.weights))
         self.counters.copy_(from_array(snapshot.counters))
 
-    def snapshot(self, step: int, weights: torch.Tensor | None = None) -> WeightSnapshot:
-        """A private copy of `weights` (by default the live ones) with the counters, in host memory."""
+    def snapshot(self, step: int, weights: torch.Tensor | None = None, *, private: bool = True) -> WeightSnapshot:
+        """`weights` (by default the live ones) with the counters, in host memory.
+
+        Args:
+            private: a copy that stays as it is; False for a receiver that copies at once, as the object store does.
+        """
         values = self.weights if weights is None else weights
-        return WeightSnapshot(step, to_array(values), to_array(self.counters))
+        return WeightSnapshot(step, to_array(values, copy=private), to_array(self.counters))
 
 
 def _view_like(tensor, flat, offset):
@@ -87,9 +91,9 @@ def _take_over(tensor, flat, offset):
     return view
 
 
-def to_array(tensor: torch.Tensor) -> np.ndarray:
-    """A copy of a tensor in host memory as a NumPy array."""
-    return tensor.detach().to("cpu", copy=True).numpy()
+def to_array(tensor: torch.Tensor, *, copy: bool = True) -> np.ndarray:
+    """A tensor in host memory as a NumPy array; without `copy` one in host memory already is shared."""
+    return tensor.detach().to("cpu", copy=copy).numpy()
 
 
 def from_array(array: np.ndarray) -> torch.Tensor:

@@ -47,7 +47,9 @@ def sum_shares(shares) -> torch.Tensor:
         A new tensor.
     """
     first, *others = shares
-    total = first.clone()
-    for share in others:
+    if not others:
+        return first.clone()
+    total = first + others[0]
+    for share in others[1:]:
         total.add_(share)
     return total

@@ -141,9 +141,9 @@ class BaseLearner:
                 f"base_learners.{self.name}.lr is the usual cure"
             )
 
-    def contribution(self) -> WeightSnapshot:
-        """The learner's share G_k of theta_g, a private copy."""
-        return self.flat.snapshot(self.step, self.share)
+    def contribution(self, *, private: bool = True) -> WeightSnapshot:
+        """The learner's share G_k of theta_g; `private` as in `FlatWeights.snapshot`."""
+        return self.flat.snapshot(self.step, self.share, private=private)
 
     def model_snapshot(self) -> WeightSnapshot:
         """The learner's own model: its averaged weights, or the raw ones where averaging is off."""

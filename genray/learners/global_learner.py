@@ -36,4 +36,4 @@ class GlobalLearner:
         if len({c.weights.shape for c in contributions}) != 1:
             raise ValueError(f"expected contributions of one size, got {[c.weights.shape for c in contributions]}")
         total = sum_shares([from_array(c.weights) for c in contributions])
-        return WeightSnapshot(contributions[0].step, to_array(total), contributions[self.counter_index].counters.copy())
+        return WeightSnapshot(contributions[0].step, to_array(total, copy=False), contributions[self.counter_index].counters.copy())

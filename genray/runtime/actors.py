@@ -84,7 +84,8 @@ class BaseLearnerActor(_Worker):
     def run_window(self, start, stop, hands_over, after=None):
         """Runs a window; returns its stats, and the contribution to theta_g where one is wanted."""
         stats = self.learner.run_window(start, stop)
-        return stats, self.learner.contribution() if hands_over else None
+        # Ray copies a result into the object store before the actor's next call runs: one copy is enough.
+        return stats, self.learner.contribution(private=False) if hands_over else None
 
     def load_global(self, theta_g, after=None):
         self.learner.load_global(theta_g)
@@ -107,6 +108,7 @@ class GlobalLearnerActor:
     """The global learner: pulls the contributions from the object store and sums them."""
 
     def __init__(self, setup: RunSetup):
+        keep_freed_memory()
         self.learner = GlobalLearner(setup.config)
 
     def combine(self, *contributions):
