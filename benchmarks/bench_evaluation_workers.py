@@ -18,11 +18,10 @@ from pathlib import Path
 import ray
 import torch
 
-from genray.config import load_config
-from genray.config.load import read_yaml
 from genray.data.datasets import load_image_data
 from genray.evaluation.job import Request, tasks
 from genray.evaluation.record import join
+from genray.evaluation.sources import config_of, data_of
 from genray.models.load import load_model
 from genray.runtime.evaluation_run import run_on_workers
 from genray.types import ThreatModel
@@ -30,9 +29,8 @@ from genray.types import ThreatModel
 
 def loaded(folder: Path, examples: int):
     """Model, images, labels, class count and threat model of a run."""
-    plain = {key: value for key, value in read_yaml(folder / "config.yaml").items() if key != "versions"}
-    config = load_config(plain)
-    data = load_image_data(config.data.source, path=config.data.path)
+    config = config_of(folder)
+    data = load_image_data(**data_of(config))
     test = data.test.first(min(examples, len(data.test)))
     attack = config.evaluation.attack
     return load_model(folder), test.images, test.labels, data.num_classes, ThreatModel(attack.norm, attack.epsilon)

@@ -17,7 +17,7 @@ import torch
 from common import machine, paired, text_of, write_json
 
 import genray
-from genray.config import load_config
+from genray.config import load_config, to_dict
 from genray.learners.setup import prepare
 from genray.runtime.cluster import connected
 from genray.runtime.group import ActorGroup
@@ -49,8 +49,8 @@ def _handover(size, number, rounds):
             seconds = [_one_handover(group) for _ in range(rounds + 2)][2:]
     ratio = paired(seconds, copies)
     print(
-        f"hand-over of {setup.weight_bytes / 1e6:6.1f} MB, {number} learners: {1e3 * statistics.median(seconds):7.1f} ms,"
-        f" {text_of(ratio)} memcpys of {1e3 * statistics.median(copies):.2f} ms"
+        f"hand-over of {setup.weight_bytes / 1e6:6.1f} MB, {number} learners: {1e3 * statistics.median(seconds):7.1f} "
+        f"ms, {text_of(ratio)} memcpys of {1e3 * statistics.median(copies):.2f} ms"
     )
     return {"bytes": setup.weight_bytes, "seconds": seconds, "memcpy_seconds": copies, "in_memcpys": ratio}
 
@@ -64,13 +64,7 @@ def _many_learners(size, number):
     learners = ", ".join(f"{name}: {{objective: natural, lr: 0.01}}" for name in names)
     overrides = [f"model={{name: {network}, width: {width}}}", f"base_learners={{{learners}}}"]
     overrides += ["global_learner.gamma=null", f"global_learner.mixing_weights={weights}"]
-    return prepare(load_config({**_as_plain(plain)}, overrides))
-
-
-def _as_plain(config):
-    from genray.config import to_dict
-
-    return to_dict(config)
+    return prepare(load_config(to_dict(plain), overrides))
 
 
 def _one_handover(group):
@@ -143,8 +137,8 @@ def _compare(title, args, base, ways):
     whole = {name: [outer for _, outer in pairs] for name, pairs in times.items()}
     ratio, ratio_whole = paired(seconds[first], seconds[second]), paired(whole[first], whole[second])
     print(
-        f"{title}: {text_of(ratio)} ({statistics.median(seconds[first]):.1f} and {statistics.median(seconds[second]):.1f} s"
-        f" a run; with start and end of Ray {text_of(ratio_whole)})"
+        f"{title}: {text_of(ratio)} ({statistics.median(seconds[first]):.1f} and "
+        f"{statistics.median(seconds[second]):.1f} s a run; with start and end of Ray {text_of(ratio_whole)})"
     )
     return {"seconds": seconds, "whole_seconds": whole, "ratio": ratio, "ratio_whole": ratio_whole, "epochs": epochs}
 

@@ -66,8 +66,11 @@ def our_step(args, split, overrides):
     """A callable that takes one step of both learners."""
     config = run_config(args, overrides)
     plan = make_plan(config, len(split))
-    build = lambda: fresh_network(args).to(memory_format=memory_format(config))  # noqa: E731
-    learners = [BaseLearner(name, plan, build(), split, threads=args.threads) for name in config.base_learners]
+    device = "cuda" if config.device == "cuda" else "cpu"
+    learners = []
+    for name in config.base_learners:
+        network = fresh_network(args).to(memory_format=memory_format(config))
+        learners.append(BaseLearner(name, plan, network, split, device, args.threads))
 
     def step():
         for learner in learners:

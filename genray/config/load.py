@@ -146,6 +146,15 @@ def load_config(source=None, overrides=()) -> RunConfig:
     return config
 
 
+def load_stored_config(plain) -> RunConfig:
+    """The configuration that a run has written, from its plain data; its `versions` are a record, not configuration.
+
+    Raises:
+        ConfigError, TypeError, ValueError: it is not the configuration of a run.
+    """
+    return load_config({key: value for key, value in dict(plain).items() if key != "versions"})
+
+
 def complete(config: RunConfig, problems) -> RunConfig:
     """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
     _check_learners(config, problems)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genray.config import load_config
+from genray.config import load_stored_config
 from genray.config.load import read_yaml
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError
@@ -50,7 +50,7 @@ def config_of(path):
     if not (path / "config.yaml").is_file():
         raise CheckpointError(f"{path}: expected a run folder or a model file, this folder has no config.yaml")
     try:
-        return load_config({key: value for key, value in read_yaml(path / "config.yaml").items() if key != "versions"})
+        return load_stored_config(read_yaml(path / "config.yaml"))
     except ConfigError as error:
         raise CheckpointError(f"{path / 'config.yaml'}: not a genray run: {error.problems[0]}") from None
 

@@ -35,5 +35,5 @@ class GlobalLearner:
             raise ValueError(f"expected contributions of one step, got {steps}")
         if len({c.weights.shape for c in contributions}) != 1:
             raise ValueError(f"expected contributions of one size, got {[c.weights.shape for c in contributions]}")
-        total = sum_shares([from_array(c.weights) for c in contributions])
-        return WeightSnapshot(contributions[0].step, to_array(total, copy=False), contributions[self.counter_index].counters.copy())
+        total = to_array(sum_shares([from_array(c.weights) for c in contributions]), copy=False)
+        return WeightSnapshot(contributions[0].step, total, contributions[self.counter_index].counters.copy())

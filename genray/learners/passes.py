@@ -19,7 +19,7 @@ class Passes:
     def __init__(self, network: torch.nn.Module, compute, device: torch.device):
         self.network, self.compute, self.device = network, compute, device
         self.dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-        self._run = torch.compile(network) if compute.compile else network
+        self._run = self._compiled(network)
 
     def training(self, x):
         """Logits of the network itself, in its own mode; gradients flow to the weights."""
@@ -38,7 +38,13 @@ class Passes:
     @cached_property
     def _copy(self):
         copy = AttackCopy(self.network, fold=self.compute.fold_batch_norm, in_place=True, dtype=self.dtype)
-        return copy, torch.compile(copy) if self.compute.compile else copy
+        return copy, self._compiled(copy)
+
+    def _compiled(self, module):
+        if not self.compute.compile:
+            return module
+        # On a GPU launching a small network's kernels takes longer than running them: CUDA graphs launch them at once.
+        return torch.compile(module, mode="reduce-overhead" if self.device.type == "cuda" else "default")
 
 
 class _TrainMode(torch.nn.Module):

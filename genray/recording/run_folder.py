@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import genray
-from genray.config import load_config, to_dict
+from genray.config import load_stored_config, to_dict
 from genray.core.flat import from_array
 from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.recording.storage import Storage
@@ -59,8 +59,7 @@ class RunFolder:
             RunFolderError: its configuration differs; the message names the first difference.
         """
         try:
-            stored = yaml.safe_load(self.storage.read("config.yaml"))
-            before = to_dict(load_config({k: v for k, v in dict(stored).items() if k != "versions"}))
+            before = to_dict(load_stored_config(yaml.safe_load(self.storage.read("config.yaml"))))
         except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split("\n")[0].split())
             raise RunFolderError(f"{self.location}/config.yaml: not a genray run: {reason}") from None
