@@ -32,7 +32,8 @@ def run_native(model, x, y, *, member, norm, epsilon, seed, num_classes, bf16=Fa
         lean, search = _lean(model, torch.float32), None
         if bf16 and member != "fab_t":
             search = _lean(model, torch.bfloat16)
-        x = x.contiguous(memory_format=_memory_format(model))
+        if lean is not model:
+            x = x.contiguous(memory_format=torch.channels_last)
         if member == "fab_t":
             return fab_t(lean, x, y, **threat)
         if member == "square":
@@ -41,18 +42,11 @@ def run_native(model, x, y, *, member, norm, epsilon, seed, num_classes, bf16=Fa
 
 
 def _lean(model, dtype):
-    """A copy that is cheaper to attack; the model itself where it cannot be copied."""
+    """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied."""
     try:
-        return AttackCopy(model, dtype=dtype)
+        return AttackCopy(model, dtype=dtype).to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to something outside
         return model
-
-
-def _memory_format(model):
-    """What the model's convolutions are laid out in."""
-    kernels = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-    nhwc = kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
-    return torch.channels_last if nhwc else torch.contiguous_format
 
 
 ENGINES = {

@@ -1,0 +1,123 @@
+"""Who runs AutoAttack's members: the same verdicts from each, and a model that stays as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+import genray
+from genray.data.datasets import load_image_data
+from genray.errors import ConfigError
+from genray.evaluation import engines
+from genray.evaluation.engines import ENGINES
+from genray.models.attack_copy import AttackCopy
+
+THREATS = {"linf": 0.1, "l2": 0.6, "l1": 1.5}
+
+
+@pytest.fixture(scope="module")
+def victim(trained_run):
+    """A trained network and 24 test digits that it gets right."""
+    model, test = genray.load_model(trained_run), load_image_data("digits").test
+    x, y = test.images[:40].float() / 255, test.labels[:40]
+    right = model(x).argmax(1) == y
+    return model, x[right][:24], y[right][:24]
+
+
+def standing(engine, victim, member, norm):
+    model, x, y = victim
+    found = ENGINES[engine](model, x, y, member=member, norm=norm, epsilon=THREATS[norm], seed=3, num_classes=10)
+    distance = (found - x).flatten(1)
+    length = {"linf": distance.abs().amax(1), "l2": distance.norm(dim=1), "l1": distance.abs().sum(1)}[norm]
+    assert float(length.max()) <= THREATS[norm] * (1 + 1e-5)
+    return model(found).argmax(1) == y
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t"])
+def test_our_members_give_the_verdicts_of_the_package(victim, member, norm):
+    theirs, ours = (standing(engine, victim, member, norm) for engine in ("pyautoattack", "genray"))
+    assert 0 < int(theirs.sum()) < len(theirs)  # some fall, some stand
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_t", "fab_t", "square"])
+def test_bf16_changes_few_verdicts(victim, member, monkeypatch):
+    monkeypatch.setattr("genray.attacks.native.square.square.__kwdefaults__", {"search": None, "num_queries": 300})
+    single, half = (standing(engine, victim, member, "linf") for engine in ("genray", "genray-bf16"))
+    assert int((single != half).sum()) <= 1
+
+
+def test_only_searches_use_less_precision(victim, monkeypatch):
+    """FAB walks along the boundary, where rounding decides: it gets no second network."""
+    made = []
+
+    class Recorded(AttackCopy):
+        def __init__(self, network, **options):
+            made.append(options["dtype"])
+            super().__init__(network, **options)
+
+    monkeypatch.setattr(engines, "AttackCopy", Recorded)
+    standing("genray-bf16", victim, "fab_t", "linf")
+    assert made == [torch.float32]
+    standing("genray-bf16", victim, "apgd_ce", "linf")
+    assert made == [torch.float32, torch.float32, torch.bfloat16]
+
+
+def test_the_model_stays_as_it_was(victim):
+    model, x, y = victim
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    try:
+        how = {"norm": "linf", "epsilon": 0.1, "seed": 3, "num_classes": 10}
+        ENGINES["genray"](model, x[:4], y[:4], member="apgd_ce", **how)
+        assert all(module.training for module in model.modules())
+    finally:
+        model.eval()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+class Uncopyable(nn.Module):
+    """Holds a tensor that is not a leaf, which Python cannot copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn((64, 4), generator=torch.Generator().manual_seed(0)))
+        self.derived = self.weight * 2
+
+    def forward(self, x):
+        return x.flatten(1) @ self.derived
+
+
+def test_a_model_that_cannot_be_copied_is_attacked_itself():
+    model, x = Uncopyable(), torch.rand((5, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    with pytest.raises(RuntimeError):
+        AttackCopy(model)
+    y = model(x).argmax(1)
+    found = [
+        ENGINES[engine](model, x, y, member="apgd_ce", norm="linf", epsilon=0.5, seed=1, num_classes=4)
+        for engine in ("genray", "pyautoattack")
+    ]
+    wrong = [model(points).argmax(1) != y for points in found]
+    assert wrong[0].any()
+    assert torch.equal(*wrong)
+
+
+def test_too_few_classes_are_refused(victim):
+    model, x, y = victim
+    for engine in ENGINES.values():
+        with pytest.raises(ConfigError, match="apgd_t: expected at least 4 classes"):
+            engine(model, x, y, member="apgd_t", norm="linf", epsilon=0.1, seed=0, num_classes=3)
+        assert len(engine(model, x[:0], y[:0], member="fab_t", norm="l2", epsilon=1, seed=0, num_classes=10)) == 0
+
+
+def test_an_evaluation_says_which_engine_it_used(victim):
+    model, x, y = victim
+    records = {
+        engine: genray.evaluate(model, x, y, attacks="apgd_t", epsilon=0.1, engine=engine) for engine in ENGINES
+    }
+    assert {name: record["protocol"]["engine"] for name, record in records.items()} == {name: name for name in ENGINES}
+    values = {name: record["norms"]["linf"]["columns"]["apgd_t"]["value"] for name, record in records.items()}
+    assert values["genray"] == values["pyautoattack"]
