@@ -16,6 +16,7 @@ import torch
 from common import machine, paired, peak_mib, text_of, write_json
 
 import genray
+from genray.config.values import parse_fraction
 from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
 from genray.evaluation.engines import ENGINES
@@ -81,7 +82,7 @@ def main():
     record = {"machine": machine(), "model": config.model.name, "width": config.model.width, "examples": len(test)}
     print(record["machine"])
     for norm in args.norms:
-        threat = ThreatModel(norm, radii[norm])
+        threat = ThreatModel(norm, parse_fraction(radii[norm]))
         record[str(threat)] = {c: compare(args, model, test, data.num_classes, threat, c) for c in args.columns}
         write_json(args.output, record | {"peak_mib": peak_mib()})
 

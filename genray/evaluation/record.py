@@ -29,9 +29,10 @@ def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> 
     for threat in request.threats:
         attacks = []
         for name in request.columns(threat.norm):
-            arguments = {"norm": threat.norm, "epsilon": float(threat.epsilon), "num_classes": num_classes}
+            how = {"norm": threat.norm, "epsilon": float(threat.epsilon), "num_classes": num_classes}
+            how |= {"seed": request.seed, "engine": request.engine}
             step_size = request.step_sizes.get(threat.norm)
-            _, description = build_evaluation_attack(name, seed=request.seed, step_size=step_size, **arguments)
+            _, description = build_evaluation_attack(name, step_size=step_size, **how)
             attacks.append(asdict(description))
         epsilon = {"epsilon": fraction_text(threat.epsilon), "epsilon_decimal": float(threat.epsilon)}
         threats.append({"norm": threat.norm, **epsilon, "attacks": attacks})

@@ -9,12 +9,12 @@ of each.
 import difflib
 from dataclasses import dataclass
 
-from genray.attacks.auto import MEMBERS, passes, runs, targets
+from genray.attacks.auto import MEMBERS, runs, targets
 from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
 from genray.core.rng import key_seed
 from genray.errors import ConfigError
-from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
+from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES, PASSES
 from genray.evaluation.robust import correct_flags, full_precision
 from genray.types import NORMS
 
@@ -101,14 +101,14 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
     _check(name, norm)
     threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
     if name == "aa":
-        return lambda *batch: cascade(*batch, seed=seed, engine=engine, **threat)[0], _describe_cascade(threat)
+        return lambda *batch: cascade(*batch, seed=seed, engine=engine, **threat)[0], _describe_cascade(engine, threat)
     own = _own_attack(name, step_size=step_size, **threat)
 
     def attack(model, x, y, indices):
         how = {"key": name, "first": indices[:1], "seed": seed, "engine": engine, "threat": threat}
         return _run(name, own, model, x, y, indices, **how)
 
-    return attack, _describe(name, own, **threat)
+    return attack, _describe(name, own, engine, **threat)
 
 
 def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=DEFAULT_ENGINE):
@@ -162,7 +162,7 @@ def _own_attack(name, *, norm, epsilon, num_classes, step_size=None):
     return None
 
 
-def _describe(name, own, *, norm, epsilon, num_classes):
+def _describe(name, own, engine, *, norm, epsilon, num_classes):
     if own is not None:
         return AttackDescription(
             name, norm, epsilon, LOSS_WORDS[own.loss], own.num_steps, own.step_size, 1, own.num_passes,
@@ -171,7 +171,7 @@ def _describe(name, own, *, norm, epsilon, num_classes):
     member, notes = MEMBERS[name], ()
     if name in ("apgd_t", "fab_t") and targets(name, norm, num_classes) < targets(name, norm, 1000):
         notes = (f"{name}: {targets(name, norm, num_classes)} targets, one less than the classes",)
-    number, cost = runs(name, norm, num_classes), passes(name, norm, num_classes)
+    number, cost = runs(name, norm, num_classes), PASSES[engine](name, norm, num_classes)
     return AttackDescription(name, norm, epsilon, member.loss, member.num_steps, None, number, *cost, notes)
 
 
@@ -183,8 +183,8 @@ def _replaced(name, num_classes):
     )
 
 
-def _describe_cascade(threat):
-    parts = [_describe(member, _own_attack(member, **threat), **threat) for member in CASCADE]
+def _describe_cascade(engine, threat):
+    parts = [_describe(member, _own_attack(member, **threat), engine, **threat) for member in CASCADE]
     fields = ("num_steps", "restarts", "passes", "queries")
     total = {field: sum(getattr(part, field) for part in parts) for field in fields}
     notes = tuple(note for part in parts for note in part.notes)

@@ -8,7 +8,7 @@ import genray
 from genray.data.datasets import load_image_data
 from genray.errors import ConfigError
 from genray.evaluation import engines
-from genray.evaluation.engines import ENGINES
+from genray.evaluation.engines import ENGINES, PASSES
 from genray.models.attack_copy import AttackCopy
 
 THREATS = {"linf": 0.1, "l2": 0.6, "l1": 1.5}
@@ -79,6 +79,33 @@ def test_the_model_stays_as_it_was(victim):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
+SEEN = []  # (images, with gradient) of each forward pass; not an attribute, because the model is copied
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 6)
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):  # not while it is traced
+            SEEN.append((len(x), x.requires_grad))
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"])
+def test_the_stated_passes_are_those_of_an_example_that_resists(member, norm):
+    model, x = Counted().eval(), torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    SEEN.clear()
+    how = {"member": member, "norm": norm, "num_classes": 6}
+    found = ENGINES["genray"](model, x, y, epsilon=1e-6, seed=1, **how)
+    assert torch.equal(found, x)
+    gradients = sum(with_gradient for _, with_gradient in SEEN)
+    assert (gradients, len(SEEN) - gradients) == PASSES["genray"](**how)
+
+
 class Uncopyable(nn.Module):
     """Holds a tensor that is not a leaf, which Python cannot copy."""
 
@@ -115,9 +142,7 @@ def test_too_few_classes_are_refused(victim):
 
 def test_an_evaluation_says_which_engine_it_used(victim):
     model, x, y = victim
-    records = {
-        engine: genray.evaluate(model, x, y, attacks="apgd_t", epsilon=0.1, engine=engine) for engine in ENGINES
-    }
+    records = {engine: genray.evaluate(model, x, y, attacks="apgd_t", epsilon=0.1, engine=engine) for engine in ENGINES}
     assert {name: record["protocol"]["engine"] for name, record in records.items()} == {name: name for name in ENGINES}
     values = {name: record["norms"]["linf"]["columns"]["apgd_t"]["value"] for name, record in records.items()}
     assert values["genray"] == values["pyautoattack"]
