@@ -48,7 +48,7 @@ def test_bf16_changes_few_verdicts(victim, member, monkeypatch):
 
 
 def test_only_searches_use_less_precision(victim, monkeypatch):
-    """FAB walks along the boundary, where rounding decides: it gets no second network."""
+    """FAB walks along the boundary, where rounding decides, and so do the fine steps of l2: no second network."""
     made = []
 
     class Recorded(AttackCopy):
@@ -58,9 +58,11 @@ def test_only_searches_use_less_precision(victim, monkeypatch):
 
     monkeypatch.setattr(engines, "AttackCopy", Recorded)
     standing("genray-bf16", victim, "fab_t", "linf")
-    assert made == [torch.float32]
+    standing("genray-bf16", victim, "apgd_ce", "l2")
+    assert made == [torch.float32, torch.float32]
+    made.clear()
     standing("genray-bf16", victim, "apgd_ce", "linf")
-    assert made == [torch.float32, torch.float32, torch.bfloat16]
+    assert made == [torch.float32, torch.bfloat16]
 
 
 def test_the_model_stays_as_it_was(victim):
