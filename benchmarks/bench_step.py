@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -283,9 +284,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", nargs="+", default=list(WAYS)[:3], choices=list(WAYS))
     parser.add_argument(
-        "--parts", nargs="+", default=["times", "others", "memory"], choices=["times", "others", "memory"]
+        "--parts", nargs="*", default=["times", "others", "memory"], choices=["times", "others", "memory"]
     )
-    parser.add_argument("--run", help="folder of a finished CIFAR-10 run: compares the attacks' strength on its model")
+    parser.add_argument("--run", type=Path, help="a finished CIFAR-10 run: compares the attacks' strength on its model")
     parser.add_argument("--examples", type=int, default=1024, help="test images for that")
     parser.add_argument("--output", help="JSON file")
     parser.add_argument("--only-memory-of", help=argparse.SUPPRESS)
