@@ -25,6 +25,8 @@ def parse_fraction(value) -> Fraction:
     number = Fraction(match[1]) / int(match[2] or 1)
     if abs(number) > LARGEST or (number and not float(number)):
         raise ValueError
+    if not NUMBER.fullmatch(fraction_text(number)):  # `config.yaml` has to be readable again
+        raise ValueError
     return number
 
 

@@ -15,8 +15,8 @@ def run_native(model, x, y, *, member, norm, epsilon, seed, num_classes, bf16=Fa
     """Attacks a batch with one member of AutoAttack in our own code; `auto.run_member` says the rest.
 
     Args:
-        bf16: in linf, APGD and Square search in bfloat16; a break counts once float32 confirms it. In l2 and l1, whose
-            steps are as fine as the rounding, such a search misses breaks (2 of 256 digits in l2), and FAB's ends on the
+        bf16: in linf, APGD and Square search in bfloat16; a break counts once float32 confirms it. In l2 and l1 steps
+            are as fine as the rounding and such a search misses breaks (2 of 256 digits in l2), and FAB's ends on the
             boundary itself: they are float32 throughout.
     """
     from genray.attacks.native.apgd import apgd
@@ -31,9 +31,10 @@ def run_native(model, x, y, *, member, norm, epsilon, seed, num_classes, bf16=Fa
         state.enter_context(torch.no_grad())
         state.enter_context(temporary_mode(model, training=False))
         state.enter_context(auto.frozen(model))
-        lean, search = _lean(model, torch.float32), None
+        gradients = member != "square"
+        lean, search = _lean(model, torch.float32, gradients), None
         if bf16 and norm == "linf" and member != "fab_t":
-            search = _lean(model, torch.bfloat16)
+            search = _lean(model, torch.bfloat16, gradients)
         if lean is not model:
             x = x.contiguous(memory_format=torch.channels_last)
         if member == "fab_t":
@@ -54,10 +55,14 @@ def native_passes(member, norm, num_classes) -> tuple[int, int]:
     return 100 * number, (3 if norm == "l1" else 1) * number + 1
 
 
-def _lean(model, dtype):
-    """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied."""
+def _lean(model, dtype, gradients):
+    """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied.
+
+    Args:
+        gradients: it is for passes with gradients; Square instead keeps activations, which may not be overwritten.
+    """
     try:
-        return AttackCopy(model, dtype=dtype).to(memory_format=torch.channels_last)
+        return AttackCopy(model, in_place=gradients, dtype=dtype).to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to something outside
         return model
 
