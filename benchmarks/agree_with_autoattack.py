@@ -25,7 +25,7 @@ from genray.config.values import parse_fraction
 from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
 from genray.evaluation.inputs import RADII
-from genray.evaluation.job import Request, run_task, tasks
+from genray.evaluation.job import Request, Todo, run_here
 from genray.evaluation.record import join
 from genray.evaluation.robust import correct_flags
 from genray.evaluation.sources import config_of, data_of
@@ -52,9 +52,10 @@ def direct_flags(model, x, y, norm, epsilon, column, seed):
 def our_flags(model, images, labels, classes, threat, column, engine):
     """(N,) bool: correct under our evaluation, as `genray.evaluate` runs it."""
     request = Request((threat,), (column,), {}, block_size=len(labels), engine=engine)
-    todo = tasks(request, len(labels))
-    found = {task: run_task(task, request, model, images, labels, classes, "cpu") for task in todo}
-    return torch.from_numpy(join(found)[threat.norm, column])
+    todo = Todo(request, len(labels))
+    for task, result in run_here(todo, model, images, labels, classes, "cpu"):
+        todo.results[task] = result
+    return torch.from_numpy(join(todo.results)[threat.norm, column])
 
 
 def main():
@@ -82,7 +83,8 @@ def main():
     record = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
     for norm, column in itertools.product(args.norms, args.columns):
         threat = ThreatModel(norm, parse_fraction(radii[norm]))
-        seeds = {"direct": block_seed(0, column, first)} | ({"direct, other seed": 12345} if args.other_seed else {})
+        seeds = {"direct": block_seed(0, column, 0 if column == "aa" else first)}
+        seeds |= {"direct, other seed": 12345} if args.other_seed else {}
         ways = {n: partial(direct_flags, model, x, y, norm, threat.epsilon, column, seed) for n, seed in seeds.items()}
         for engine in args.engines:
             ways[engine] = partial(our_flags, model, test.images, y, data.num_classes, threat, column, engine)

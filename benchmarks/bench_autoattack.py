@@ -21,7 +21,7 @@ from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
 from genray.evaluation.engines import ENGINES
 from genray.evaluation.inputs import RADII
-from genray.evaluation.job import Request, run_task, tasks
+from genray.evaluation.job import Request, Todo, run_here
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
 from genray.types import ThreatModel
@@ -32,10 +32,10 @@ REFERENCE = "pyautoattack"
 def verdicts(engine, model, test, classes, threat, column):
     """(seconds, (N,) flags): one column on all images as one block."""
     request = Request((threat,), (column,), {}, block_size=len(test), engine=engine)
-    began, found = time.perf_counter(), {}
-    for task in tasks(request, len(test)):
-        found[task] = run_task(task, request, model, test.images, test.labels, classes, "cpu")
-    return time.perf_counter() - began, join(found)[threat.norm, column]
+    todo, began = Todo(request, len(test)), time.perf_counter()
+    for task, result in run_here(todo, model, test.images, test.labels, classes, "cpu"):
+        todo.results[task] = result
+    return time.perf_counter() - began, join(todo.results)[threat.norm, column]
 
 
 def compare(args, model, test, classes, threat, column):

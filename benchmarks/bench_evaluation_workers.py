@@ -19,7 +19,7 @@ import ray
 import torch
 
 from genray.data.datasets import load_image_data
-from genray.evaluation.job import Request, tasks
+from genray.evaluation.job import Request, Todo
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
 from genray.models.load import load_model
@@ -38,10 +38,11 @@ def loaded(folder: Path, examples: int):
 
 def timed(workers, request, model, images, labels, num_classes):
     """Seconds of one evaluation, and the number of examples that stand."""
-    todo, began = tasks(request, len(labels)), time.perf_counter()
-    results = dict(run_on_workers(todo, request, model, images, labels, num_classes, workers=workers))
+    todo, began = Todo(request, len(labels)), time.perf_counter()
+    for task, result in run_on_workers(todo.take(), todo, model, images, labels, num_classes, workers=workers):
+        todo.results[task] = result
     seconds = time.perf_counter() - began
-    return seconds, int(join(results)[request.threats[0].norm, "aa"].sum())
+    return seconds, int(join(todo.results)[request.threats[0].norm, "aa"].sum())
 
 
 def main():

@@ -62,7 +62,7 @@ def evaluate(
         InputError: arguments, data or folder are wrong; nothing was evaluated.
     """
     from genray.evaluation import inputs
-    from genray.evaluation.job import Request, tasks
+    from genray.evaluation.job import Request, Todo
     from genray.evaluation.record import build_record, flags_parquet, join, protocol
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
 
@@ -83,36 +83,35 @@ def evaluate(
     }
     folder = EvaluationFolder(output, identity, resume) if output else None
     findings = _look(model, images, labels, request)
-    todo = tasks(request, len(labels))
-    results = folder.finished(todo) if folder else {}
-    left = [task for task in todo if task not in results]
-    with closing(_run(left, request, model, images, labels, classes, workers, address)) as found:
-        for task, result in _shown(found, todo, left, stated):
-            results[task] = result
+    todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
+    with closing(_run(todo, model, images, labels, classes, workers, address)) as found:
+        for task, result in _shown(found, todo, stated):
             if folder:
                 folder.write(task, result)
-    flags = join({task: results[task] for task in todo})  # in an order that no worker has a say in
+            todo.results[task] = result
+    results = {task: todo.results[task] for task in todo.known()}  # in an order that no worker has a say in
+    flags = join(results)
     record = build_record(request, flags, results, labels.numpy(), findings, stated)
     if folder:
         folder.finish(record, flags_parquet(flags, labels.numpy()))
     return record
 
 
-def _shown(found, todo, left, stated):
+def _shown(found, todo, stated):
     """Passes (task, result) on and shows how far they are, in shares of the passes through the model."""
-    from genray.evaluation.job import cost
+    from genray.evaluation.job import expected_cost
     from genray.recording.progress import Progress
 
-    share = {task: cost(task, stated) for task in todo}
-    unit = 100 / sum(share.values())
-    done = unit * (sum(share.values()) - sum(share[task] for task in left))
+    def percent():
+        done, total = expected_cost(todo, stated)
+        return 100 * done / total
+
     progress = Progress()
-    progress.phase("evaluating", 100, done, unit="%")
+    progress.phase("evaluating", 100, percent(), unit="%")
     try:
         for task, result in found:
             yield task, result
-            done += unit * share[task]
-            progress.steps(min(done, 100))
+            progress.steps(percent())
     finally:
         progress.close()
 
@@ -131,21 +130,23 @@ def _look(model, images, labels, request):
     return findings
 
 
-def _run(left, request, model, images, labels, classes, workers, address):
+def _run(todo, model, images, labels, classes, workers, address):
     """Yields (task, result)."""
     from genray.evaluation.inputs import device_of
-    from genray.evaluation.job import run_task
+    from genray.evaluation.job import run_here
 
     device = device_of(model)
-    if workers is None or not left:
-        for task in left:
-            yield task, run_task(task, request, model, images, labels, classes, device)
+    if workers is None:
+        yield from run_here(todo, model, images, labels, classes, device)
+        return
+    first = todo.take()
+    if not first:
         return
     from genray.runtime.evaluation_run import run_on_workers
 
     # A copy, because the caller's model has to stay where it is.
     model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
-    yield from run_on_workers(left, request, model, images, labels, classes, workers=workers, address=address)
+    yield from run_on_workers(first, todo, model, images, labels, classes, workers=workers, address=address)
 
 
 def _versions():

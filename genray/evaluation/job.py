@@ -3,6 +3,10 @@
 A task is one attack in one norm on one *block*: a fixed range of consecutive examples of the data set. Blocks, not
 workers or batches, carry the random numbers of attacks that draw for a whole batch, so results depend on the block
 size (which is part of the protocol) and on nothing else.
+
+AutoAttack's members run one after another. What is left after each is packed into full blocks again, in order, so that
+the last and longest attacks spread over all workers however the survivors lie. These tasks become known as the member
+before finishes; which examples they hold depends on its flags alone.
 """
 
 import time
@@ -14,12 +18,13 @@ import torch
 
 from genray.attacks import temporary_mode
 from genray.core.geometry import BALLS
-from genray.evaluation.engines import DEFAULT_ENGINE
+from genray.evaluation.engines import DEFAULT_ENGINE, PASSES
 from genray.evaluation.robust import correct_flags, full_precision
-from genray.evaluation.suite import build_evaluation_attack, cascade, expand_names
+from genray.evaluation.suite import CASCADE, build_evaluation_attack, expand_names, stage
 from genray.types import ThreatModel
 
 NATURAL = "natural"
+STAGE = "aa_"  # before the name of a member of the cascade
 MARGIN_SLACK = 1e-4  # of the largest logit: margins below it are rounding, batches of other sizes add up otherwise
 FORWARDS_A_PASS = 3  # a backward pass costs about two forward passes
 LENGTH_SLACK = 1e-6  # relative, for the float32 rounding of x' - x; plus one rounding of a pixel a coordinate
@@ -55,11 +60,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """One attack (or `natural`, of no norm) on one block."""
+    """One attack (or `natural`, of no norm; or a member of the cascade, `aa_<member>`) on one block."""
 
     attack: str
     norm: str
     block: int
+    examples: tuple[int, ...] | None = None  # in the cascade: positions in the data set; None: the block's range
 
     @property
     def key(self) -> str:
@@ -72,7 +78,7 @@ class BlockResult:
     """What a task found.
 
     Attributes:
-        flags: column -> (n,) bool, True for what was classified correctly to the end; for `aa` also the stages.
+        flags: column -> (n,) bool, True for what was classified correctly to the end.
         longest: largest perturbation norm of a returned point, as a fraction of epsilon.
         problems: what was wrong with returned points, in words; empty where nothing was.
         seconds: it took.
@@ -93,12 +99,68 @@ class BlockResult:
         return cls(flags, record["longest"], tuple(record["problems"]), record["seconds"])
 
 
-def tasks(request: Request, num_examples: int) -> list[Task]:
-    """All tasks, the quick ones first, so that a mistake shows before hours are spent."""
+def tasks(request: Request, num_examples: int, results: dict | None = None) -> list[Task]:
+    """All tasks that are known once those of `results` are finished, the quick ones first, so that a mistake shows
+    before hours are spent."""
     blocks = range(-(-num_examples // request.block_size))
     found = [Task(NATURAL, "none", block) for block in blocks]
-    columns = [(attack, threat.norm) for threat in request.threats for attack in request.columns(threat.norm)]
-    return found + [Task(attack, norm, block) for attack, norm in columns for block in blocks]
+    for threat in request.threats:
+        for attack in request.columns(threat.norm):
+            if attack == "aa":
+                found += _cascade_tasks(request, threat.norm, num_examples, results or {})
+            else:
+                found += [Task(attack, threat.norm, block) for block in blocks]
+    return found
+
+
+def _cascade_tasks(request, norm, num_examples, results):
+    """Those of the members up to the first that is not finished."""
+    alive, found, size = range(num_examples), [], request.block_size
+    for member in CASCADE:
+        packed = [tuple(alive[start : start + size]) for start in range(0, len(alive), size)]
+        of_member = [Task(f"{STAGE}{member}", norm, block, examples) for block, examples in enumerate(packed)]
+        found += of_member
+        if any(task not in results for task in of_member):
+            break
+        standing = [zip(task.examples, results[task].flags[task.attack]) for task in of_member]
+        alive = [example for pairs in standing for example, stands in pairs if stands]
+    return found
+
+
+class Todo:
+    """The tasks of an evaluation that are left; there are more of them as members of the cascade finish.
+
+    Args:
+        request, num_examples: the evaluation.
+        stored: [Task] -> {task: result} of those that were finished before.
+
+    Attributes:
+        results: task -> `BlockResult`; whoever finishes a task puts its result here.
+    """
+
+    def __init__(self, request: Request, num_examples: int, stored=lambda tasks: {}):
+        self.request, self.num_examples, self.stored = request, num_examples, stored
+        self.results, self.taken = {}, set()
+
+    def known(self) -> list[Task]:
+        return tasks(self.request, self.num_examples, self.results)
+
+    def take(self) -> list[Task]:
+        """What can be begun now and was not taken before."""
+        while True:
+            new = [task for task in self.known() if task not in self.results and task not in self.taken]
+            before = self.stored(new)
+            self.results |= before
+            self.taken.update(new)
+            if len(before) < len(new) or not new:
+                return [task for task in new if task not in before]
+
+
+def run_here(todo: Todo, model, images, labels, num_classes, device):
+    """Yields (task, result) of all tasks, run in this process; each result has to be put in `todo.results`."""
+    while batch := todo.take():
+        for task in batch:
+            yield task, run_task(task, todo.request, model, images, labels, num_classes, device)
 
 
 def run_task(task: Task, request: Request, model, images, labels, num_classes: int, device) -> BlockResult:
@@ -114,39 +176,35 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
     """
     began = time.perf_counter()
     start = task.block * request.block_size
-    x = as_pixels(images[start : start + request.block_size]).to(device)
-    y = labels[start : start + request.block_size].to(device)
+    examples = task.examples or range(len(labels))[start : start + request.block_size]
+    x = as_pixels(images[list(examples)]).to(device)
+    y = labels[list(examples)].to(device)
     natural = correct_flags(model, x, y)
     if task.attack == NATURAL:
         return BlockResult({NATURAL: natural.numpy()}, seconds=time.perf_counter() - began)
     keep = natural.nonzero().flatten()
-    indices = [start + int(i) for i in keep]
     at = keep.to(device)
-    adversarial, stages = _attacked(task, request, model, x[at], y[at], indices, num_classes)
-    flags = {}
-    for name, survived in stages.items():
-        flags[name] = np.zeros(len(x), dtype=bool)
-        flags[name][keep.numpy()] = survived.numpy()
+    adversarial = _attacked(task, request, model, x[at], y[at], [examples[i] for i in keep], num_classes)
+    survived = correct_flags(model, adversarial, y[at]) if len(keep) else keep.bool()
+    flags = np.zeros(len(x), dtype=bool)
+    flags[keep.numpy()] = survived.numpy()
     epsilon = float(request.epsilon(task.norm))
     longest, problems = check_points(x[at], adversarial, task.norm, epsilon)
-    problems += check_scores(model, adversarial, y[at], stages[task.attack])
-    return BlockResult(flags, longest, tuple(problems), time.perf_counter() - began)
+    problems += check_scores(model, adversarial, y[at], survived)
+    return BlockResult({task.attack: flags}, longest, tuple(problems), time.perf_counter() - began)
 
 
 def _attacked(task, request, model, x, y, indices, num_classes):
-    """Adversarial points, and column -> (n,) bool flags of what survived."""
-    threat = {"norm": task.norm, "epsilon": float(request.epsilon(task.norm)), "num_classes": num_classes}
-    how = {"seed": request.seed, "engine": request.engine, **threat}
+    """Adversarial points for examples that are classified correctly."""
     if len(x) == 0:
-        return x, {task.attack: torch.zeros(0, dtype=torch.bool)}
-    if task.attack == "aa":
-        adversarial, flags = cascade(model, x, y, indices, **how)
-        stages = {f"aa_{name}": values for name, values in flags.items() if name != NATURAL}
-        return adversarial, {"aa": list(flags.values())[-1], **stages}
-    step_size = request.step_sizes.get(task.norm)
-    attack, _ = build_evaluation_attack(task.attack, step_size=step_size, **how)
-    adversarial = attack(model, x, y, indices)
-    return adversarial, {task.attack: correct_flags(model, adversarial, y)}
+        return x
+    how = {"norm": task.norm, "epsilon": float(request.epsilon(task.norm)), "num_classes": num_classes}
+    how |= {"seed": request.seed, "engine": request.engine}
+    if task.attack.startswith(STAGE):
+        position = task.block * request.block_size
+        return stage(task.attack.removeprefix(STAGE), model, x, y, indices, position=position, **how)
+    attack, _ = build_evaluation_attack(task.attack, step_size=request.step_sizes.get(task.norm), **how)
+    return attack(model, x, y, indices)
 
 
 def check_points(x, adversarial, norm, epsilon) -> tuple[float, list[str]]:
@@ -192,16 +250,42 @@ def signed_margin(logits, y) -> torch.Tensor:
     return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
-def cost(task: Task, stated: dict) -> float:
-    """What a block costs on which nothing breaks, in forward passes; for telling the time left.
+def cost(attack: str, norm: str, stated: dict) -> float:
+    """What an example costs that resists, in forward passes; for telling the time left.
 
     Args:
-        task: the attack.
+        attack, norm: of a task.
         stated: the `protocol`, whose attacks say their passes.
     """
-    attacks = {(t["norm"], a["name"]): a for t in stated["threats"] for a in t["attacks"]}
-    attack = attacks.get((task.norm, task.attack), {"passes": 0, "queries": 0})
-    return 1 + FORWARDS_A_PASS * attack["passes"] + attack["queries"]
+    if attack.startswith(STAGE):
+        passes, queries = PASSES[stated["engine"]](attack.removeprefix(STAGE), norm, stated["num_classes"])
+    else:
+        attacks = {(t["norm"], a["name"]): a for t in stated["threats"] for a in t["attacks"]}
+        described = attacks.get((norm, attack), {"passes": 0, "queries": 0})
+        passes, queries = described["passes"], described["queries"]
+    return 1 + FORWARDS_A_PASS * passes + queries
+
+
+def expected_cost(todo: Todo, stated: dict) -> tuple[float, float]:
+    """(of what is finished, of all) in forward passes; members of the cascade that are not known yet are taken to
+    have the survivors of the last one that is."""
+    done = total = 0.0
+    known, members = todo.known(), [f"{STAGE}{member}" for member in CASCADE]
+    for task in known:
+        share = _examples(task, todo) * cost(task.attack, task.norm, stated)
+        total += share
+        done += share if task in todo.results else 0
+    for norm in {task.norm for task in known if task.attack in members}:
+        reached = max(members.index(task.attack) for task in known if task.norm == norm and task.attack in members)
+        last = [task for task in known if task.norm == norm and task.attack == members[reached]]
+        if any(task not in todo.results for task in last):  # else nothing was left for later members
+            later = sum(cost(member, norm, stated) for member in members[reached + 1 :])
+            total += later * sum(_examples(task, todo) for task in last)
+    return done, total
+
+
+def _examples(task, todo):
+    return len(task.examples) if task.examples else todo.request.block_size
 
 
 def as_pixels(images) -> torch.Tensor:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genray.evaluation.checks import look_at_numbers
-from genray.evaluation.job import NATURAL, BlockResult, Request, Task
+from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.results import Accuracy
-from genray.evaluation.suite import build_evaluation_attack
+from genray.evaluation.suite import CASCADE, build_evaluation_attack
 from genray.types import fraction_text
 
 
@@ -37,18 +37,26 @@ def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> 
         epsilon = {"epsilon": fraction_text(threat.epsilon), "epsilon_decimal": float(threat.epsilon)}
         threats.append({"norm": threat.norm, **epsilon, "attacks": attacks})
     stated = {"data": data, "threats": threats, "seed": request.seed, "block_size": request.block_size}
-    stated["engine"] = request.engine
+    stated |= {"engine": request.engine, "num_classes": num_classes}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
     return {**stated, "interval": "95 % Wilson", "hash": digest, "versions": versions}
 
 
 def join(results: dict[Task, BlockResult]) -> dict:
-    """(norm, column) -> flags of all examples; `natural` has norm "none"."""
-    blocks = {}
+    """(norm, column) -> flags of all examples; `natural` has norm "none", and `aa` is the cascade's last member."""
+    blocks, cascades = {}, {}
     for task in sorted(results, key=lambda task: task.block):
-        for column, flags in results[task].flags.items():
-            blocks.setdefault((task.norm, column), []).append(flags)
-    return {key: np.concatenate(parts) for key, parts in blocks.items()}
+        if task.examples is None:
+            blocks.setdefault((task.norm, task.attack), []).append(results[task].flags[task.attack])
+        else:
+            cascades.setdefault(task.norm, []).append(task)
+    flags = {key: np.concatenate(parts) for key, parts in blocks.items()}
+    for norm, stages in cascades.items():
+        stood = {f"{STAGE}{member}": np.zeros(len(flags["none", NATURAL]), dtype=bool) for member in CASCADE}
+        for task in stages:
+            stood[task.attack][list(task.examples)] = results[task].flags[task.attack]
+        flags |= {(norm, "aa"): stood[f"{STAGE}{CASCADE[-1]}"]} | {(norm, name): f for name, f in stood.items()}
+    return flags
 
 
 def build_record(request, flags, results, labels, model_findings, stated) -> dict:

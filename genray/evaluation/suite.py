@@ -1,9 +1,9 @@
 """The attacks a model can be evaluated with, by column name, in the order of the paper's tables (methods D).
 
 Random numbers. Our own attacks draw for each example from the key (seed, attack, example index), so their results do
-not change with batches or shards. The members of AutoAttack draw for a whole batch, from the key (seed, attack, index
-of the batch's first example): to reproduce them, cut the data set into the same blocks and attack the same examples
-of each.
+not change with batches or shards. The members of AutoAttack draw for a whole batch: alone from the key (seed, attack,
+index of the batch's first example), in the cascade from (seed, "aa", position of the batch among the survivors). To
+reproduce them, attack the same examples together.
 """
 
 import difflib
@@ -114,7 +114,7 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
 def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=DEFAULT_ENGINE):
     """AutoAttack `standard` on one block: each member attacks only what all before it left correct.
 
-    All members use one seed, `block_seed(seed, "aa", indices[0])`, as the authors' own cascade does.
+    All members use one seed, `block_seed(seed, "aa", 0)`, as the authors' own cascade does.
 
     Args:
         model, x, y, indices, norm, epsilon, num_classes, seed, engine: as in `build_evaluation_attack`.
@@ -127,16 +127,31 @@ def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=DE
     threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
     adversarial, left = x.clone(), correct_flags(model, x, y)
     flags = {"natural": left.clone()}
-    how = {"key": "aa", "first": indices[:1], "seed": seed, "engine": engine, "threat": threat}
     for member in CASCADE:
-        own, at = _own_attack(member, **threat), left.nonzero().flatten()
+        at = left.nonzero().flatten()
         some_x, some_y, of = x[at.to(x.device)], y[at.to(x.device)], [int(indices[i]) for i in at]
-        found = _run(member, own, model, some_x, some_y, of, **how)
+        found = stage(member, model, some_x, some_y, of, position=0, seed=seed, engine=engine, **threat)
         broken = ~correct_flags(model, found, some_y)
         adversarial[at[broken].to(x.device)] = found[broken.to(x.device)]
         left[at[broken]] = False
         flags[member] = left.clone()
     return adversarial, flags
+
+
+def stage(member, model, x, y, indices, *, position, norm, epsilon, num_classes, seed, engine=DEFAULT_ENGINE):
+    """One member of the cascade on a batch of what is left.
+
+    Args:
+        member: of `CASCADE`.
+        model, x, y, indices, norm, epsilon, num_classes, seed, engine: as in `build_evaluation_attack`.
+        position: of the batch's first example among all that this member attacks.
+
+    Returns:
+        (N, C, H, W) adversarial images.
+    """
+    threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
+    how = {"key": "aa", "first": [position], "seed": seed, "engine": engine, "threat": threat}
+    return _run(member, _own_attack(member, **threat), model, x, y, indices, **how)
 
 
 def block_seed(seed, attack, first) -> int:

@@ -34,11 +34,13 @@ class EvaluationWorker:
         return run_task(task, request, self.model, *self.data, self.num_classes, self.device)
 
 
-def run_on_workers(tasks, request, model, images, labels, num_classes, *, workers, address=None):
+def run_on_workers(first, todo, model, images, labels, num_classes, *, workers, address=None):
     """Yields (task, result) as workers finish them, in any order; Ray is left when the generator is closed.
 
     Args:
-        tasks, request, num_classes: as in `run_task`.
+        first: the tasks that were taken of `todo`, at least one.
+        todo: a `Todo`, which gives more as results are put there.
+        num_classes: as in `run_task`.
         model: on the CPU; copied to every worker.
         images, labels: tensors; shared by the workers of a node.
         workers: how many; 0 for one a GPU, or one a CPU where there is no GPU.
@@ -51,11 +53,11 @@ def run_on_workers(tasks, request, model, images, labels, num_classes, *, worker
     with connected(address, num_cpus=workers or os.cpu_count() or 1):
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 1)))
-        workers = min(workers or gpus or cpus, len(tasks))
+        workers = min(workers or gpus or cpus, len(first))
         share = {"num_cpus": _share(workers, cpus), "num_gpus": _share(workers, gpus) if gpus else 0}
         remote = ray.remote(max_restarts=0, max_task_retries=0, **share)(EvaluationWorker)
         shared = [ray.put(item) for item in (model, images.numpy(), labels.numpy())]
-        yield from _feed([remote.remote(*shared, num_classes, 1) for _ in range(workers)], deque(tasks), request)
+        yield from _feed([remote.remote(*shared, num_classes, 1) for _ in range(workers)], deque(first), todo)
 
 
 def _share(workers, devices):
@@ -63,10 +65,16 @@ def _share(workers, devices):
     return 1.0 if workers <= devices else int(10_000 / -(-workers // devices)) / 10_000
 
 
-def _feed(actors, queue, request):
+def _feed(actors, queue, todo):
     """Gives each worker a task as soon as it is there or done with the last; those that never start get none."""
     running = {actor.ready.remote(): (number, None) for number, actor in enumerate(actors)}
-    seen = False
+    idle, seen = deque(), False
+
+    def hand_out():
+        while queue and idle:
+            number, task = idle.popleft(), queue.popleft()
+            running[actors[number].run.remote(task, todo.request)] = (number, task)
+
     while queue or any(task for _, task in running.values()):
         done, _ = ray.wait(list(running), timeout=None if seen else START_TIMEOUT_S)
         if not done:
@@ -75,11 +83,12 @@ def _feed(actors, queue, request):
         for reference in done:
             number, task = running.pop(reference)
             result = _result(reference, task, f"evaluation worker {number + 1} of {len(actors)}")
-            if queue:
-                following = queue.popleft()
-                running[actors[number].run.remote(following, request)] = (number, following)
+            idle.append(number)
+            hand_out()  # before the result is looked at, so that nobody waits for that
             if task is not None:
                 yield task, result
+                queue.extend(todo.take())
+                hand_out()
 
 
 def _result(reference, task, who):

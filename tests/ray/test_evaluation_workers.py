@@ -50,6 +50,20 @@ def test_any_number_of_workers_gives_the_same_bytes(model, digits, tmp_path, on_
     assert next(model.parameters()).device.type == "cpu"
 
 
+def test_the_cascade_gives_the_same_bytes_too(model, digits, tmp_path, on_ray):
+    """Its later members' blocks exist only once the members before are done, whoever did them."""
+    images, labels = (part[:40] for part in digits)
+    options = {"attacks": "aa", "norms": "linf", "epsilon": 0.2, "block_size": 8, "engine": "genray"}
+    local = evaluate(model, (images, labels), tmp_path / "local", **options)
+    assert evaluate(model, (images, labels), tmp_path / "two", workers=2, **options) == local
+    blocks = {path.name: path.read_bytes() for path in (tmp_path / "two" / "blocks").iterdir()}
+    assert {"linf-aa_apgd_ce-000004.json", "linf-aa_square-000000.json"} <= set(blocks)
+    assert "linf-aa_square-000004.json" not in blocks  # packed into fewer
+    for name in ("linf-aa_apgd_t-000000.json", "linf-aa_square-000000.json", "linf-aa_apgd_ce-000004.json"):
+        (tmp_path / "two" / "blocks" / name).unlink()
+    assert evaluate(model, (images, labels), tmp_path / "two", resume=True, **options) == local
+
+
 def test_a_worker_that_dies_is_named_and_resume_finishes(model, digits, tmp_path, on_ray, monkeypatch):
     local = evaluate(model, digits, tmp_path / "local")
 

@@ -207,7 +207,9 @@ def test_protocol_hash():
     ]
     hashes = [hashed(**change)["hash"] for change in changes]
     assert len({same["hash"], *hashes}) == len(changes) + 1
-    assert {"data", "threats", "seed", "block_size", "engine", "interval", "hash", "versions"} == set(same)
+    assert {"data", "threats", "seed", "block_size", "engine", "num_classes", "interval", "hash", "versions"} == set(
+        same
+    )
     (attack,) = same["threats"][0]["attacks"]
     stated = {"num_steps": 20, "step_size": 0.025, "restarts": 1, "passes": 20, "loss": "cross-entropy"}
     assert attack.items() >= stated.items()
@@ -264,13 +266,14 @@ def test_notes_of_the_cascade_and_of_its_members_are_printed_once():
 def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypatch):
     """Workers give results back in any order."""
 
-    def backwards(left, request, model, images, labels, classes, workers, address):
-        for task in reversed(left):
-            yield task, run_task(task, request, model, images, labels, classes, "cpu")
+    def backwards(todo, model, images, labels, classes, workers, address):
+        while batch := todo.take():
+            for task in reversed(batch):
+                yield task, run_task(task, todo.request, model, images, labels, classes, "cpu")
 
     def written(name):
-        options = QUICK | {"norms": "linf,l2", "attacks": "pgd20,mim", "epsilon": {"linf": 0.1, "l2": 0.5}}
-        genray.evaluate(model, *digits, **options, output=str(tmp_path / name))
+        options = QUICK | {"attacks": "pgd20,aa", "epsilon": 0.2, "engine": "genray", "block_size": 8}
+        genray.evaluate(model, digits[0][:50], digits[1][:50], **options, output=str(tmp_path / name))
         return [(tmp_path / name / file).read_bytes() for file in ("results.json", "results.parquet")]
 
     forwards = written("forwards")
@@ -411,7 +414,7 @@ def test_long_attacks_say_how_long_they_take(model, digits, monkeypatch):
     genray.evaluate(model, digits[0][:40], digits[1][:40], attacks="pgd20,pgd100", epsilon=0.1, block_size=20)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "evaluating 9/100 %  about 11:02 left"  # 63 of 726 seconds, rounded down
-    assert lines[1] == "evaluating 17/100 %  about 10:01 left"
+    assert lines[1] == "evaluating 17/100 %  about 10:02 left"  # 602 seconds
     assert lines[-1].startswith("evaluating 100/100 %")
     assert len(lines) == 4
 
@@ -419,10 +422,10 @@ def test_long_attacks_say_how_long_they_take(model, digits, monkeypatch):
 def test_the_bar_is_closed_and_the_work_stopped_when_the_disk_is_full(model, digits, tmp_path, monkeypatch):
     closed = []
 
-    def watched(left, *args):
+    def watched(todo, *args):
         try:
-            for task in left:
-                yield task, run_task(task, *args[:5], "cpu")
+            for task in todo.take():
+                yield task, run_task(task, todo.request, *args[:4], "cpu")
         finally:
             closed.append(True)
 

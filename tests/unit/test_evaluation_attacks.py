@@ -315,7 +315,7 @@ def test_members_seeds_are_keyed_by_attack_and_first_index(monkeypatch):
     assert used == [(n, key_seed(3, "attack", n, 40)) for n in ("apgd_ce", "fab_t")]
     used.clear()
     cascade(model, x, y, [40, 41, 9], norm="linf", epsilon=0.1, num_classes=10, seed=3)
-    assert used == [(n, key_seed(3, "attack", "aa", 40)) for n in ("apgd_ce", "apgd_t", "fab_t", "square")]
+    assert used == [(n, key_seed(3, "attack", "aa", 0)) for n in ("apgd_ce", "apgd_t", "fab_t", "square")]
 
 
 # --- the cascade ----------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_cascade_is_the_packages_standard_version(norm, package, epsilon, picked
     x, y = (part[picked] for part in batch(model, 64))
     indices = torch.arange(20, 26)
     found, flags = cascade(model, x, y, indices, norm=norm, epsilon=epsilon, num_classes=10, seed=2)
-    reference = AutoAttack(model, norm=package, eps=epsilon, seed=block_seed(2, "aa", 20), version="standard")
+    reference = AutoAttack(model, norm=package, eps=epsilon, seed=block_seed(2, "aa", 0), version="standard")
     with torch.random.fork_rng():
         expected = reference.run_standard_evaluation(x, y)[0]
     assert flags["square"].tolist() == (model(expected).argmax(1) == y).tolist()
