@@ -271,8 +271,9 @@ def expected_cost(todo: Todo, stated: dict) -> tuple[float, float]:
     have the survivors of the last one that is."""
     done = total = 0.0
     known, members = todo.known(), [f"{STAGE}{member}" for member in CASCADE]
+    price = {kind: cost(*kind, stated) for kind in {(task.attack, task.norm) for task in known}}
     for task in known:
-        share = _examples(task, todo) * cost(task.attack, task.norm, stated)
+        share = _examples(task, todo) * price[task.attack, task.norm]
         total += share
         done += share if task in todo.results else 0
     for norm in {task.norm for task in known if task.attack in members}:

@@ -11,6 +11,7 @@ import torch
 from pyautoattack import AutoAttack
 from pyautoattack.square import SquareAttack
 from torch import nn
+from victims import at_margins, linear
 
 from genray.attacks.auto import MEMBERS, _square_fits, passes, run_member, targets
 from genray.errors import ConfigError, InputError
@@ -43,20 +44,6 @@ def batch(model, size):
     y = model(x).argmax(1)
     y[-1] = (y[-1] + 1) % model[-1].out_features
     return x, y
-
-
-def linear(num_classes=2, seed=3):
-    """A linear model of 1 x 8 x 8 images and its weights (K, 64)."""
-    layer = nn.Linear(64, num_classes)
-    layer.weight.data = torch.from_numpy(np.random.default_rng(seed).normal(size=(num_classes, 64)).astype(np.float32))
-    layer.bias.data = -layer.weight.data @ torch.full((64,), 0.5)
-    return nn.Sequential(nn.Flatten(), layer).eval(), layer.weight.data
-
-
-def at_margins(w, margins):
-    """Images with the given margins z_0 - z_1 of a two-class `linear` model: grey, moved along w."""
-    along = (w / w.square().sum()).view(1, 1, 8, 8)
-    return 0.5 + torch.as_tensor(margins).view(-1, 1, 1, 1) * along
 
 
 def correct(model, x, y):

@@ -3,19 +3,17 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import nn
+from victims import Watched, correct, trained_on_digits
 
 from genray.attacks.auto import run_member
 from genray.attacks.native import projections
 from genray.attacks.native.fab import fab_t
 from genray.attacks.native.projections import hyperplane_move
 from genray.core.geometry import BALLS
-from genray.data.datasets import load_image_data
-from genray.models import build_model
 
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 0.1, "l2": 0.55, "l1": 1.3}  # breaks about half of the trained network's images
@@ -24,55 +22,7 @@ EPSILON = {"linf": 0.1, "l2": 0.55, "l1": 1.3}  # breaks about half of the train
 @pytest.fixture(scope="module")
 def trained():
     """(classes) -> (network trained for a second on digits of these classes, 40 test images, labels)."""
-    cache = {}
-
-    def get(num_classes):
-        if num_classes not in cache:
-            cache[num_classes] = _train(num_classes)
-        return cache[num_classes]
-
-    return get
-
-
-def _train(num_classes):
-    data = load_image_data("digits", test_examples=300)
-    (x, y), (test_x, test_y) = (_of_classes(split, num_classes) for split in (data.train, data.test))
-    model = build_model("small_cnn", num_classes=num_classes, in_channels=1, image_size=(8, 8), width=4, seed=0)
-    model.classifier.drop.p = 0.0  # would draw from the global generator
-    optimizer, generator = torch.optim.Adam(model.parameters(), 1e-2), torch.Generator().manual_seed(0)
-    for _ in range(120):
-        some = torch.randint(len(x), (64,), generator=generator)
-        images = x[some].requires_grad_(True)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), y[some]), images)
-        images = (images.detach() + 0.08 * gradient.sign()).clamp(0, 1)
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), y[some]).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return model.eval(), test_x[:40], test_y[:40]
-
-
-def _of_classes(split, num_classes):
-    chosen = split.labels < num_classes
-    return split.images[chosen].float() / 255, split.labels[chosen]
-
-
-class Watched(nn.Module):
-    """Writes down what a model is called with, and whether with gradients."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.seen, self.graded = model, [], []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        self.graded.append(torch.is_grad_enabled())
-        return self.model(x)
-
-
-def correct(model, x, y):
-    with torch.no_grad():
-        return model(x).argmax(1) == y
+    return trained_on_digits
 
 
 # --- the package ----------------------------------------------------------------------------------------------------
