@@ -17,6 +17,10 @@ class StreamDraw:
     def normal(self, like):
         return torch.randn(like.shape, generator=self.stream, device=like.device, dtype=like.dtype)
 
+    def permutation(self, like):
+        """(N,) int64, a random order of N examples."""
+        return torch.randperm(len(like), generator=self.stream, device=like.device)
+
 
 class ExampleDraw:
     """Draws for each example from its own generator: for evaluation, where a number must not change with the batch

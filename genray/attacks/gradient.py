@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genray.attacks.losses import LOSSES
+from genray.attacks.losses import AGAINST_CLEAN, LOSSES
 from genray.core.geometry import BALLS
 
 GAUSSIAN_START = 0.001  # standard deviation of the `gaussian` start (TRADES, MART)
@@ -38,7 +38,7 @@ class GradientAttack:
 
     @property
     def num_passes(self) -> int:
-        """Forward and backward passes an example: one a step and none besides."""
+        """Forward and backward passes an example: one a step (and for `AGAINST_CLEAN` one forward pass besides)."""
         return self.num_steps
 
     def __call__(self, model, x, y, draw):
@@ -59,8 +59,9 @@ class GradientAttack:
         step = MomentumStep(ball.step, self.momentum) if self.momentum else ball.step
         adversarial = self._start(ball, x, draw)
         with temporary_mode(model, training=self.mode == "train"):
+            target = self._target(model, x, y)
             for _ in range(self.num_steps):
-                gradient = input_gradient(model, adversarial, y, loss)
+                gradient = input_gradient(model, adversarial, target, loss)
                 stepped = adversarial + self.step_size * step(gradient, self.sparsity)
                 adversarial = ball.project(x, stepped, self.epsilon)
         return adversarial
@@ -70,6 +71,13 @@ class GradientAttack:
             return x.clone()
         noise = ball.start(x, self.epsilon, draw) if self.start == "uniform" else GAUSSIAN_START * draw.normal(x)
         return (x + noise).clamp_(0, 1)
+
+    def _target(self, model, x, y):
+        """What the loss compares the logits with."""
+        if self.loss not in AGAINST_CLEAN:
+            return y
+        with torch.no_grad():
+            return model(x)
 
 
 class MomentumStep:
@@ -90,14 +98,14 @@ class MomentumStep:
         return self.step(self.memory, sparsity)
 
 
-def input_gradient(model, x, y, loss):
+def input_gradient(model, x, target, loss):
     """Gradient of the summed per-example loss with respect to the images only; parameters get none.
 
     The sum, not the mean: steps are then independent of the batch size.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(model(x), y).sum(), x)
+        (gradient,) = torch.autograd.grad(loss(model(x), target).sum(), x)
     return gradient
 
 

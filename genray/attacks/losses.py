@@ -1,4 +1,7 @@
-"""What an attack maximises: (logits (N, K), labels (N,)) -> (N,) per-example losses."""
+"""What an attack maximises: (logits (N, K), target) -> (N,) per-example losses.
+
+The target is the labels (N,), or for the losses of `AGAINST_CLEAN` the logits (N, K) of the clean images.
+"""
 
 import math
 
@@ -22,4 +25,11 @@ def margin(logits, labels):
     return -(true - other + CONFIDENCE).clamp_min(0)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+def kl_from_clean(logits, clean_logits):
+    """KL(p(x) || p(x')) of each example: what TRADES attacks and penalises (Zhang et al., 1901.08573; methods C3)."""
+    log_p, log_q = clean_logits.log_softmax(1), logits.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl_from_clean}
+AGAINST_CLEAN = {"kl"}

@@ -210,7 +210,7 @@ def _mixing_weights(config, problems):
 
 
 def _weights_of_gamma(learners, gamma, problems):
-    natural = [name for name, learner in learners.items() if not learner.objective.needs_attack]
+    natural = [name for name, learner in learners.items() if not learner.is_robust]
     robust = [name for name in learners if name not in natural]
     if gamma is None:
         problems.append("global_learner.mixing_weights: missing (or gamma, for one natural and one robust learner)")
@@ -258,11 +258,11 @@ def _warmup(config, problems):
 def _evaluation_attack(config, problems):
     attack = config.evaluation.attack
     learners = config.base_learners.values()
-    model = next((learner.attack for learner in learners if learner.attack is not None), None)
+    model = next((attack for learner in learners for attack in learner.all_attacks.values()), None)
     filled = {}
     for field in ("norm", "epsilon", "step_size"):
         value = getattr(attack, field)
-        if value is None and model is None and not any(lr.objective.needs_attack for lr in learners):
+        if value is None and model is None and not any(learner.is_robust for learner in learners):
             problems.append(f"evaluation.attack.{field}: missing, and no base learner has an attack to take it from")
         filled[field] = getattr(model, field) if value is None and model else value
     completed = dataclasses.replace(attack, **filled)

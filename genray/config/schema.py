@@ -8,21 +8,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
+from genray.config.fields import option, required
+from genray.config.objectives import OBJECTIVES
 from genray.config.values import Schedule
 
 Norm = Literal["linf", "l2", "l1"]
-
-
-def option(default, doc, **checks):
-    """A field with its default, its meaning and its range (`ge`, `gt`, `le`, `lt`, `pattern`)."""
-    metadata = {"doc": doc, **checks}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def required(doc, **checks):
-    return field(metadata={"doc": doc, **checks})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +82,15 @@ class AttackConfig:
     start: Literal["uniform", "gaussian", "zero"] = option("uniform", "in the ball; 0.001 N(0, 1); the image itself")
     mode: Literal["eval", "train"] = option("eval", "BatchNorm and dropout while the examples are made")
     sparsity: float = option(0.05, "l1 only: share of the pixels that one step moves", gt=0, le=1)
+    tau: Schedule | None = option(
+        None, "FAT: an example stops this many steps after it is first misclassified; null: all steps", ge=0
+    )
+    step_noise: float = option(0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0)
 
     def problems(self):
         yield from linf_radius_problems(self)
+        if self.step_noise and self.tau is None:
+            yield "step_noise: has no effect without tau (it is part of FAT)"
 
 
 def linf_radius_problems(attack):
@@ -102,26 +98,6 @@ def linf_radius_problems(attack):
     if attack.norm == "linf" and attack.epsilon is not None and attack.epsilon > 1:
         given = float(attack.epsilon)
         yield f"epsilon: expected at most 1 for linf (pixels are in [0, 1]), got {given:g}; write 8/255, not 8"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NaturalObjective:
-    """Cross-entropy on clean images."""
-
-    needs_attack = False
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdversarialObjective:
-    """PGD adversarial training: beta CE(x', y) + (1 - beta) CE(x, y)."""
-
-    needs_attack = True
-    beta: float = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
-
-
-OBJECTIVES = {"natural": NaturalObjective, "adversarial": AdversarialObjective}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +127,7 @@ class AugmentationConfig:
     crop_padding: int = option(0, "pixels of padding before a random crop of the image's size", ge=0)
     pad_mode: Literal["zeros", "reflect"] = option("zeros", "what the padding holds")
     flip: bool = option(False, "horizontal flip of every second image")
+    cutout: int = option(0, "side of a square of zeros at a random place of each image; 0: none", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +149,19 @@ class ResourcesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AwpConfig:
+    """Adversarial weight perturbation (AWP), around any objective."""
+
+    gamma: float = option(0.01, "size of the perturbation, relative to each weight tensor", ge=0)
+    warmup_epochs: float = option(0, "epochs without it", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseLearnerConfig:
-    objective: NaturalObjective | AdversarialObjective = field(
-        metadata={"doc": "what it minimises", "tagged": OBJECTIVES}
-    )
-    attack: AttackConfig | None = option(None, "how its training examples are made (robust objectives)")
+    objective: object = field(metadata={"doc": "what it minimises", "tagged": OBJECTIVES})
+    attack: AttackConfig | None = option(None, "how its training examples are made (objectives with one attack)")
+    attacks: dict[str, AttackConfig] | None = option(None, "the same for objectives with several: name -> attack")
+    awp: AwpConfig | None = option(None, "perturb the weights against each update; null: do not")
     optimizer: SGD | Adam | AdamW = field(
         default_factory=SGD, metadata={"doc": "its own optimiser", "tagged": OPTIMIZERS}
     )
@@ -186,12 +171,28 @@ class BaseLearnerConfig:
     data_order: Literal["shared", "own"] = option("shared", "the same minibatches as the others, or its own order")
     resources: ResourcesConfig = option(ResourcesConfig, "what its actor holds")
 
+    @property
+    def all_attacks(self) -> dict[str, AttackConfig]:
+        """Its attacks by name; one alone is called "attack"."""
+        return self.attacks or ({"attack": self.attack} if self.attack else {})
+
+    @property
+    def is_robust(self) -> bool:
+        return self.objective.attacks != "none"
+
     def problems(self):
         objective = next(name for name, section in OBJECTIVES.items() if type(self.objective) is section)
-        if self.objective.needs_attack and self.attack is None:
-            yield f"attack: missing, objective {objective} needs one"
-        if not self.objective.needs_attack and self.attack is not None:
-            yield f"attack: has no effect with objective {objective}; remove it"
+        wanted = {"none": None, "one": "attack", "several": "attacks"}[self.objective.attacks]
+        for key in ("attack", "attacks"):
+            if key == wanted and not getattr(self, key):
+                yield f"{key}: missing, objective {objective} needs {'one' if key == 'attack' else 'at least one'}"
+            if key != wanted and getattr(self, key) is not None:
+                cure = f"it needs {wanted}" if wanted else "remove it"
+                yield f"{key}: has no effect with objective {objective}; {cure}"
+        if self.attacks and any(attack.tau is not None for attack in self.attacks.values()):
+            yield f"attacks: expected no tau with objective {objective}, which takes all steps of each attack"
+        if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:
+            yield "attacks: expected one mode for all of them"
 
 
 @dataclass(frozen=True, kw_only=True)

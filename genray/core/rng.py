@@ -8,6 +8,7 @@ training can be replayed anywhere after a crash.
 import hashlib
 from numbers import Integral
 
+import numpy as np
 import torch
 
 
@@ -41,6 +42,11 @@ def generator(device: str | torch.device, seed: int, *parts: str | int) -> torch
     The same key gives the same numbers on every device of one type; CPU and CUDA generators differ from each other.
     """
     return torch.Generator(device=device).manual_seed(key_seed(seed, *parts))
+
+
+def host_generator(seed: int, *parts: str | int) -> np.random.Generator:
+    """A fresh NumPy generator, seeded with `key_seed(seed, *parts)`, for choices that the host makes."""
+    return np.random.default_rng(key_seed(seed, *parts))
 
 
 def _is_int(value) -> bool:

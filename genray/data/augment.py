@@ -50,14 +50,36 @@ def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return torch.where(heads, images.flip(-1), images)
 
 
+def cutout(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Sets a square of each image to zero (DeVries & Taylor, arXiv 1708.04552).
+
+    Args:
+        images: (N, C, H, W), any dtype.
+        side: of the square, pixels >= 1. Its centre is uniform on the image's pixels; what lies outside is cut off.
+        generator: source of the centres.
+
+    Returns:
+        (N, C, H, W), same dtype and device; the input is unchanged.
+    """
+    count, _, height, width = images.shape
+    inside = []
+    for size in (height, width):
+        first = torch.randint(0, size, (count, 1), generator=generator, device=generator.device) - side // 2
+        distance = torch.arange(size, device=generator.device) - first
+        inside.append(((distance >= 0) & (distance < side)).to(images.device, non_blocking=True))
+    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return images.masked_fill(hole, 0)
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, then random horizontal flip; `Augmentation()` does nothing.
+    """Random crop, then random horizontal flip, then cutout; `Augmentation()` does nothing.
 
     Attributes:
         crop_padding: pixels of padding a side before the crop; 0 turns the crop off.
         flip: whether to mirror half of the images.
         pad_mode: "zeros" or "reflect".
+        cutout: side of a square of zeros in each image; 0 turns it off.
 
     Raises:
         ValueError: unknown pad_mode or negative crop_padding.
@@ -66,6 +88,7 @@ class Augmentation:
     crop_padding: int = 0
     flip: bool = False
     pad_mode: str = "zeros"
+    cutout: int = 0
 
     def __post_init__(self):
         _check_padding(self.crop_padding, self.pad_mode)
@@ -73,7 +96,8 @@ class Augmentation:
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Augments (N, C, H, W) images of any dtype with draws from `generator`, crop first."""
         images = random_crop(images, self.crop_padding, generator, self.pad_mode)
-        return random_flip(images, generator) if self.flip else images
+        images = random_flip(images, generator) if self.flip else images
+        return cutout(images, self.cutout, generator) if self.cutout else images
 
 
 def _check_padding(padding: int, mode: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+from genray.config.objectives import AdversarialObjective
 from genray.config.schema import RunConfig
 from genray.evaluation.suite import COLUMNS
 
@@ -47,7 +48,7 @@ def row_of_run(config: RunConfig, norm: str) -> dict | None:
 def _method(config):
     """The papers' name of a line-up of learners; None for one they do not have."""
     learners = list(config.base_learners.values())
-    robust = [learner for learner in learners if learner.objective.needs_attack]
-    if any(learner.attack.norm != "linf" or learner.objective.beta != 1 for learner in robust):
+    robust = [learner for learner in learners if learner.is_robust]
+    if any(learner.objective != AdversarialObjective() or learner.attack.norm != "linf" for learner in robust):
         return None
     return {(1, 0): "NT", (1, 1): "AT (beta=1)", (2, 1): "Generalist"}.get((len(learners), len(robust)))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from genray.attacks import StreamDraw, build_attack
+from genray.attacks import FriendlyAttack, StreamDraw
 from genray.config.schema import SGD, RunConfig
 from genray.core.flat import FlatWeights, from_array, to_array
 from genray.core.mixing import accumulate_, ema_update_
-from genray.core.rng import generator, key_seed
+from genray.core.rng import generator, host_generator, key_seed
 from genray.core.schedules import ema_decay
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
@@ -18,7 +18,8 @@ from genray.errors import NonFiniteError
 from genray.learners.passes import Passes
 from genray.learners.plan import RunPlan
 from genray.learners.setup import memory_format
-from genray.objectives import build_objective
+from genray.learners.weight_perturbation import WeightPerturbation
+from genray.objectives import TrainingStep, build_objective
 from genray.types import WeightSnapshot
 
 
@@ -60,7 +61,8 @@ class BaseLearner:
         self.average = self.flat.weights.clone()
         self.share = self.flat.weights / len(run.base_learners)
         self.objective = build_objective(self.config.objective)
-        self.attack = build_attack(self.config.attack) if self.config.attack else None
+        self.attacks = self.objective.build_attacks(self.config.all_attacks)
+        self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
         self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
         self.loader = _build_loader(name, run, train, self.device)
         self.stochastic = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
@@ -98,9 +100,8 @@ class BaseLearner:
         """One optimiser step, then both averages. No host synchronisation."""
         x, y = self.loader.batch(step)
         x = x.contiguous(memory_format=memory_format(self.plan.config))
-        draw = StreamDraw(generator(self.device, self.plan.config.seed, self.name, "attack", step))
-        with self._keyed_dropout(step):
-            loss, logits = self.objective(self.passes.training, x, y, lambda x, y: self._craft(x, y, draw))
+        with self._keyed_dropout(step), self._perturbed(step, x, y) as craft:
+            loss, logits = self.objective(self._training_step(step, x, y, craft))
             self.flat.zero_grad()
             loss.backward()
         for group in self.optimizer.param_groups:
@@ -109,9 +110,42 @@ class BaseLearner:
         self._update_averages(step)
         return loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)
 
-    def _craft(self, x, y, draw):
+    def _training_step(self, step, x, y, craft):
+        key = (self.plan.config.seed, self.name, "objective", step)
+        draw, numbers = lambda: StreamDraw(generator(self.device, *key)), lambda: host_generator(*key)
+        return TrainingStep(self.passes.training, x, y, craft, draw, numbers)
+
+    @contextmanager
+    def _perturbed(self, step, x, y):
+        """Gives what crafts adversarial images; with AWP the weights are perturbed inside."""
+        crafted = {}
+
+        def craft(name):
+            if name not in crafted:
+                crafted[name] = self._craft(name, step, x, y)
+            return crafted[name]
+
+        if self.perturbation is None or step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
+            yield craft
+            return
+        with self.perturbation.applied(lambda: self._loss_alone(step, x, y, craft)):
+            yield craft
+
+    def _loss_alone(self, step, x, y, craft):
+        """The loss, with nothing kept of the pass but its gradient (and BatchNorm's statistics)."""
+        state = self.objective.state_dict()
+        with self._keyed_dropout(step, "perturbation"):
+            loss, _ = self.objective(self._training_step(step, x, y, craft))
+        self.objective.load_state_dict(state)
+        return loss
+
+    def _craft(self, name, step, x, y):
         """Adversarial images against the network of now."""
-        return self.attack(self.passes.attacked(self.attack.mode), x, y, draw)
+        attack, number = self.attacks[name], list(self.attacks).index(name)
+        key = (self.plan.config.seed, self.name, "attack", step, *([number] if number else []))
+        values = {"tau": int(self.plan.tau(self.name, step))} if isinstance(attack, FriendlyAttack) else {}
+        draw = StreamDraw(generator(self.device, *key))
+        return attack(self.passes.attacked(attack.mode), x, y, draw, **values)
 
     @torch.no_grad()
     def _update_averages(self, step):
@@ -127,11 +161,11 @@ class BaseLearner:
         """The averaged weights; the raw ones where averaging is off."""
         return self.average if self.config.averaging.enabled else self.flat.weights
 
-    def _keyed_dropout(self, step):
+    def _keyed_dropout(self, step, purpose="dropout"):
         """Dropout layers draw from the global generators, so those are keyed for the step and put back after it."""
         if not self.stochastic:
             return nullcontext()
-        return _seeded(key_seed(self.plan.config.seed, self.name, "dropout", step), self.device)
+        return _seeded(key_seed(self.plan.config.seed, self.name, purpose, step), self.device)
 
     def _check_finite(self, loss_sum, start):
         # A sum shows every NaN and infinity in one pass; only if it is suspicious, each weight is looked at.
@@ -167,6 +201,7 @@ class BaseLearner:
             "average": to_array(self.average),
             "share": to_array(self.share),
             "optimizer": {key: to_array(v) if torch.is_tensor(v) else v for key, v in state.items() if v is not None},
+            "objective": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict):
@@ -175,6 +210,7 @@ class BaseLearner:
         self.flat.load(WeightSnapshot(self.step, state["weights"], state["counters"]))
         self.average.copy_(from_array(state["average"]))
         self.share.copy_(from_array(state["share"]))
+        self.objective.load_state_dict(state["objective"])
         fresh = self.optimizer.state_dict()
         stored = state["optimizer"].items()
         fresh["state"] = {0: {key: from_array(v.copy()) if hasattr(v, "shape") else v for key, v in stored}}
@@ -203,7 +239,7 @@ def _build_loader(name, run: RunConfig, train, device):
         seed=run.seed,
         order_key="shared" if learner.data_order == "shared" else name,
         augmentation_key="shared" if learner.data_order == "shared" else name,
-        augmentation=Augmentation(augmentation.crop_padding, augmentation.flip, augmentation.pad_mode),
+        augmentation=Augmentation(**vars(augmentation)),
         device=device,
         drop_last=run.training.drop_last,
     )

@@ -18,7 +18,7 @@ class GlobalLearner:
 
     def __init__(self, config: RunConfig):
         self.names = tuple(config.base_learners)
-        robust = [name for name, learner in config.base_learners.items() if learner.objective.needs_attack]
+        robust = [name for name, learner in config.base_learners.items() if learner.is_robust]
         # Integer buffers (BatchNorm's step counters) cannot be averaged; they are the robust learner's (methods A1).
         self.counter_index = self.names.index(robust[0] if robust else self.names[0])
 

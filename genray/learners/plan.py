@@ -35,12 +35,21 @@ class RunPlan:
         """w_k(s): the learner's share of theta_g at step s (gamma for the robust one)."""
         return piecewise_linear(self._knots["mixing", learner], self.position(step))
 
+    def tau(self, learner: str, step: int) -> float:
+        """When the learner's attack lets an example go at step `step` (FAT)."""
+        return piecewise_linear(self._knots["tau", learner], self.position(step))
+
     @cached_property
     def _knots(self):
         """All schedules as floats, because they are read every step."""
         rates = {("lr", name): learner.lr for name, learner in self.config.base_learners.items()}
         weights = {("mixing", name): w for name, w in self.config.global_learner.mixing_weights.items()}
-        return {k: tuple((float(at), float(v)) for at, v in s.knots) for k, s in (rates | weights).items()}
+        taus = {
+            ("tau", name): learner.attack.tau
+            for name, learner in self.config.base_learners.items()
+            if learner.attack is not None and learner.attack.tau is not None
+        }
+        return {k: tuple((float(at), float(v)) for at, v in s.knots) for k, s in (rates | weights | taus).items()}
 
     @property
     def num_redistributions(self) -> int:

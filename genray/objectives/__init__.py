@@ -1,12 +1,29 @@
 """What base learners minimise: one method a file, one registry entry."""
 
-from genray.config import schema
+from genray.config import objectives as sections
 from genray.objectives.adversarial import Adversarial
+from genray.objectives.iat import Iat
+from genray.objectives.mart import Mart
+from genray.objectives.multi_norm import Average, Max, Stochastic
 from genray.objectives.natural import Natural
+from genray.objectives.objective import Objective
+from genray.objectives.step import TrainingStep
+from genray.objectives.trades import Trades
 
-OBJECTIVES = {schema.NaturalObjective: Natural, schema.AdversarialObjective: Adversarial}
+__all__ = ["OBJECTIVES", "Objective", "TrainingStep", "build_objective"]
+
+OBJECTIVES = {
+    sections.NaturalObjective: Natural,
+    sections.AdversarialObjective: Adversarial,
+    sections.TradesObjective: Trades,
+    sections.MartObjective: Mart,
+    sections.IatObjective: Iat,
+    sections.MaxObjective: Max,
+    sections.AverageObjective: Average,
+    sections.StochasticObjective: Stochastic,
+}
 
 
-def build_objective(options):
+def build_objective(options) -> Objective:
     """The objective of a learner's `objective` section."""
     return OBJECTIVES[type(options)](options)

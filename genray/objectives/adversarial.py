@@ -2,33 +2,26 @@
 
 import torch.nn.functional as F
 
+from genray.objectives.objective import Objective
 
-class Adversarial:
+
+class Adversarial(Objective):
     """L = beta CE(z(x'), y) + (1 - beta) CE(z(x), y), x' by the learner's attack (methods C2).
 
     For 0 < beta < 1 the adversarial and then the clean batch go through the network, as in `p-lambda/robust_tradeoff`.
+    With an attack that has `tau` this is FAT (methods C5).
     """
 
-    def __init__(self, options):
-        self.beta, self.label_smoothing = options.beta, options.label_smoothing
-
-    def __call__(self, model, x, y, craft):
-        """Mean loss of a batch, and the logits it was computed on (the adversarial ones where there are any).
-
-        Args:
-            model: in train mode; images (N, C, H, W) in [0, 1] -> logits (N, K).
-            x: (N, C, H, W) in [0, 1].
-            y: (N,) int64.
-            craft: (x, y) -> adversarial images (N, C, H, W) against the current model.
-        """
-        if self.beta == 0:
-            logits = model(x)
-            return self._cross_entropy(logits, y), logits
-        logits = model(craft(x, y))
-        loss = self._cross_entropy(logits, y)
-        if self.beta < 1:
-            loss = self.beta * loss + (1 - self.beta) * self._cross_entropy(model(x), y)
+    def __call__(self, step):
+        beta = self.options.beta
+        if beta == 0:
+            logits = step.model(step.x)
+            return self._cross_entropy(logits, step.y), logits
+        logits = step.model(step.craft("attack"))
+        loss = self._cross_entropy(logits, step.y)
+        if beta < 1:
+            loss = beta * loss + (1 - beta) * self._cross_entropy(step.model(step.x), step.y)
         return loss, logits
 
     def _cross_entropy(self, logits, y):
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, y, label_smoothing=self.options.label_smoothing)

@@ -2,21 +2,18 @@
 
 import torch.nn.functional as F
 
+from genray.objectives.mixup import mixed_cross_entropy, mixup
+from genray.objectives.objective import Objective
 
-class Natural:
-    """L = CE(z(x), y)."""
 
-    def __init__(self, options):
-        self.label_smoothing = options.label_smoothing
+class Natural(Objective):
+    """L = CE(z(x), y), with label smoothing and mixup where asked."""
 
-    def __call__(self, model, x, y, craft):
-        """Mean loss of a batch, and the logits it was computed on.
-
-        Args:
-            model: in train mode; images (N, C, H, W) in [0, 1] -> logits (N, K).
-            x: (N, C, H, W) in [0, 1].
-            y: (N,) int64.
-            craft: not used; (x, y) -> adversarial images.
-        """
-        logits = model(x)
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits
+    def __call__(self, step):
+        smoothing = self.options.label_smoothing
+        if self.options.mixup:
+            mix = mixup(step, self.options.mixup)
+            logits = step.model(mix.images(step.x))
+            return mixed_cross_entropy(logits, step.y, mix, smoothing), logits
+        logits = step.model(step.x)
+        return F.cross_entropy(logits, step.y, label_smoothing=smoothing), logits

@@ -1,5 +1,6 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
+from genray.config.objectives import OBJECTIVES
 from genray.learners.setup import RunSetup
 from genray.types import ThreatModel
 
@@ -35,16 +36,18 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
 
 def _learner_line(plan, name):
     learner = plan.config.base_learners[name]
-    attack = learner.attack
-    how = "clean images"
-    if attack is not None:
-        how = f"{ThreatModel(attack.norm, attack.epsilon)}, {attack.num_steps} steps of {float(attack.step_size):.4g}"
+    how = " and ".join(_attack(attack) for attack in learner.all_attacks.values()) or "clean images"
+    objective = next(name for name, section in OBJECTIVES.items() if type(learner.objective) is section)
     first, last = (plan.learning_rate(name, step) for step in (0, plan.total_steps - 1))
     weights = [plan.mixing_weight(name, step) for step in (0, plan.total_steps - 1)]
     return (
-        f"learner        {name}: {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
+        f"learner        {name}: {objective}{', AWP' * bool(learner.awp)}; {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
         f"{weights[0]:.3g} -> {weights[1]:.3g}"
     )
+
+
+def _attack(attack):
+    return f"{ThreatModel(attack.norm, attack.epsilon)}, {attack.num_steps} steps of {float(attack.step_size):.4g}"
 
 
 def _compute(compute):

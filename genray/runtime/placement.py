@@ -91,7 +91,7 @@ def _place_evaluator(plan, learners, bundles, available) -> Place:
     if spare_cpu and (spare_gpu or not used_gpus):
         bundles.append(_bundle(1, 1 if used_gpus else 0))
         return Place(len(bundles) - 1, 1, 1 if used_gpus else 0)
-    host = min(learners, key=lambda name: plan.config.base_learners[name].objective.needs_attack)
+    host = min(learners, key=lambda name: plan.config.base_learners[name].is_robust)
     place = learners[host]
     if not place.num_gpus:
         return Place(place.bundle, 0, 0)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genray.config import load_config, to_dict, to_yaml
-from genray.config.schema import SGD, Adam, AdamW, AdversarialObjective, NaturalObjective, RunConfig
+from genray.config.objectives import AdversarialObjective, NaturalObjective
+from genray.config.schema import SGD, Adam, AdamW, RunConfig
 from genray.config.values import Schedule, number_to_yaml, parse_fraction
 from genray.errors import ConfigError
 from genray.types import ThreatModel, fraction_text

@@ -38,6 +38,8 @@ TINY = [
 L, N, G, E = "base_learners.linf", "base_learners.natural", "global_learner", "evaluation"
 L1 = f"{L}.attack={{norm: l1, epsilon: 2, step_size: 1, num_steps: 2}}"
 L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
+TWO = "{linf: {norm: linf, epsilon: 0.1, step_size: 0.1, num_steps: 1}, l2: {norm: l2, epsilon: 2, step_size: 1}}"
+MAX = [f"{L}.attack=null", f"{L}.objective=max", f"{L}.attacks={TWO}"]
 ADAM = f"{L}.optimizer={{name: adam}}"
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
@@ -73,7 +75,18 @@ CHANGES = {
     "base_learners.attack.mode": ([], f"{L}.attack.mode=train"),
     "base_learners.attack.sparsity": ([L1], f"{L}.attack.sparsity=0.5"),
     "base_learners.objective": ([], f"{L}.objective={{name: adversarial, beta: 0.5}}"),
+    "base_learners.attack.tau": ([f"{L}.attack.num_steps=2", f"{L}.attack.tau=0"], f"{L}.attack.tau=2"),
+    "base_learners.attack.step_noise": ([f"{L}.attack.tau=1"], f"{L}.attack.step_noise=0.1"),
+    "base_learners.attacks": (MAX, f"{L}.attacks.l2.epsilon=3"),
+    "base_learners.awp.gamma": ([f"{L}.awp.gamma=0.01"], f"{L}.awp.gamma=0.02"),
+    "base_learners.awp.warmup_epochs": ([f"{L}.awp.gamma=0.01"], f"{L}.awp.warmup_epochs=1"),
+    "base_learners.augmentation.cutout": ([], f"{L}.augmentation.cutout=3"),
     "natural.label_smoothing": ([], f"{N}.objective.label_smoothing=0.1"),
+    "natural.mixup": ([], f"{N}.objective.mixup=1"),
+    "trades.beta": ([f"{L}.objective=trades"], f"{L}.objective.beta=1"),
+    "trades.label_smoothing": ([f"{L}.objective=trades"], f"{L}.objective.label_smoothing=0.1"),
+    "mart.beta": ([f"{L}.objective=mart"], f"{L}.objective.beta=1"),
+    "iat.alpha": ([f"{L}.objective=iat"], f"{L}.objective.alpha=0.5"),
     "adversarial.beta": ([], f"{L}.objective.beta=0.4"),
     "adversarial.label_smoothing": ([], f"{L}.objective.label_smoothing=0.1"),
     "base_learners.optimizer": ([], f"{L}.optimizer.name=adam"),
@@ -142,6 +155,9 @@ def fields(cls, prefix=""):
             yield path
             for tag, section in f.metadata["tagged"].items():
                 yield from fields(section, f"{tag}.")
+            continue
+        if f.name == "attacks":  # sections like `attack`
+            yield path
             continue
         sections = [h for h in _leaves(hints[f.name]) if dataclasses.is_dataclass(h) and h is not Schedule]
         if sections:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from genray.config.schema import AdversarialObjective, NaturalObjective
-from genray.objectives import build_objective
+from genray.config.objectives import AdversarialObjective, NaturalObjective
+from genray.objectives import TrainingStep, build_objective
 
 N, SIZE, CLASSES = 12, 20, 7
 
@@ -34,10 +34,10 @@ class Setting:
         self.seen, self.crafted = [], 0
         self.network.register_forward_pre_hook(lambda module, inputs: self.seen.append(inputs[0].numpy().copy()))
 
-    def craft(self, x, y):
-        assert np.array_equal(x.numpy(), self.x) and y.tolist() == self.y.tolist()
+    def craft(self, name):
+        assert name == "attack"
         self.crafted += 1
-        return x + torch.from_numpy(self.shift)
+        return torch.from_numpy(self.x + self.shift)
 
     def logits(self, x):
         return x.reshape(N, -1).astype(np.float64) @ self.weights.T.astype(np.float64)
@@ -52,7 +52,7 @@ class Setting:
 
     def run(self, options):
         objective = build_objective(options)
-        return objective(self.network, torch.from_numpy(self.x), torch.from_numpy(self.y), self.craft)
+        return objective(TrainingStep(self.network, torch.from_numpy(self.x), torch.from_numpy(self.y), self.craft))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])

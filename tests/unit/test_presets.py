@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from genray.config.load import DEFAULT_CONFIG, load_config, read_yaml, to_yaml
-from genray.config.schema import SGD, AdversarialObjective, NaturalObjective, RunConfig
+from genray.config.objectives import AdversarialObjective, NaturalObjective
+from genray.config.schema import SGD, RunConfig
 from genray.learners.plan import make_plan
 from genray.models import build_model, count_parameters
 

@@ -1,0 +1,53 @@
+"""Early-stopped PGD: the friendly adversarial examples of FAT (Zhang et al., ICML 2020; methods C5)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from genray.attacks.gradient import GradientAttack, temporary_mode
+from genray.attacks.losses import LOSSES
+from genray.core.geometry import BALLS
+
+
+@dataclass(frozen=True)
+class FriendlyAttack(GradientAttack):
+    """PGD that lets an example go once it has been misclassified `tau` times before.
+
+    Each example carries a counter that starts at tau. Before every step: if it is misclassified and the counter is 0,
+    the point of now is its adversarial example; if it is misclassified otherwise, the counter falls by one. What is
+    left after the last step is taken as it is. tau = num_steps is plain PGD, tau = 0 takes the first misclassified.
+
+    Attributes:
+        step_noise: omega, standard deviation of the noise added to every step.
+    """
+
+    step_noise: float = 0.0
+
+    def __call__(self, model, x, y, draw, tau: int = 0):
+        """As `GradientAttack.__call__`; `tau` >= 0 is where the counters start. Who stopped costs no more passes."""
+        ball, adversarial = BALLS[self.norm], self._start(BALLS[self.norm], x, draw)
+        at, counters = torch.arange(len(x), device=x.device), torch.full_like(y, tau)
+        with temporary_mode(model, training=self.mode == "train"):
+            target = self._target(model, x, y)
+            for _ in range(self.num_steps):
+                noise = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
+                gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], LOSSES[self.loss])
+                wrong = logits.argmax(1) != y[at]
+                going = ~wrong | (counters[at] > 0)
+                counters[at] -= wrong.to(counters.dtype)
+                if tau < self.num_steps:  # otherwise nobody can stop
+                    at, gradient = at[going], gradient[going]
+                    noise = noise[going] if self.step_noise else noise
+                    if len(at) == 0:
+                        break
+                stepped = adversarial[at] + self.step_size * ball.step(gradient, self.sparsity) + noise
+                adversarial[at] = ball.project(x[at], stepped, self.epsilon)
+        return adversarial
+
+
+def _gradient_and_logits(model, x, target, loss):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(loss(logits, target).sum(), x)
+    return gradient, logits.detach()

@@ -1,0 +1,43 @@
+"""Training against several norms at once: MAX, AVG (Tramer & Boneh, 1904.13000) and SAT (Madaan et al., 2003.06064)."""
+
+import torch.nn.functional as F
+
+from genray.attacks.worst import WorstAttack
+from genray.objectives.objective import Objective
+
+
+class SeveralNorms(Objective):
+    """Has the learner's `attacks`, in their order."""
+
+    def build_attacks(self, configs):
+        self.names = tuple(configs)
+        return super().build_attacks(configs)
+
+
+class Max(Objective):
+    """CE on the adversarial image of the norm with the largest CE, example by example (methods C10)."""
+
+    def build_attacks(self, configs):
+        return {"worst": WorstAttack(tuple(super().build_attacks(configs).values()))}
+
+    def __call__(self, step):
+        logits = step.model(step.craft("worst"))
+        return F.cross_entropy(logits, step.y), logits
+
+
+class Average(SeveralNorms):
+    """Mean over the norms of CE on their adversarial images, one update for all (methods C10)."""
+
+    def __call__(self, step):
+        logits = [step.model(step.craft(name)) for name in self.names]
+        loss = sum(F.cross_entropy(one, step.y) for one in logits) / len(logits)
+        return loss, logits[0]
+
+
+class Stochastic(SeveralNorms):
+    """SAT: the norm of each batch is drawn uniformly (methods C10)."""
+
+    def __call__(self, step):
+        name = self.names[int(step.numbers.integers(len(self.names)))]
+        logits = step.model(step.craft(name))
+        return F.cross_entropy(logits, step.y), logits

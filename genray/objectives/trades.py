@@ -1,0 +1,24 @@
+"""TRADES (Zhang et al., ICML 2019, arXiv 1901.08573)."""
+
+import torch.nn.functional as F
+
+from genray.attacks.losses import kl_from_clean
+from genray.objectives.objective import Objective
+
+
+class Trades(Objective):
+    """L = CE(z(x), y) + beta mean_i KL(p(x_i) || p(x'_i)), x' maximising the same KL (methods C3).
+
+    The KL's first argument is not detached. The clean batch goes through the network once, for both terms: the authors'
+    code does it twice, which gives the same gradient and moves BatchNorm's statistics once more.
+    """
+
+    attack_loss = "kl"
+
+    def __call__(self, step):
+        clean = step.model(step.x)
+        loss = F.cross_entropy(clean, step.y, label_smoothing=self.options.label_smoothing)
+        if self.options.beta == 0:
+            return loss, clean
+        logits = step.model(step.craft("attack"))
+        return loss + self.options.beta * kl_from_clean(logits, clean).mean(), logits
