@@ -40,8 +40,9 @@ def _learner_line(plan, name):
     objective = next(name for name, section in OBJECTIVES.items() if type(learner.objective) is section)
     first, last = (plan.learning_rate(name, step) for step in (0, plan.total_steps - 1))
     weights = [plan.mixing_weight(name, step) for step in (0, plan.total_steps - 1)]
+    method = f"{objective}{', AWP' * bool(learner.awp)}"
     return (
-        f"learner        {name}: {objective}{', AWP' * bool(learner.awp)}; {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
+        f"learner        {name}: {method}; {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
         f"{weights[0]:.3g} -> {weights[1]:.3g}"
     )
 

@@ -26,7 +26,7 @@ LAYERS = [
     {"train", "evaluate", "tune", "report"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# The local runtime evaluates, and an objective says which attack makes its examples; the other way round would be a circle.
+# The local runtime evaluates, an objective names its attack; the other way round would be a circle.
 SIBLINGS = {("learners", "evaluation"), ("objectives", "attacks")}
 USES_RAY = {"runtime", "tuning"}
 
