@@ -12,7 +12,7 @@ from genray.core.flat import FlatWeights
 from genray.evaluation import Accuracy, pgd_name
 from genray.learners.setup import RunSetup
 from genray.recording.progress import Progress
-from genray.recording.run_folder import RunFolder, versions
+from genray.recording.run_folder import LEARNERS, RunFolder, versions
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
 
@@ -152,7 +152,7 @@ class RunRecorder:
 
     def models_to_judge(self, last, learners: dict) -> dict:
         """What the final table shows: the chosen theta_g (the last one where none could be chosen), the last one and
-        every base learner.
+        every base learner. All are written, for mixtures after the run too.
 
         Args:
             last: theta_g at the end, as evaluated.
@@ -160,6 +160,8 @@ class RunRecorder:
         """
         epochs = self.setup.config.training.epochs
         self.write_model("model_last.pt", last, epochs)
+        for name, snapshot in learners.items():
+            self.write_model(f"{LEARNERS}/{name}.pt", snapshot, epochs)
         if self.best is None:
             floor = self.setup.config.evaluation.natural_floor
             self.progress.say(f"no epoch reached evaluation.natural_floor ({floor:g}); model.pt is the last theta_g")

@@ -15,6 +15,7 @@ from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.recording.storage import Storage
 
 MODEL_FORMAT = "genray-model/1"
+LEARNERS = "learners"  # folder of the base learners' own models
 STATE_FORMAT = "genray-state/1"
 
 

@@ -14,6 +14,8 @@ import genray
 
 pytestmark = pytest.mark.ray
 
+MODELS = ("model.pt", "model_last.pt", "learners/natural.pt", "learners/linf.pt")
+
 
 def _weights(folder, name="model.pt"):
     return torch.load(folder / name, weights_only=True)["state_dict"]
@@ -35,7 +37,7 @@ def test_ray_and_local_give_the_same_bits(tmp_path, small_run, mix):
     local = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "local"))
     on_ray = genray.train(None, overrides, runtime="ray", storage=str(tmp_path / "ray"))
 
-    for name in ("model.pt", "model_last.pt"):
+    for name in MODELS:
         ours, theirs = _weights(tmp_path / "local" / "digits", name), _weights(tmp_path / "ray" / "digits", name)
         assert list(ours) == list(theirs)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -52,13 +54,13 @@ def test_resumed_on_the_other_runtime(tmp_path, small_run):
     genray.train(None, small_run, runtime="local", storage=str(tmp_path / "parts"))
     states = sorted((folder / "checkpoints").iterdir())
     states[-1].unlink()  # as if killed right after the second epoch's checkpoint
-    for name in ("model.pt", "model_last.pt", "results.json"):
+    for name in (*MODELS, "results.json"):
         (folder / name).unlink()
 
     resumed = genray.train(None, small_run, runtime="ray", storage=str(tmp_path / "parts"), resume=True)
 
     assert resumed["models"] == whole["models"]
-    for name in ("model.pt", "model_last.pt"):
+    for name in MODELS:
         ours, theirs = _weights(folder, name), _weights(tmp_path / "whole" / "digits", name)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
