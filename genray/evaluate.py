@@ -3,6 +3,7 @@
 import copy
 import sys
 from contextlib import closing
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -158,16 +159,30 @@ def _versions():
 
 
 def main(args):
-    from genray.evaluation.published import row_of_run
-    from genray.evaluation.record import record_table
-    from genray.evaluation.sources import given_by_norm, load_what
-
-    model, data, split, epsilon, config = load_what(args)
     if args.workers is not None and not args.address:
         keep_on_loopback()
+    if args.mixtures is not None or args.save_mixture is not None:
+        from genray.reporting.mixtures import evaluate_mixtures
+
+        evaluate_mixtures(args, partial(_evaluate, args))
+        return
+    from genray.evaluation.published import row_of_run
+    from genray.evaluation.record import record_table
+    from genray.evaluation.sources import load_what
+
+    model, data, split, epsilon, config = load_what(args)
     where = args.output or str(Path(args.model) / "evaluation" if Path(args.model).is_dir() else f"{args.model}.eval")
     examples = split if args.examples is None else split.first(args.examples, "--examples")
-    record = evaluate(
+    record = _evaluate(args, model, examples, epsilon, where, {"source": data, "split": "test"})
+    print(record_table(record, row_of_run(config, "linf") if config else None))
+    print(f"everything is in {where}")
+
+
+def _evaluate(args, model, examples, epsilon, where, data):
+    """The evaluation that the arguments describe, of one model on one split."""
+    from genray.evaluation.sources import given_by_norm
+
+    return evaluate(
         model,
         examples.images,
         examples.labels,
@@ -182,10 +197,8 @@ def main(args):
         address=args.address,
         output=where,
         resume=args.resume,
-        data={"source": data, "split": "test"},
+        data=data,
     )
-    print(record_table(record, row_of_run(config, "linf") if config else None))
-    print(f"everything is in {where}")
 
 
 def parse_args(argv):
@@ -223,6 +236,18 @@ def parse_args(argv):
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
     parser.add_argument("--resume", action="store_true", help="go on with the finished blocks in --output")
     parser.add_argument("--output", metavar="DIR", help="folder or URI (default: evaluation/ in the run)")
+    parser.add_argument(
+        "--mixtures",
+        metavar="POINTS",
+        help="re-mix a run's base learners: 0:1:0.1 (gamma), natural=0.3,linf=0.7, grid:0.25",
+    )
+    parser.add_argument("--save-mixture", metavar="POINT", help="write the model of one such point, for load_model")
+    parser.add_argument(
+        "--batch-norm", choices=["mix", "reestimate"], help="running statistics of mixtures (default: mix)"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME,...", help="of validation, test: where mixtures are measured (default: both)"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.workers is None and args.address:
@@ -233,7 +258,16 @@ def parse_args(argv):
         parser.error(f"--block-size: expected at least 1, got {args.block_size}")
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {args.seed}")
+    _check_mixture_options(parser, args)
     return args
+
+
+def _check_mixture_options(parser, args):
+    if args.mixtures is None and args.split is not None:
+        parser.error("--split: has no effect without --mixtures")
+    if args.mixtures is None and args.save_mixture is None and args.batch_norm is not None:
+        parser.error("--batch-norm: has no effect without --mixtures or --save-mixture")
+    args.batch_norm = args.batch_norm or "mix"
 
 
 if __name__ == "__main__":

@@ -53,3 +53,18 @@ def sum_shares(shares) -> torch.Tensor:
     for share in others[1:]:
         total.add_(share)
     return total
+
+
+def weighted_sum(tensors, weights) -> torch.Tensor:
+    """sum_k w_k theta_k, added up in float64 and rounded once.
+
+    Args:
+        tensors: K >= 1 tensors of one shape and floating-point type; not changed.
+        weights: K numbers that sum to 1; at 0 a tensor is not read, so that a single 1 gives its tensor bit for bit.
+
+    Returns:
+        A new tensor of their type.
+    """
+    tensors = list(tensors)
+    parts = [tensor.double() * float(weight) for tensor, weight in zip(tensors, weights) if weight]
+    return sum(parts[1:], start=parts[0]).to(tensors[0].dtype)

@@ -58,24 +58,33 @@ class Evaluator:
             return theta_g
         torch.set_num_threads(self.threads)
         self.flat.load(theta_g)
-        reestimate_batch_norm(self.network, self._clean_batches())
+        reestimate_batch_norm(self.network, clean_batches(self.config, self.splits["train"], self.device))
         return self.flat.snapshot(theta_g.step)
 
-    def _clean_batches(self):
-        run = self.config
-        batch_size = min(run.training.batch_size, len(self.splits["train"]))
-        loader = BatchLoader(
-            self.splits["train"],
-            batch_size=batch_size,
-            seed=run.seed,
-            order_key="reestimate",
-            augmentation_key="reestimate",
-            augmentation=Augmentation(0, False, "zeros"),
-            device=self.device,
-            drop_last=True,
-        )
-        number = min(run.global_learner.reestimate_batches, loader.steps_per_epoch)
-        return (loader.batch(step)[0] for step in range(number))
+
+def clean_batches(config, train, device):
+    """The images that BatchNorm statistics are re-estimated on: `reestimate_batches` training batches, not augmented.
+
+    Args:
+        config: the run's configuration.
+        train: its training `Split`.
+        device: where the batches are wanted.
+
+    Returns:
+        A generator of (N, C, H, W) images in [0, 1].
+    """
+    loader = BatchLoader(
+        train,
+        batch_size=min(config.training.batch_size, len(train)),
+        seed=config.seed,
+        order_key="reestimate",
+        augmentation_key="reestimate",
+        augmentation=Augmentation(0, False, "zeros"),
+        device=device,
+        drop_last=True,
+    )
+    number = min(config.global_learner.reestimate_batches, loader.steps_per_epoch)
+    return (loader.batch(step)[0] for step in range(number))
 
 
 def chunks(size: int, batch_size: int) -> list[tuple[int, int]]:
@@ -97,6 +106,8 @@ def reestimate_batch_norm(network, batches):
         batches: iterable of (N, C, H, W) images in [0, 1].
     """
     layers = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
     momenta = [layer.momentum for layer in layers]
     network.eval()
     for layer in layers:

@@ -85,9 +85,7 @@ class RunFolder:
     # --- weights ------------------------------------------------------------------------------------------------
 
     def write_model(self, name: str, state_dict: dict, model_metadata: dict):
-        """A plain tensor state dict with a small metadata dict, loadable with `weights_only=True`."""
-        content = {"format": MODEL_FORMAT, "state_dict": state_dict, "metadata": model_metadata}
-        self.storage.write(name, _to_bytes(content))
+        self.storage.write(name, model_bytes(state_dict, model_metadata))
 
     def write_state(self, state: dict, keep: int):
         """A checkpoint of the whole run; older ones beyond `keep` are removed after it is in place."""
@@ -116,6 +114,11 @@ class RunFolder:
 
     def _states(self):
         return [n for n in self.storage.names("checkpoints") if n.startswith("state-") and n.endswith(".pt")]
+
+
+def model_bytes(state_dict: dict, model_metadata: dict) -> bytes:
+    """A model file: a plain tensor state dict with a small metadata dict, loadable with `weights_only=True`."""
+    return _to_bytes({"format": MODEL_FORMAT, "state_dict": state_dict, "metadata": model_metadata})
 
 
 def _resumed_part(plain):

@@ -1,0 +1,60 @@
+"""The base learners of a run, as it left them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from genray.core.flat import FlatWeights
+from genray.errors import CheckpointError
+from genray.models import build_model
+from genray.models.checkpoint_layouts import load_into, read_metadata
+from genray.recording.run_folder import LEARNERS, RunFolder
+from genray.types import WeightSnapshot
+
+
+@dataclass(frozen=True)
+class BaseLearnerStates:
+    """Attributes:
+    states: learner -> state dict of its own model: its averaged weights, or the raw ones where averaging is off.
+    step: finished optimiser steps.
+    """
+
+    states: dict
+    step: int
+
+
+def load_base_learners(folder: Path, setup) -> BaseLearnerStates:
+    """The base learners' own models: of the end of the run, or of the newest checkpoint of a run that has not ended.
+
+    Args:
+        folder: a run folder on this machine.
+        setup: its `RunSetup`.
+
+    Raises:
+        CheckpointError: neither is there, or a file cannot be read or is of another architecture.
+    """
+    files = {name: folder / LEARNERS / f"{name}.pt" for name in setup.config.base_learners}
+    if all(file.is_file() for file in files.values()):
+        steps = {read_metadata(file).get("step") for file in files.values()}
+        if len(steps) > 1 or None in steps:
+            raise CheckpointError(f"{folder / LEARNERS}: expected models of one step, got {', '.join(map(str, steps))}")
+        return BaseLearnerStates({name: _read(file, setup) for name, file in files.items()}, steps.pop())
+    state = RunFolder(str(folder.parent), folder.name).read_newest_state()
+    if state is None:
+        raise CheckpointError(f"{folder}: expected base learners in {LEARNERS}/ or a checkpoint, there are none")
+    states = {name: _unpacked(name, state["learners"][name], setup) for name in files}
+    return BaseLearnerStates(states, state["step"])
+
+
+def _read(file, setup):
+    network = build_model(**setup.architecture)
+    load_into(network, file)
+    return network.state_dict()
+
+
+def _unpacked(name, state, setup):
+    """From a checkpoint, whose weights are flat in the memory order of the run."""
+    network = setup.build_network()
+    averaged = setup.config.base_learners[name].averaging.enabled
+    weights = state["average" if averaged else "weights"]
+    FlatWeights(network).load(WeightSnapshot(state["step"], weights, state["counters"]))
+    return {key: value.contiguous().clone() for key, value in network.state_dict().items()}

@@ -1,0 +1,1 @@
+"""What finished runs and evaluations are shown as: tables, files and plots."""

@@ -1,0 +1,283 @@
+"""`python -m genray.evaluate RUN --mixtures 0:1:0.1`: operating points of a finished run, without training again."""
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from genray.errors import CheckpointError, ConfigError, RunFolderError
+from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
+from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
+from genray.evaluation.sources import config_of, given_by_norm
+from genray.evaluation.suite import expand_names
+from genray.learners.global_learner import GlobalLearner
+from genray.learners.setup import prepare
+from genray.models import build_model
+from genray.models.load import load_model
+from genray.recording.base_learners import load_base_learners
+from genray.recording.progress import Progress
+from genray.recording.run_folder import model_bytes
+from genray.recording.storage import Storage
+from genray.reporting.mixture_plot import MISSING, draw_curve
+from genray.reporting.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
+from genray.types import fraction_text
+
+SPLITS = (CHOSEN_ON, "test")
+
+
+def evaluate_mixtures(args, measure):
+    """Does what `--mixtures` and `--save-mixture` ask for and prints it.
+
+    Args:
+        args: of `python -m genray.evaluate`.
+        measure: (model, split, radii, folder, data) -> record of one model's evaluation.
+
+    Raises:
+        InputError: something asked for is wrong; nothing was evaluated or written.
+    """
+    study = Study(args)
+    if study.mixtures:
+        _show(study, study.evaluate(measure))
+    if study.saved:
+        print(f"wrote {study.save()}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the table: its row's kind and name, its folder's name, and the weights of a mixture."""
+
+    kind: str
+    name: str
+    key: str
+    mixture: Mixture | None = None
+
+
+class Study:
+    """A run's mixtures: the models, and where what is found about them goes.
+
+    Args:
+        args: of `python -m genray.evaluate`.
+
+    Raises:
+        InputError: an argument is wrong or something of the run is absent.
+    """
+
+    def __init__(self, args):
+        self.args, self.path = args, Path(args.model).resolve()
+        config = config_of(Path(args.model))
+        _check_options(args, config)
+        names, self.gamma_of = tuple(config.base_learners), gamma_learner(config)
+        self.mixtures = parse_mixtures(args.mixtures, names, self.gamma_of) if args.mixtures is not None else []
+        self.saved = _saved(args.save_mixture, names, self.gamma_of)
+        self.radii = _radii(args, config)
+        self.setup = prepare(_with_data(config, args.data))
+        self.config = self.setup.config
+        self.splits = _splits(args, self.setup)
+        self.learners = load_base_learners(self.path, self.setup)
+        self.counters_of = names[GlobalLearner(config).counter_index]
+        self.where = args.output or str(Path(args.model) / "mixtures")
+        self.storage = Storage(self.where)
+        self.storage.check_writable()
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """The mixtures, then for comparison the base learners with their own statistics and the run's theta_g."""
+        found = [Entry("mixture", self._name(mixture), mixture.key, mixture) for mixture in self.mixtures]
+        there = {mixture.only for mixture in self.mixtures} if self.args.batch_norm == "mix" else set()
+        found += [
+            Entry("base learner", f"base learner {name}", f"learner-{name}")
+            for name in self.learners.states
+            if name not in there
+        ]
+        if (self.path / "model.pt").is_file():
+            found.append(Entry("theta_g", "theta_g (model.pt)", "theta_g"))
+        return found
+
+    def _name(self, mixture):
+        gamma = self.gamma_of and dict(mixture.weights)[self.gamma_of]
+        name = str(mixture) if self.gamma_of is None else f"gamma {fraction_text(gamma)}"
+        same = mixture.only and self.args.batch_norm == "mix"
+        return f"{name} = base learner {mixture.only}" if same else name
+
+    def model(self, entry: Entry):
+        """The network of an entry, in eval mode."""
+        if entry.kind == "theta_g":
+            return load_model(self.path / "model.pt")
+        network = build_model(**self.setup.architecture)
+        if entry.mixture is None:
+            network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
+            return network.eval()
+        network.load_state_dict(mix(self.learners.states, entry.mixture, self.counters_of))
+        if self.args.batch_norm == "reestimate":
+            reestimate_batch_norm(network, clean_batches(self.config, self.setup.splits["train"], "cpu"))
+        return network.eval()
+
+    def save(self) -> str:
+        """Writes the mixture of `--save-mixture` as a file like `model.pt`; returns its path."""
+        network = self.model(Entry("mixture", "", "", self.saved))
+        description = {
+            "architecture": {k: list(v) if isinstance(v, tuple) else v for k, v in self.setup.architecture.items()},
+            "class_names": list(self.setup.class_names),
+            "run": self.config.name,
+            "step": self.learners.step,
+            "seed": self.config.seed,
+            "mixture": {name: fraction_text(weight) for name, weight in self.saved.weights},
+            "batch_norm": self.args.batch_norm,
+        }
+        name = f"{self.saved.key}.pt"
+        self.storage.write(name, model_bytes(network.state_dict(), description))
+        return self.storage.path(name)
+
+    # --- measuring ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, measure) -> dict:
+        """Evaluates every model on every split and writes `results.json`, `curve.csv` and a plot a split.
+
+        Args:
+            measure: as in `evaluate_mixtures`.
+        """
+        left = self._left()
+        splits, done = {}, 0
+        with _shared_ray(self.args, bool(left)):
+            for split, examples in self.splits.items():
+                rows = []
+                for entry in self.entries():
+                    folder = f"{split}/{entry.key}"
+                    if folder in left:
+                        done += 1
+                        Progress().say(f"{done}/{len(left)}: {entry.name}, {split} images")
+                    data = {"source": self.config.data.source, "split": split}
+                    record = measure(self.model(entry), examples, self.radii, _below(self.where, folder), data)
+                    rows.append(
+                        build_row(entry.kind, entry.name, entry.mixture and dict(entry.mixture.weights), record)
+                    )
+                mark_pareto(rows)
+                splits[split] = {"protocol": record["protocol"], "rows": rows}
+        results = self._results(splits)
+        self.storage.write("results.json", (json.dumps(results, indent=1) + "\n").encode())
+        self.storage.write("curve.csv", curve_csv(results).encode())
+        return results
+
+    def _left(self):
+        """Evaluations that are not finished; refuses those that are there where nothing is to go on."""
+        folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
+        there = [folder for folder in folders if self.storage.exists(f"{folder}/request.json")]
+        if there and not self.args.resume:
+            raise RunFolderError(f"{self.where}: an evaluation is there; choose another --output, or --resume")
+        return [folder for folder in folders if not self.storage.exists(f"{folder}/results.json")]
+
+    def _results(self, splits):
+        return {
+            "run": self.config.name,
+            "data": self.config.data.source,
+            "learners": list(self.learners.states),
+            "gamma_of": self.gamma_of,
+            "step": self.learners.step,
+            "total_steps": self.setup.plan.total_steps,
+            "batch_norm": self.args.batch_norm,
+            "norms": self.args.norms.split(","),
+            "chosen": choose(splits[CHOSEN_ON]["rows"]) if CHOSEN_ON in splits else None,
+            "theta_g_selected_on": self.config.evaluation.select_on,
+            "splits": splits,
+        }
+
+
+def _show(study, results):
+    for split in results["splits"]:
+        print(curve_table(results, split), end="\n\n")
+    if results["step"] < results["total_steps"]:
+        print(f"the run has not ended: base learners of step {results['step']} of {results['total_steps']}")
+    try:
+        for split in results["splits"]:
+            for ending, content in draw_curve(results, split).items():
+                study.storage.write(f"curve_{split}.{ending}", content)
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        print(MISSING)
+    print(f"everything is in {study.where}")
+
+
+def _check_options(args, config):
+    option = "--mixtures" if args.mixtures is not None else "--save-mixture"
+    if config is None:
+        raise CheckpointError(
+            f"{option}: expected a run folder, which holds the base learners, got the file {args.model}"
+        )
+    problems = [
+        f"{name}: has no effect on a run folder, whose model is known"
+        for name, value in (("--arch", args.arch), ("--width", args.width), ("--normalize", args.normalize))
+        if value is not None
+    ]
+    if problems:
+        raise ConfigError(problems)
+    if args.mixtures is not None and not any(expand_names(args.attacks.split(","), n) for n in args.norms.split(",")):
+        raise ConfigError(
+            f"--attacks: expected at least one attack beside natural with --mixtures, got {args.attacks!r}"
+        )
+
+
+def _saved(text, names, gamma_of):
+    if text is None:
+        return None
+    points = parse_mixtures(text, names, gamma_of, "--save-mixture")
+    if len(points) > 1:
+        raise ConfigError(f"--save-mixture: expected one mixture, got {len(points)} in {text!r}")
+    return points[0]
+
+
+def _radii(args, config):
+    norms, attack = args.norms.split(","), config.evaluation.attack
+    own = {attack.norm: attack.epsilon} if attack.norm in norms else {}
+    return own | given_by_norm("--epsilon", args.epsilon, norms)
+
+
+def _with_data(config, text):
+    """The run's configuration, with its data where `--data` says they lie, and all test images."""
+    config = replace(config, evaluation=replace(config.evaluation, examples=None))
+    if text is None:
+        return config
+    source, _, path = text.partition(":")
+    if source != config.data.source:
+        raise ConfigError(
+            f"--data: expected the run's own source {config.data.source} with --mixtures, because its training and "
+            f"validation images are needed, got {source!r}"
+        )
+    return replace(config, data=replace(config.data, path=path or config.data.path))
+
+
+def _splits(args, setup):
+    """Split name -> examples; by default validation, where the run holds any out, and test."""
+    names = SPLITS if args.split is None else tuple(dict.fromkeys(args.split.split(",")))
+    for name in names:
+        if name not in SPLITS:
+            raise ConfigError(f"--split: expected {' or '.join(SPLITS)}, or both with a comma, got {name!r}")
+    if len(setup.splits[CHOSEN_ON]) == 0 and CHOSEN_ON in names:
+        if args.split is not None:
+            raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
+        names = ("test",)
+    found = {name: setup.splits[name] for name in SPLITS if name in names}
+    if args.examples is not None:
+        largest = max(found.values(), key=len)
+        largest.first(args.examples, "--examples")  # a split with fewer is taken whole
+        found = {name: split.first(min(args.examples, len(split))) for name, split in found.items()}
+    return found
+
+
+def _below(where, name):
+    place, question, options = where.partition("?")  # s3://bucket/prefix?region=...
+    return f"{place.rstrip('/')}/{name}{question}{options}"
+
+
+@contextmanager
+def _shared_ray(args, needed):
+    """One Ray for all evaluations: starting one takes longer than many a block."""
+    if args.workers is None or not needed:
+        yield
+        return
+    from genray.runtime.cluster import connected
+
+    with connected(args.address, num_cpus=args.workers or os.cpu_count() or 1):
+        yield
