@@ -31,7 +31,7 @@ def draw_curve(results: dict, split: str) -> dict[str, bytes]:
         axes = figure.subplots(1, 2 if gamma_of else 1, squeeze=False)[0]
         if gamma_of:
             _over_gamma(axes[0], rows, gamma_of)
-        _against(axes[-1], rows, results["chosen"])
+        _against(axes[-1], rows, gamma_of, results["chosen"])
         figure.suptitle(_title(results, split), fontsize=8)
         return {"png": _saved(figure, "png", {}), "svg": _saved(figure, "svg", {"Date": None})}
 
@@ -50,8 +50,7 @@ def _title(results, split):
 
 
 def _over_gamma(axes, rows, gamma_of):
-    points = [row for row in rows if row["kind"] == "mixture"]
-    points = sorted(points, key=lambda row: Fraction(row["weights"][gamma_of]))
+    points = _by_gamma(rows, gamma_of)
     gammas = [float(Fraction(row["weights"][gamma_of])) for row in points]
     curves = {"natural": [row["natural"] for row in points]}
     for norm, by_name in points[0]["columns"].items():
@@ -65,8 +64,17 @@ def _over_gamma(axes, rows, gamma_of):
     axes.grid(alpha=0.3)
 
 
-def _against(axes, rows, chosen):
+def _by_gamma(rows, gamma_of):
     mixtures = [row for row in rows if row["kind"] == "mixture"]
+    return sorted(mixtures, key=lambda row: Fraction(row["weights"][gamma_of]))
+
+
+def _against(axes, rows, gamma_of, chosen):
+    mixtures = [row for row in rows if row["kind"] == "mixture"]
+    if gamma_of:
+        axes.plot(
+            *zip(*map(_place, _by_gamma(rows, gamma_of))), "-", color="tab:blue", linewidth=0.8, alpha=0.5, zorder=0
+        )
     for row in mixtures:
         x, y = _place(row)
         axes.plot(x, y, "o", color="tab:blue", fillstyle="full" if row["pareto"] else "none", markersize=5)
@@ -80,9 +88,14 @@ def _against(axes, rows, chosen):
             axes.plot(*_place(row), marker, color=color, markersize=5, label=row["name"], zorder=0)
     if any(row["kind"] in KINDS for row in rows):
         axes.legend()
-    axes.set(xlabel="natural accuracy, %", ylabel="robust accuracy, %", title="full: Pareto-optimal")
+    axes.set(xlabel="natural accuracy, %", ylabel=f"{_robust(rows[0])}, %", title="full: Pareto-optimal")
     axes.margins(0.15)
     axes.grid(alpha=0.3)
+
+
+def _robust(row):
+    names = [f"{column} ({norm})" for norm, by_name in row["columns"].items() for column in by_name]
+    return f"accuracy under {names[0]}" if len(names) == 1 else "robust accuracy (see the table)"
 
 
 def _place(row):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from genray.errors import CheckpointError, ConfigError, RunFolderError
+from genray.evaluation import inputs
 from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
 from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
 from genray.evaluation.sources import config_of, given_by_norm
@@ -229,9 +230,14 @@ def _saved(text, names, gamma_of):
 
 
 def _radii(args, config):
+    """norm -> radius as given or as the run's; this and what else evaluations are told is right, or an error now."""
     norms, attack = args.norms.split(","), config.evaluation.attack
     own = {attack.norm: attack.epsilon} if attack.norm in norms else {}
-    return own | given_by_norm("--epsilon", args.epsilon, norms)
+    found = own | given_by_norm("--epsilon", args.epsilon, norms)
+    inputs.radii(norms, found)
+    inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms))
+    inputs.engine_name(args.engine)
+    return found
 
 
 def _with_data(config, text):

@@ -12,7 +12,9 @@ import ray
 from conftest import ROOT
 
 import genray
+from genray.command_line import run_command
 from genray.errors import GenrayError
+from genray.evaluate import main, parse_args
 from genray.runtime import evaluation_run
 
 pytestmark = pytest.mark.ray
@@ -62,6 +64,15 @@ def test_the_cascade_gives_the_same_bytes_too(model, digits, tmp_path, on_ray):
     for name in ("linf-aa_apgd_t-000000.json", "linf-aa_square-000000.json", "linf-aa_apgd_ce-000004.json"):
         (tmp_path / "two" / "blocks" / name).unlink()
     assert evaluate(model, (images, labels), tmp_path / "two", resume=True, **options) == local
+
+
+def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray):
+    line = [str(trained_run), "--mixtures", "0.3", "--attacks", "pgd20", "--examples", "30", "--block-size", "15"]
+    for name, extra in (("local", []), ("two", ["--workers", "2"])):
+        argv = [*line, "--split", "test", "--output", str(tmp_path / name), *extra]
+        assert run_command(main, parse_args(argv)) == 0
+    for name in ("results.json", "curve.csv", "curve_test.svg", "test/natural=0.7,linf=0.3/results.parquet"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
 def test_a_worker_that_dies_is_named_and_resume_finishes(model, digits, tmp_path, on_ray, monkeypatch):
