@@ -1,5 +1,6 @@
 """Attacks on one's own models: the gradient loop, its losses and its random numbers."""
 
+from genray.attacks.adaptive import AdaptiveAttack
 from genray.attacks.auto import MEMBERS, run_member
 from genray.attacks.draws import ExampleDraw, StreamDraw
 from genray.attacks.friendly import FriendlyAttack
@@ -7,6 +8,7 @@ from genray.attacks.gradient import GradientAttack, temporary_mode
 
 __all__ = [
     "MEMBERS",
+    "AdaptiveAttack",
     "ExampleDraw",
     "FriendlyAttack",
     "GradientAttack",
@@ -17,14 +19,18 @@ __all__ = [
 ]
 
 
-def build_attack(config, loss: str = "cross_entropy") -> GradientAttack:
+def build_attack(config, loss: str = "cross_entropy") -> GradientAttack | AdaptiveAttack:
     """The attack of an `AttackConfig` or `EvaluationAttackConfig` section (every one of its fields is used).
 
     Args:
         loss: key of `LOSSES`, what it maximises.
     """
-    fields = vars(config) | {"epsilon": float(config.epsilon), "step_size": float(config.step_size), "loss": loss}
+    fields = {name: value for name, value in vars(config).items() if value is not None}
+    fields |= {"epsilon": float(config.epsilon), "loss": loss}
+    adaptive = fields.pop("algorithm", "pgd") == "apgd"
+    if not adaptive:
+        fields["step_size"] = float(config.step_size)
     if fields.pop("tau", None) is not None:  # its value of the step comes with every call
         return FriendlyAttack(**fields)
     fields.pop("step_noise", None)
-    return GradientAttack(**fields)
+    return AdaptiveAttack(**fields) if adaptive else GradientAttack(**fields)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genray.attacks.gradient import GradientAttack, temporary_mode
+from genray.attacks.gradient import GradientAttack, loss_target, starting_point, temporary_mode
 from genray.attacks.losses import LOSSES
 from genray.core.geometry import BALLS
 
@@ -25,10 +25,10 @@ class FriendlyAttack(GradientAttack):
 
     def __call__(self, model, x, y, draw, tau: int = 0):
         """As `GradientAttack.__call__`; `tau` >= 0 is where the counters start. Who stopped costs no more passes."""
-        ball, adversarial = BALLS[self.norm], self._start(BALLS[self.norm], x, draw)
+        ball, adversarial = BALLS[self.norm], starting_point(self, x, draw)
         at, counters = torch.arange(len(x), device=x.device), torch.full_like(y, tau)
         with temporary_mode(model, training=self.mode == "train"):
-            target = self._target(model, x, y)
+            target = loss_target(self.loss, model, x, y)
             for _ in range(self.num_steps):
                 noise = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
                 gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], LOSSES[self.loss])

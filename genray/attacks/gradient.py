@@ -57,27 +57,14 @@ class GradientAttack:
         ball, loss = BALLS[self.norm], LOSSES[self.loss]
         # Chosen here, so that the loop of plain gradients is the same as if there were no momentum.
         step = MomentumStep(ball.step, self.momentum) if self.momentum else ball.step
-        adversarial = self._start(ball, x, draw)
+        adversarial = starting_point(self, x, draw)
         with temporary_mode(model, training=self.mode == "train"):
-            target = self._target(model, x, y)
+            target = loss_target(self.loss, model, x, y)
             for _ in range(self.num_steps):
                 gradient = input_gradient(model, adversarial, target, loss)
                 stepped = adversarial + self.step_size * step(gradient, self.sparsity)
                 adversarial = ball.project(x, stepped, self.epsilon)
         return adversarial
-
-    def _start(self, ball, x, draw):
-        if self.start == "zero":
-            return x.clone()
-        noise = ball.start(x, self.epsilon, draw) if self.start == "uniform" else GAUSSIAN_START * draw.normal(x)
-        return (x + noise).clamp_(0, 1)
-
-    def _target(self, model, x, y):
-        """What the loss compares the logits with."""
-        if self.loss not in AGAINST_CLEAN:
-            return y
-        with torch.no_grad():
-            return model(x)
 
 
 class MomentumStep:
@@ -96,6 +83,23 @@ class MomentumStep:
         # A zero gradient adds nothing: the example moves on by what it remembers.
         self.memory = self.momentum * self.memory + gradient / mean.where(mean > 0, torch.ones_like(mean))
         return self.step(self.memory, sparsity)
+
+
+def starting_point(attack, x, draw):
+    """Where an attack with `norm`, `epsilon` and `start` begins: (N, C, H, W) in the box."""
+    if attack.start == "zero":
+        return x.clone()
+    if attack.start == "gaussian":
+        return (x + GAUSSIAN_START * draw.normal(x)).clamp_(0, 1)
+    return (x + BALLS[attack.norm].start(x, attack.epsilon, draw)).clamp_(0, 1)
+
+
+def loss_target(loss, model, x, y):
+    """What the loss of this name compares the logits with."""
+    if loss not in AGAINST_CLEAN:
+        return y
+    with torch.no_grad():
+        return model(x)
 
 
 def input_gradient(model, x, target, loss):

@@ -27,6 +27,24 @@ class WorstAttack:
         images = [attack(model, x, y, draw) for attack in self.attacks]
         if len(images) == 1:
             return images[0]
-        with temporary_mode(model, training=self.mode == "train"), torch.no_grad():
-            losses = torch.stack([cross_entropy(model(candidate), y) for candidate in images])
-        return torch.stack(images)[losses.argmax(0), torch.arange(len(y), device=y.device)]
+        with temporary_mode(model, training=self.mode == "train"):
+            return worst_of(model, images, y)[0]
+
+
+@torch.no_grad()
+def worst_of(model, candidates, y):
+    """For each example the candidate with the largest cross-entropy; on a tie the earlier one.
+
+    Args:
+        model: in the mode it is to be judged in.
+        candidates: at least one batch of images (N, C, H, W).
+
+    Returns:
+        The images (N, C, H, W), in the memory format of the candidates, and their losses (N,).
+    """
+    images, losses = candidates[0], cross_entropy(model(candidates[0]), y)
+    for others in candidates[1:]:
+        theirs = cross_entropy(model(others), y)
+        images = torch.where((theirs > losses)[:, None, None, None], others, images)
+        losses = torch.maximum(theirs, losses)
+    return images, losses

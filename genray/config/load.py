@@ -262,9 +262,14 @@ def _evaluation_attack(config, problems):
     filled = {}
     for field in ("norm", "epsilon", "step_size"):
         value = getattr(attack, field)
-        if value is None and model is None and not any(learner.is_robust for learner in learners):
-            problems.append(f"evaluation.attack.{field}: missing, and no base learner has an attack to take it from")
         filled[field] = getattr(model, field) if value is None and model else value
+        if filled[field] is None and model is None and not any(learner.is_robust for learner in learners):
+            problems.append(f"evaluation.attack.{field}: missing, and no base learner has an attack to take it from")
+        elif filled[field] is None and model and model.algorithm == "apgd":
+            problems.append(
+                f"evaluation.attack.{field}: missing, and the first robust learner's attack has none to take (apgd "
+                "adapts it); PGD needs one, for example epsilon / 4"
+            )
     completed = dataclasses.replace(attack, **filled)
     if attack.epsilon is not None or attack.norm is not None:
         problems += [f"evaluation.attack.{problem}" for problem in linf_radius_problems(completed)]

@@ -73,6 +73,44 @@ class StochasticObjective:
     attacks = "several"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MsdObjective:
+    """MSD: one attack that takes at each step the norm that raises the loss most.
+
+    Published settings (CIFAR-10): 50 steps of linf 0.003, l2 0.05 and l1 1 (0.05 * 20 / k in each of k pixels: the
+    step_size is the length of the whole step, in l1 as in the other norms). MNIST: 100 steps of 0.01, 0.1 and 1.
+    """
+
+    attacks = "several"
+    l1_pixels: tuple[int, int] = option(
+        (5, 20), "l1: fewest and most pixels that a step moves, k drawn for each step; each moves step_size / k", ge=1
+    )
+
+    def problems(self):
+        if self.l1_pixels[0] > self.l1_pixels[1]:
+            yield f"l1_pixels: expected [fewest, most], got {list(self.l1_pixels)}"
+
+    def attack_problems(self, attacks):
+        if len({attack.num_steps for attack in attacks.values()}) > 1:
+            yield "attacks: expected one num_steps for all of them with objective msd, which takes their steps together"
+        if self.l1_pixels != MsdObjective.l1_pixels and all(attack.norm != "l1" for attack in attacks.values()):
+            yield "objective.l1_pixels: has no effect without an l1 attack"
+        for name, attack in attacks.items():
+            if attack.algorithm != "pgd":
+                yield f"attacks.{name}.algorithm: expected pgd with objective msd, got {attack.algorithm}"
+            if attack.start not in (None, "zero"):
+                yield f"attacks.{name}.start: expected zero with objective msd, got {attack.start}"
+            if attack.sparsity is not None:
+                yield f"attacks.{name}.sparsity: has no effect with objective msd; it is for objective.l1_pixels to say"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EatObjective:
+    """E-AT: one norm a batch, drawn by how often the network has failed under it so far."""
+
+    attacks = "several"
+
+
 OBJECTIVES = {
     "natural": NaturalObjective,
     "adversarial": AdversarialObjective,
@@ -82,4 +120,6 @@ OBJECTIVES = {
     "max": MaxObjective,
     "avg": AverageObjective,
     "sat": StochasticObjective,
+    "msd": MsdObjective,
+    "e_at": EatObjective,
 }

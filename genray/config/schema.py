@@ -75,13 +75,22 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
+    algorithm: Literal["pgd", "apgd"] = option(
+        "pgd", "steps of one size, the last image; or of an adaptive size, the image of the largest loss (as in E-AT)"
+    )
     norm: Norm = required("norm of the ball")
     epsilon: Fraction = required("radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0)
-    step_size: Fraction = required("kappa, on the same scale", gt=0)
+    step_size: Fraction | None = option(
+        None, "pgd needs it: kappa, length of one step in the attack's norm, on the same scale", gt=0
+    )
     num_steps: int = option(10, "K", ge=1)
-    start: Literal["uniform", "gaussian", "zero"] = option("uniform", "in the ball; 0.001 N(0, 1); the image itself")
+    start: Literal["uniform", "gaussian", "zero"] | None = option(
+        None, "in the ball; 0.001 N(0, 1); the image itself; null: uniform with pgd, zero with apgd and in msd"
+    )
     mode: Literal["eval", "train"] = option("eval", "BatchNorm and dropout while the examples are made")
-    sparsity: float = option(0.05, "l1 only: share of the pixels that one step moves", gt=0, le=1)
+    sparsity: float | None = option(
+        None, "l1 only: share of the pixels that a step (apgd: the first step) moves; null: 0.05", gt=0, le=1
+    )
     tau: Schedule | None = option(
         None, "FAT: an example stops this many steps after it is first misclassified; null: all steps", ge=0
     )
@@ -89,6 +98,13 @@ class AttackConfig:
 
     def problems(self):
         yield from linf_radius_problems(self)
+        if self.algorithm == "pgd" and self.step_size is None:
+            yield 'step_size: missing, expected a number such as "8/255" above 0 (algorithm pgd needs it)'
+        for name in ("step_size", "tau"):
+            if self.algorithm == "apgd" and getattr(self, name) is not None:
+                yield f"{name}: has no effect with algorithm apgd; remove it"
+        if self.norm != "l1" and self.sparsity is not None:
+            yield f"sparsity: has no effect with norm {self.norm}; it is for l1"
         if self.step_noise and self.tau is None:
             yield "step_noise: has no effect without tau (it is part of FAT)"
 
@@ -193,6 +209,8 @@ class BaseLearnerConfig:
             yield f"attacks: expected no tau with objective {objective}, which takes all steps of each attack"
         if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:
             yield "attacks: expected one mode for all of them"
+        if self.attacks and hasattr(self.objective, "attack_problems"):  # what it cannot do with them
+            yield from self.objective.attack_problems(self.attacks)
 
 
 @dataclass(frozen=True, kw_only=True)

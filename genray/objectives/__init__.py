@@ -2,9 +2,10 @@
 
 from genray.config import objectives as sections
 from genray.objectives.adversarial import Adversarial
+from genray.objectives.e_at import Eat
 from genray.objectives.iat import Iat
 from genray.objectives.mart import Mart
-from genray.objectives.multi_norm import Average, Max, Stochastic
+from genray.objectives.multi_norm import Average, Max, Msd, Stochastic
 from genray.objectives.natural import Natural
 from genray.objectives.objective import Objective
 from genray.objectives.step import TrainingStep
@@ -21,6 +22,8 @@ OBJECTIVES = {
     sections.MaxObjective: Max,
     sections.AverageObjective: Average,
     sections.StochasticObjective: Stochastic,
+    sections.MsdObjective: Msd,
+    sections.EatObjective: Eat,
 }
 
 

@@ -1,7 +1,11 @@
-"""Training against several norms at once: MAX, AVG (Tramer & Boneh, 1904.13000) and SAT (Madaan et al., 2003.06064)."""
+"""Training against several norms at once.
+
+MAX, AVG (Tramer & Boneh, 1904.13000), SAT (Madaan et al., 2003.06064), MSD (Maini et al., 1909.04068).
+"""
 
 import torch.nn.functional as F
 
+from genray.attacks.msd import MsdAttack
 from genray.attacks.worst import WorstAttack
 from genray.objectives.objective import Objective
 
@@ -18,11 +22,21 @@ class Max(Objective):
     """CE on the adversarial image of the norm with the largest CE, example by example (methods C10)."""
 
     def build_attacks(self, configs):
-        return {"worst": WorstAttack(tuple(super().build_attacks(configs).values()))}
+        return {"worst": self.combine(tuple(super().build_attacks(configs).values()))}
+
+    def combine(self, attacks):
+        return WorstAttack(attacks)
 
     def __call__(self, step):
         logits = step.model(step.craft("worst"))
         return F.cross_entropy(logits, step.y), logits
+
+
+class Msd(Max):
+    """CE on the images of one attack that chooses the norm at every step (methods C10)."""
+
+    def combine(self, attacks):
+        return MsdAttack(attacks, self.options.l1_pixels)
 
 
 class Average(SeveralNorms):

@@ -48,7 +48,8 @@ def _learner_line(plan, name):
 
 
 def _attack(attack):
-    return f"{ThreatModel(attack.norm, attack.epsilon)}, {attack.num_steps} steps of {float(attack.step_size):.4g}"
+    steps = "APGD steps" if attack.algorithm == "apgd" else f"steps of {float(attack.step_size):.4g}"
+    return f"{ThreatModel(attack.norm, attack.epsilon)}, {attack.num_steps} {steps}"
 
 
 def _compute(compute):

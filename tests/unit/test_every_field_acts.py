@@ -67,6 +67,10 @@ CHANGES = {
     "training.batch_size": ([], "training.batch_size=31"),
     "training.drop_last": (["training.batch_size=40"], "training.drop_last=true"),
     "training.schedules_by": ([], "training.schedules_by=epoch"),
+    "base_learners.attack.algorithm": (
+        [f"{E}.attack.step_size=0.1"],
+        f"{L}.attack={{algorithm: apgd, norm: linf, epsilon: 0.2, num_steps: 1, start: uniform}}",
+    ),
     "base_learners.attack.norm": ([], f"{L}.attack.norm=l2"),
     "base_learners.attack.epsilon": ([], f"{L}.attack.epsilon=0.1"),
     "base_learners.attack.step_size": ([], f"{L}.attack.step_size=0.03"),
@@ -86,6 +90,10 @@ CHANGES = {
     "trades.beta": ([f"{L}.objective=trades"], f"{L}.objective.beta=1"),
     "trades.label_smoothing": ([f"{L}.objective=trades"], f"{L}.objective.label_smoothing=0.1"),
     "mart.beta": ([f"{L}.objective=mart"], f"{L}.objective.beta=1"),
+    "msd.l1_pixels": (
+        [f"{L}.attack=null", f"{L}.objective=msd", f"{L}.attacks={{l1: {{norm: l1, epsilon: 2, step_size: 1}}}}"],
+        f"{L}.objective.l1_pixels=[1, 2]",
+    ),
     "iat.alpha": ([f"{L}.objective=iat"], f"{L}.objective.alpha=0.5"),
     "adversarial.beta": ([], f"{L}.objective.beta=0.4"),
     "adversarial.label_smoothing": ([], f"{L}.objective.label_smoothing=0.1"),

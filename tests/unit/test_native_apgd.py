@@ -276,28 +276,39 @@ def test_the_seed_acts(trained):
 # --- step sizes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("drift, start", [(0.0, 0.0), (1.5, 0.0), (1.5, 500.0), (0.7, 20.0)])
-def test_step_sizes_halve_at_the_checkpoints_of_the_paper(drift, start):
+@pytest.mark.parametrize(
+    "drift, start, num_steps, periods",
+    [
+        (0.0, 0.0, 100, (22, 3, 6)),
+        (1.5, 0.0, 100, (22, 3, 6)),
+        (1.5, 500.0, 100, (22, 3, 6)),
+        (0.7, 20.0, 100, (22, 3, 6)),
+        (1.0, 0.0, 40, (8, 1, 2)),
+        (1.0, 0.0, 10, (2, 1, 1)),
+        (1.0, 0.0, 3, (1, 1, 1)),
+    ],
+)
+def test_step_sizes_halve_at_the_checkpoints_of_the_paper(drift, start, num_steps, periods):
     """Condition 1: rises in at most 75 % of the steps; 2: not halved last time and the best loss did not improve."""
     rng = np.random.default_rng(0)
-    values = np.cumsum(rng.normal(drift, 1, (100, 6)), 0).astype(np.float32)
+    values = np.cumsum(rng.normal(drift, 1, (num_steps, 6)), 0).astype(np.float32)
     climb = ascent.Climb.__new__(ascent.Climb)
     climb.value, climb.step_size = torch.full((6,), start), torch.ones(6, 1)
     climb.point = climb.gradient = climb.best_point = climb.best_gradient = torch.zeros(6, 2)
-    climb.best_loss = climb.value
+    climb.best_loss, climb.num_steps = climb.value, num_steps
     climb.begin()
-    for i in range(99):
+    for i in range(num_steps - 1):
         climb.value = torch.from_numpy(values[i])
         climb.best_loss = torch.maximum(climb.best_loss, climb.value)
         climb.review(i)
     best = np.maximum.accumulate(np.concatenate([np.full((1, 6), start, np.float32), values]))
     before = np.concatenate([np.zeros((1, 6), np.float32), values])
-    expected, last, halved, length = np.ones(6), -1, np.ones(6, bool), 22
-    while last + length < 99:
+    expected, last, halved, length = np.ones(6), -1, np.ones(6, bool), periods[0]
+    while last + length < num_steps - 1:
         now = last + length
         few = (before[last + 2 : now + 2] > before[last + 1 : now + 1]).sum(0) <= 0.75 * length
         halved = few | (~halved & (best[now + 1] <= best[last + 1]))
-        expected, last, length = np.where(halved, expected / 2, expected), now, max(length - 3, 6)
+        expected, last, length = np.where(halved, expected / 2, expected), now, max(length - periods[1], periods[2])
     assert climb.step_size[:, 0].tolist() == expected.tolist()
 
 

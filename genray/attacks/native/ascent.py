@@ -9,7 +9,8 @@ NUM_STEPS = 100
 L1_STAGES = ((3, 30), (2, 30), (1, 40))  # (radius in epsilons, steps); only the last one's points count
 MOMENTUM = 0.75  # weight of the new step against the one before
 RISING_SHARE = 0.75  # rho: the step size stays if the loss rose in more than this share of the steps
-FIRST_PERIOD, PERIOD_DECREASE, SHORTEST_PERIOD = 22, 3, 6  # steps between checkpoints
+FIRST_PERIOD, PERIOD_DECREASE, SHORTEST_PERIOD = 22, 3, 6  # steps between checkpoints, in % of all steps
+L1_PERIOD = 4  # the same for l1
 TINY = 1e-12
 ROUNDING = 2**-22  # of pixels
 
@@ -18,7 +19,7 @@ class Climb:
     """One run in linf or l2. Every tensor attribute has one row for each example not yet broken.
 
     Args:
-        outcome: where breaks are recorded.
+        outcome: a `Batch`; an `Outcome`, where breaks are recorded, if examples are to leave.
         at: (n,) positions of the examples to attack.
         target: (n,) classes.
         loss: of `LOSSES`.
@@ -39,7 +40,7 @@ class Climb:
 
     def ascend(self, start, epsilon, num_steps, exits=True):
         """Steps from `start` (n, d) in a ball of radius `epsilon`; with `exits` broken examples are settled."""
-        self.epsilon, self.point = epsilon, start
+        self.epsilon, self.point, self.num_steps = epsilon, start, num_steps
         self.step_size = torch.full_like(start[:, :1], self.first_step * epsilon)
         self._evaluate(exits)
         self.best_point, self.best_gradient, self.best_loss = self.point, self.gradient, self.value
@@ -87,7 +88,11 @@ class Climb:
         # The package compares the first step's loss with 0.
         self.previous_loss, self.rises = torch.zeros_like(self.value), torch.zeros_like(self.value)
         self.best_at_checkpoint, self.halved = self.best_loss, torch.ones_like(self.value, dtype=torch.bool)
-        self.period, self.checkpoint = FIRST_PERIOD, FIRST_PERIOD - 1
+        self.period = self._share_of_steps(FIRST_PERIOD)
+        self.checkpoint = self.period - 1
+
+    def _share_of_steps(self, percent):
+        return max(percent * self.num_steps // 100, 1)
 
     def move(self, i):
         """Step i: a projected gradient step, averaged with the step before it."""
@@ -114,7 +119,8 @@ class Climb:
         self.step_size = torch.where(stagnant[:, None], self.step_size / 2, self.step_size)
         self._replace("", stagnant, "best_")
         self.halved, self.best_at_checkpoint, self.rises = stagnant, self.best_loss, torch.zeros_like(self.rises)
-        self.period = max(self.period - PERIOD_DECREASE, SHORTEST_PERIOD)
+        decrease, shortest = self._share_of_steps(PERIOD_DECREASE), self._share_of_steps(SHORTEST_PERIOD)
+        self.period = max(self.period - decrease, shortest)
         self.checkpoint += self.period
 
 
@@ -123,9 +129,16 @@ class L1Climb(Climb):
 
     The additions of a step are in the package's order: pixels that a step moved and the projection moved back count as
     changed unless they come back exactly, and that sets the sparsity.
+
+    Args:
+        first_sparsity: share of the pixels that the first step moves; None: as many as the start suggests.
     """
 
     first_step = 1.0
+
+    def __init__(self, *args, first_sparsity=None):
+        super().__init__(*args)
+        self.first_sparsity = first_sparsity
 
     def run(self, noise):
         radius = L1_STAGES[0][0] * self.outcome.epsilon
@@ -146,8 +159,12 @@ class L1Climb(Climb):
         return torch.where((point - self.x).abs() <= ROUNDING, self.x, point)
 
     def begin(self):
-        self.support = self._changed(self.point)
-        self.sparsity = self.support / self.x.shape[1] / 1.5
+        if self.first_sparsity is None:
+            self.support = self._changed(self.point)
+            self.sparsity = self.support / self.x.shape[1] / 1.5
+        else:
+            self.support = torch.full_like(self.value, self.x.shape[1])
+            self.sparsity = torch.full_like(self.value, self.first_sparsity)
 
     def _changed(self, point):
         return (point != self.x).sum(1)
@@ -165,7 +182,9 @@ class L1Climb(Climb):
         self.point = self.x + move + l1_shrinkage(self.x, move, self.epsilon)
 
     def review(self, i):
-        """After each step; where the best point got sparser, it goes on from there with the full step."""
+        """After a step; at a checkpoint, where the best point got sparser, it goes on from there with the full step."""
+        if (i + 1) % self._share_of_steps(L1_PERIOD):
+            return
         support = self._changed(self.best_point)
         sparser = support / self.support < 0.95
         step_size = torch.where(sparser[:, None], self.epsilon, self.step_size / 1.5)

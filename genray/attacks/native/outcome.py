@@ -23,19 +23,30 @@ class Layout:
         return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-class Outcome:
-    """Which examples an attack has broken, and by which points.
+class Batch:
+    """What is attacked and within which threat model.
 
     Attributes:
         layout, x, y: the batch, x as rows (N, d).
-        logits: (N, K) of the clean images.
         ball, epsilon: the threat model.
     """
 
-    def __init__(self, model, x, y, norm, epsilon):
-        self.model, self.layout, self.y = model, Layout(x), y
+    def __init__(self, x, y, norm, epsilon):
+        self.layout, self.y = Layout(x), y
         self.ball, self.epsilon = BALLS[norm], epsilon
         self.x = self.layout.rows(x.detach())
+
+
+class Outcome(Batch):
+    """Which examples of a batch an attack has broken, and by which points.
+
+    Attributes:
+        logits: (N, K) of the clean images.
+    """
+
+    def __init__(self, model, x, y, norm, epsilon):
+        super().__init__(x, y, norm, epsilon)
+        self.model = model
         self.found, self.logits = self.x.clone(), self.predict(self.x)
         self.broken = self.logits.argmax(1) != y  # whoever is wrong from the start is not attacked
 

@@ -1,0 +1,49 @@
+"""APGD as an attack for training: no step size to choose (Croce & Hein, 2003.01690, 2103.01208; methods D4)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from genray.attacks.gradient import loss_target, starting_point, temporary_mode
+from genray.attacks.losses import LOSSES
+from genray.attacks.native.ascent import Climb, L1Climb
+from genray.attacks.native.outcome import Batch
+
+
+@dataclass(frozen=True)
+class AdaptiveAttack:
+    """One run of APGD; the image of the largest loss of all its steps, the start included, is returned.
+
+    The step size starts at 2 epsilon (l1: epsilon) and adapts to each example. The last image has no gradient taken,
+    so the cost is num_steps passes and one forward pass. Nobody leaves early, so that no step waits for the device
+    (but for l1's projection).
+
+    Attributes:
+        norm, epsilon, num_steps, start, mode, loss: as of `GradientAttack`; E-AT starts at the image itself.
+        sparsity: l1 only, share of the pixels that the first step moves.
+    """
+
+    norm: str
+    epsilon: float
+    num_steps: int
+    start: str = "zero"
+    mode: str = "eval"
+    loss: str = "cross_entropy"
+    sparsity: float = 0.05
+
+    @torch.no_grad()
+    def __call__(self, model, x, y, draw):
+        """As `GradientAttack.__call__`."""
+        batch, start = Batch(x, y, self.norm, self.epsilon), starting_point(self, x, draw)
+        everyone = torch.arange(len(y), device=y.device)
+        with temporary_mode(model, training=self.mode == "train"):
+            climb = self._climb(batch, everyone, loss_target(self.loss, model, x, y), self._loss, model)
+            climb.ascend(batch.layout.rows(start), self.epsilon, self.num_steps, exits=False)
+        # l1's steps end in the box but for rounding.
+        return batch.layout.images(climb.best_point.clamp(0, 1))
+
+    def _climb(self, *args):
+        return L1Climb(*args, first_sparsity=self.sparsity) if self.norm == "l1" else Climb(*args)
+
+    def _loss(self, logits, labels, target):
+        return LOSSES[self.loss](logits, target)

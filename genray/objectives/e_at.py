@@ -1,0 +1,87 @@
+"""E-AT: adversarial training in the extreme norms (Croce & Hein, ICML 2022, 2105.12508)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from genray.objectives.multi_norm import SeveralNorms
+
+
+class Eat(SeveralNorms):
+    """CE on one norm's adversarial images; the norm is drawn for each batch (methods C10).
+
+    The probability of a norm is proportional to 1 - its running training robust accuracy: the share of all images that
+    were trained on under it so far and that the network of their step classified correctly, in the pass that trains.
+    While one of the norms has no images yet, and when all accuracies are 1, the draw is uniform.
+
+    A step draws by the counts up to the step before the last: those have left the device by then, so that the host can
+    queue a step while the device works on the one before.
+    """
+
+    def build_attacks(self, configs):
+        attacks = super().build_attacks(configs)
+        self.correct, self.seen = np.zeros((2, len(attacks)), np.int64)
+        self.newest = None
+        return attacks
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(P,) of the norms, in the order of `attacks`."""
+        wrong = self.seen - self.correct
+        errors = wrong / self.seen.clip(1)
+        if (self.seen == 0).any() or not wrong.any():
+            errors = np.ones(len(errors))
+        return errors / errors.sum()
+
+    def __call__(self, step):
+        at = int(step.numbers.choice(len(self.names), p=self.probabilities))
+        logits = step.model(step.craft(self.names[at]))
+        self._settle()
+        self.newest = Count.of(at, logits.detach(), step.y)
+        return F.cross_entropy(logits, step.y), logits
+
+    def _settle(self):
+        if self.newest is not None:
+            self.correct[self.newest.norm] += self.newest.read()
+            self.seen[self.newest.norm] += self.newest.size
+
+    def state_dict(self):
+        newest = None if self.newest is None else np.array([self.newest.norm, self.newest.read(), self.newest.size])
+        return {"correct": self.correct.copy(), "seen": self.seen.copy(), "newest": newest}
+
+    def load_state_dict(self, state):
+        self.correct, self.seen = state["correct"].copy(), state["seen"].copy()
+        self.newest = None if state["newest"] is None else Count(*(int(number) for number in state["newest"]))
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of one batch were classified correctly: on its way from the device to the host.
+
+    Attributes:
+        norm: number of its norm.
+        correct: a number, or a host tensor of one that holds it once `arrived`.
+        size: images of the batch.
+        arrived: CUDA event; None: it is there.
+    """
+
+    norm: int
+    correct: torch.Tensor | int
+    size: int
+    arrived: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, norm, logits, y):
+        correct = (logits.argmax(1) == y).sum().to("cpu", non_blocking=True)
+        arrived = None
+        if logits.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(logits.device))
+        return cls(norm, correct, len(y), arrived)
+
+    def read(self) -> int:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return int(self.correct)
