@@ -35,6 +35,11 @@ class TradesObjective:
     beta: float = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
 
+    def attack_problems(self, attacks):
+        for name, attack in attacks.items():
+            if attack.start == "zero" or (attack.start is None and attack.algorithm == "apgd"):
+                yield f"{name}.start: expected gaussian or uniform with objective trades, whose KL has no gradient at x"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MartObjective:

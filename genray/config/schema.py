@@ -209,8 +209,8 @@ class BaseLearnerConfig:
             yield f"attacks: expected no tau with objective {objective}, which takes all steps of each attack"
         if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:
             yield "attacks: expected one mode for all of them"
-        if self.attacks and hasattr(self.objective, "attack_problems"):  # what it cannot do with them
-            yield from self.objective.attack_problems(self.attacks)
+        if hasattr(self.objective, "attack_problems"):  # what it cannot do with them
+            yield from self.objective.attack_problems(self.all_attacks)
 
 
 @dataclass(frozen=True, kw_only=True)
