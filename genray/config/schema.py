@@ -209,7 +209,9 @@ class BaseLearnerConfig:
             yield f"attacks: expected no tau with objective {objective}, which takes all steps of each attack"
         if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:
             yield "attacks: expected one mode for all of them"
-        if hasattr(self.objective, "attack_problems"):  # what it cannot do with them
+        if (
+            wanted and getattr(self, wanted) and hasattr(self.objective, "attack_problems")
+        ):  # what it cannot do with them
             yield from self.objective.attack_problems(self.all_attacks)
 
 

@@ -17,6 +17,15 @@ pytestmark = pytest.mark.ray
 MODELS = ("model.pt", "model_last.pt", "learners/natural.pt", "learners/linf.pt")
 
 
+# The robust learner trains by E-AT: its counts of successes decide what the next steps do.
+E_AT = [
+    "base_learners.linf.attack=null",
+    "base_learners.linf.objective=e_at",
+    "base_learners.linf.attacks={linf: {norm: linf, epsilon: 0.2, step_size: 0.1, num_steps: 2}, "
+    "l1: {algorithm: apgd, norm: l1, epsilon: 3, num_steps: 2}}",
+]
+
+
 def _weights(folder, name="model.pt"):
     return torch.load(folder / name, weights_only=True)["state_dict"]
 
@@ -31,9 +40,9 @@ def _timeless(text):
     return records
 
 
-@pytest.mark.parametrize("mix", ["averaged", "raw"])
-def test_ray_and_local_give_the_same_bits(tmp_path, small_run, mix):
-    overrides = [*small_run, f"global_learner.mix={mix}"]
+@pytest.mark.parametrize("more", [["global_learner.mix=averaged"], ["global_learner.mix=raw", *E_AT]])
+def test_ray_and_local_give_the_same_bits(tmp_path, small_run, more):
+    overrides = [*small_run, *more]
     local = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "local"))
     on_ray = genray.train(None, overrides, runtime="ray", storage=str(tmp_path / "ray"))
 
@@ -49,6 +58,7 @@ def test_ray_and_local_give_the_same_bits(tmp_path, small_run, mix):
 
 def test_resumed_on_the_other_runtime(tmp_path, small_run):
     """A run that stopped goes on elsewhere and ends with the bits of the run that never stopped."""
+    small_run = small_run + E_AT
     whole = genray.train(None, small_run, runtime="local", storage=str(tmp_path / "whole"))
     folder = tmp_path / "parts" / "digits"
     genray.train(None, small_run, runtime="local", storage=str(tmp_path / "parts"))
