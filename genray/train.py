@@ -55,6 +55,7 @@ def train(
         return recorder
 
     try:
+        setup = _pseudo_labelled(setup, folder, progress, runtime, address)
         return _run(setup, make_recorder, progress, state, runtime, address)
     finally:
         progress.close()
@@ -78,6 +79,25 @@ def _starting_state(folder, config, resume):
     return folder.read_newest_state()
 
 
+def _pseudo_labelled(setup, folder, progress, runtime, address):
+    """The setup with pseudo-labels where the run trains on unlabelled images (`data.unlabeled`)."""
+    from genray.learners.local_run import local_device
+    from genray.learners.pseudo_labels import classify
+    from genray.recording.pseudo_labels import pseudo_labelled
+
+    def train_teacher(config):
+        train(config, runtime=runtime, address=address, storage=folder.location, resume=True)
+
+    def classify_all(network, images, config):
+        if runtime == "local" or address is None:
+            return classify(network, images, config, local_device(config))
+        from genray.runtime.labelling import classify_on_cluster
+
+        return classify_on_cluster(network, images, config, address)
+
+    return pseudo_labelled(setup, folder, progress, train_teacher, classify_all)
+
+
 def _run(setup, make_recorder, progress, state, runtime, address):
     if runtime == "local":
         from genray.learners.local_run import device_names, run_local
@@ -96,10 +116,13 @@ def _run(setup, make_recorder, progress, state, runtime, address):
 def dry_run(config, overrides, name, runtime, address) -> str:
     """The resolved configuration and the plan as text; starts nothing and writes nothing."""
     from genray.learners.local_run import local_device
+    from genray.learners.pseudo_labels import awaits_labels, load_teacher
     from genray.models import count_parameters
     from genray.recording.dry_run import plan_text
 
     setup = _prepared(config, overrides, name)
+    if awaits_labels(setup) and setup.config.data.unlabeled.teacher.path:
+        load_teacher(setup)  # says what is wrong with it
     network = setup.build_network()
     if runtime == "local":
         places = [f"all learners in this process, one after another, on {local_device(setup.config)}"]

@@ -8,6 +8,7 @@ import yaml
 
 from genray.config.parse import WRONG, parse_section, to_plain
 from genray.config.schema import OBJECTIVES, OPTIMIZERS, RunConfig, linf_radius_problems
+from genray.config.unlabeled import unlabeled_problems
 from genray.config.values import Schedule
 from genray.errors import ConfigError
 
@@ -158,6 +159,7 @@ def load_stored_config(plain) -> RunConfig:
 def complete(config: RunConfig, problems) -> RunConfig:
     """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
     _check_learners(config, problems)
+    problems += unlabeled_problems(config)
     glob = dataclasses.replace(
         config.global_learner,
         gamma=None,

@@ -1,7 +1,8 @@
 """What a base learner minimises: one section an objective, with its published constants as defaults.
 
 `attacks` says how many attacks make its training examples: "none", "one" (the learner's `attack`) or "several" (the
-learner's `attacks`, one a norm). Definitions: methods C; code: `genray/objectives/`, one file a method.
+learner's `attacks`, one a norm); `needs_unlabeled`, that it is for data with pseudo-labels. Definitions: methods C;
+code: `genray/objectives/`, one file a method.
 """
 
 from dataclasses import dataclass
@@ -55,6 +56,19 @@ class IatObjective:
 
     attacks = "one"
     alpha: float = option(1.0, "of mixup's Beta(alpha, alpha)", gt=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RstObjective:
+    """RST: (1 - beta) L_nat + beta L_rob, each a weighted mean over labelled and pseudo-labelled images."""
+
+    attacks = "one"
+    needs_unlabeled = True
+    beta: float = option(0.5, "weight of the robust loss", ge=0, le=1)
+    natural_weight: float = option(
+        0.9, "u_nat: a pseudo-labelled image in L_nat; a labelled one has the rest", ge=0, le=1
+    )
+    robust_weight: float = option(0.5, "u_rob: the same in L_rob", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +136,7 @@ OBJECTIVES = {
     "trades": TradesObjective,
     "mart": MartObjective,
     "iat": IatObjective,
+    "rst": RstObjective,
     "max": MaxObjective,
     "avg": AverageObjective,
     "sat": StochasticObjective,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from genray.config.fields import option, required
 from genray.config.objectives import OBJECTIVES
+from genray.config.unlabeled import UnlabeledConfig
 from genray.config.values import Schedule
 
 Norm = Literal["linf", "l2", "l1"]
@@ -29,6 +30,7 @@ class DataConfig:
     test_examples: int | None = option(None, "only the first n test images", ge=1)
     validation_examples: int = option(1000, "held out of the training images, class-balanced, to choose by", ge=0)
     validation_seed: int = option(0, "seed of that split", ge=0)
+    unlabeled: UnlabeledConfig | None = option(None, "images without labels, for pseudo-labels; null: none")
 
     def problems(self):
         if self.source in ("parquet", "image_folder") and self.path is None:

@@ -48,6 +48,12 @@ class Folder:
             raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
+def open_file(path: Any) -> pa.NativeFile:
+    """One file, to read from and seek in; the errors are pyarrow's."""
+    filesystem, place = _resolve(path)
+    return filesystem.open_input_file(place)
+
+
 def _resolve(path: Any) -> tuple[pafs.FileSystem, str]:
     if isinstance(path, tuple):
         filesystem, root = path

@@ -1,9 +1,12 @@
 """Seeded batches from a data set that lives on the device; any step can be asked for, in any order."""
 
+import functools
+
 import torch
 
 from genray.core import rng
 from genray.data.augment import Augmentation
+from genray.data.order import Shares, Shuffled
 from genray.data.splits import Split
 from genray.errors import DataError
 
@@ -31,6 +34,8 @@ class BatchLoader:
         augmentation: Augmentation | None,
         device: str | torch.device,
         drop_last: bool = False,
+        unlabeled_share: float | None = None,
+        epoch_examples: int | None = None,
     ):
         """Moves the whole split to the device.
 
@@ -43,6 +48,8 @@ class BatchLoader:
             augmentation: callable (images, generator) -> images on uint8 tensors, or None for none.
             device: where the data lives and the batches are made.
             drop_last: leave out the short last batch (a random one each epoch, so no example is left out for good).
+            unlabeled_share: share of pseudo-labelled examples in each batch; None: every example once an epoch.
+            epoch_examples: with a share, the length of an epoch; by default the size of the split.
 
         Raises:
             DataError: batch_size below 1, no examples, or drop_last with fewer examples than one batch.
@@ -51,26 +58,33 @@ class BatchLoader:
             raise DataError(f"batch_size: expected 1 or more, came {batch_size}")
         if len(split) == 0:
             raise DataError("training data: expected at least 1 example, came 0")
-        if drop_last and len(split) < batch_size:
+        num_examples = len(split) if epoch_examples is None else epoch_examples
+        if drop_last and num_examples < batch_size:
             raise DataError(
-                f"batch_size: expected at most the {len(split)} training examples, since drop_last leaves out "
+                f"batch_size: expected at most the {num_examples} training examples, since drop_last leaves out "
                 f"incomplete batches; came {batch_size}"
             )
         self.batch_size = batch_size
         self.device = torch.device(device)
         self._images = split.images.to(self.device)
         self._labels = split.labels.to(self.device)
+        self._labelled = None if split.labelled is None else split.labelled.to(self.device)
         self._seed = seed
-        self._order_key = order_key
         self._augmentation_key = augmentation_key
         self._augmentation = augmentation
         self._drop_last = drop_last
         self._order_epoch, self._order = None, None
+        draw = functools.partial(rng.generator, "cpu", seed, order_key)
+        if unlabeled_share is None:
+            self._draw_order = Shuffled(num_examples, draw)
+        else:
+            labelled = torch.ones(len(split), dtype=torch.bool) if split.labelled is None else split.labelled
+            self._draw_order = Shares(labelled, unlabeled_share, num_examples, batch_size, draw)
 
     @property
     def num_examples(self) -> int:
-        """Examples in the split."""
-        return self._labels.shape[0]
+        """Examples an epoch."""
+        return self._draw_order.num_examples
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,11 +104,7 @@ class BatchLoader:
         Raises:
             ValueError: negative step.
         """
-        if step < 0:
-            raise ValueError(f"step: expected 0 or more, got {step}")
-        epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size
-        chosen = self._epoch_order(epoch)[start : start + self.batch_size]
+        chosen = self._chosen(step)
         images, labels = self._images[chosen], self._labels[chosen]
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
@@ -102,11 +112,21 @@ class BatchLoader:
         # Division, not a product with 1/255: v / 255 is the value every published model was trained on.
         return images.to(torch.float32).div_(255), labels
 
+    def labelled(self, step: int) -> torch.Tensor | None:
+        """Which labels of that minibatch are the data set's own: (B,) bool on the device, or None where all are."""
+        return None if self._labelled is None else self._labelled[self._chosen(step)]
+
+    def _chosen(self, step):
+        if step < 0:
+            raise ValueError(f"step: expected 0 or more, got {step}")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        return self._epoch_order(epoch)[start : start + self.batch_size]
+
     def _epoch_order(self, epoch: int) -> torch.Tensor:
-        """(N,) int64 permutation of one epoch, kept until another epoch is asked for."""
+        """(N,) int64 indices of one epoch, kept until another epoch is asked for."""
         if epoch != self._order_epoch:
-            cpu_generator = rng.generator("cpu", self._seed, self._order_key, "order", epoch)
-            order = torch.randperm(self.num_examples, generator=cpu_generator)
+            order = self._draw_order(epoch)
             if self.device.type == "cuda":  # pinned memory lets the copy run without waiting
                 order = order.pin_memory()
             self._order, self._order_epoch = order.to(self.device, non_blocking=True), epoch

@@ -34,6 +34,10 @@ class Shard:
             self._file = pq.ParquetFile(path, filesystem=folder.filesystem)
             self.schema = self._file.schema_arrow
 
+    @property
+    def num_rows(self) -> int:
+        return self._file.metadata.num_rows
+
     def labels(self, column: str) -> torch.Tensor:
         """(rows,) int64, the whole label column."""
         self._require("label", column, pa.types.is_integer)
@@ -116,21 +120,43 @@ def find_shards(folder: Folder) -> dict[str, list[Shard]]:
     return {part: [Shard(folder, path) for path in found[part]] for part in PARTS}
 
 
+def unlabeled_shards(folder: Folder) -> list[Shard]:
+    """Parquet files whose labels are of no interest, from the folder itself or else its sub-folder `data`, in order of
+    their names: train-*.parquet, or where there are none all that are no test or validation part.
+
+    Raises:
+        DataError: there are none, or of numbered files some are missing.
+    """
+    for below in ("", "data"):
+        names = {info.path: info.base_name for info in folder.list(below) if info.base_name.endswith(".parquet")}
+        parts = {path: match[1] if (match := _SHARD.fullmatch(name)) else "" for path, name in names.items()}
+        for wanted in ("train", ""):
+            if paths := [path for path, part in parts.items() if part == wanted]:
+                _check_complete(paths)
+                return [Shard(folder, path) for path in paths]
+    raise DataError(f"data.path: expected files *.parquet in {folder.root} or its sub-folder data, came none")
+
+
 def find_columns(schema: pa.Schema, image: str | None = None, label: str | None = None) -> tuple[str, str]:
     """Names of the image and the label column; those given are checked, the others found by their types.
 
     Raises:
         DataError: a given column is absent or of another type, or none or several fit; lists all columns.
     """
-    structs = [field.name for field in schema if _is_image_struct(field.type)]
-    images = structs or [field.name for field in schema if _is_binary(field.type)]
     labels = [field.name for field in schema if pa.types.is_integer(field.type)]
     usual = [name for name in _LABEL_NAMES if name in labels][:1]
-    every_image = [field.name for field in schema if _is_image_struct(field.type) or _is_binary(field.type)]
     return (
-        _pick(schema, "image", "a struct column with the field bytes, or a binary column", image, images, every_image),
+        find_image_column(schema, image),
         _pick(schema, "label", "an integer column", label, usual or labels, labels),
     )
+
+
+def find_image_column(schema: pa.Schema, given: str | None = None) -> str:
+    """Name of the image column, as in `find_columns`."""
+    structs = [field.name for field in schema if _is_image_struct(field.type)]
+    images = structs or [field.name for field in schema if _is_binary(field.type)]
+    every = [field.name for field in schema if _is_image_struct(field.type) or _is_binary(field.type)]
+    return _pick(schema, "image", "a struct column with the field bytes, or a binary column", given, images, every)
 
 
 def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:

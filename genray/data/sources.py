@@ -42,7 +42,7 @@ def load_torchvision(request: DataRequest) -> ImageData:
     root = expand(request.path if request.path is not None else DEFAULT_ROOT)
     parts = {}
     for part in PARTS:
-        dataset = _open_torchvision(request.source, root, part, request.download)
+        dataset = open_torchvision(request.source, root, part, request.download)
         parts[part] = (_channels_first(dataset), np.asarray(getattr(dataset, _LABELS[request.source])))
     # Only CIFAR's names say more than the number.
     names = dataset.classes if request.source in ("cifar10", "cifar100") else None
@@ -106,7 +106,7 @@ _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "svh
 _LABELS = {"cifar10": "targets", "cifar100": "targets", "mnist": "targets", "svhn": "labels"}
 
 
-def _open_torchvision(source: str, root: str, part: str, download: bool):
+def open_torchvision(source: str, root: str, part: str, download: bool):
     """torchvision's data set from `root`, downloaded there first where absent and allowed."""
     from torchvision import datasets
 
@@ -163,9 +163,19 @@ def _class_files(folder: Folder, part: str) -> dict[str, list[str]]:
         if name.startswith(".") or (not below and info.is_file):
             continue
         paths = files.setdefault(name, [])
-        if info.is_file and info.base_name.lower().endswith(_IMAGE_ENDINGS) and not info.base_name.startswith("."):
+        if _is_image(info):
             paths.append(info.path)
     return files
+
+
+def image_files(folder: Folder, below: str = "") -> list[str]:
+    """All image files in a sub-folder and below it, sorted by path."""
+    return [info.path for info in folder.list(below, recursive=True) if _is_image(info)]
+
+
+def _is_image(info) -> bool:
+    name = info.base_name
+    return info.is_file and name.lower().endswith(_IMAGE_ENDINGS) and not name.startswith(".")
 
 
 def _interleaved(files: dict[str, list[str]], names: list[str]) -> list[tuple[int, str]]:

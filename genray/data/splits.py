@@ -7,6 +7,8 @@ import torch
 from genray.core import rng
 from genray.errors import DataError
 
+UNLABELED = -1  # the label of an image whose label is not known
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -14,7 +16,8 @@ class Split:
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64, class numbers from 0.
+        labels: (N,) int64, class numbers from 0; UNLABELED where not even a pseudo-label is known yet.
+        labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.
 
     Raises:
         ValueError: dtypes or shapes differ from these.
@@ -22,18 +25,24 @@ class Split:
 
     images: torch.Tensor
     labels: torch.Tensor
+    labelled: torch.Tensor | None = None
 
     def __post_init__(self):
         for name, tensor, dtype, dims in (
             ("images", self.images, torch.uint8, 4),
             ("labels", self.labels, torch.int64, 1),
+            ("labelled", self.labelled, torch.bool, 1),
         ):
+            if tensor is None and name == "labelled":
+                continue
             if tensor.dtype != dtype or tensor.dim() != dims:
                 raise ValueError(
                     f"{name}: expected {dtype} with {dims} dimensions, got {tensor.dtype} with {tensor.dim()}"
                 )
-        if self.images.shape[0] != self.labels.shape[0]:
-            raise ValueError(f"labels: expected one an image ({self.images.shape[0]}), got {self.labels.shape[0]}")
+        for name in ("labels", "labelled"):
+            tensor = getattr(self, name)
+            if tensor is not None and self.images.shape[0] != tensor.shape[0]:
+                raise ValueError(f"{name}: expected one an image ({self.images.shape[0]}), got {tensor.shape[0]}")
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -45,11 +54,15 @@ class Split:
             DataError: n is below 1 or above the number of examples; the message names `field`.
         """
         check_count(n, len(self), field)
-        return Split(self.images[:n], self.labels[:n])
+        return self._part(slice(n))
 
     def select(self, indices: torch.Tensor) -> "Split":
         """A copy of the examples at `indices`, (M,) int64, in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        return self._part(indices)
+
+    def _part(self, which) -> "Split":
+        labelled = None if self.labelled is None else self.labelled[which]
+        return Split(self.images[which], self.labels[which], labelled)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from genray.attacks import FriendlyAttack, StreamDraw
-from genray.config.schema import SGD, RunConfig
+from genray.config.schema import SGD
 from genray.core.flat import FlatWeights, from_array, to_array
 from genray.core.mixing import accumulate_, ema_update_
 from genray.core.rng import generator, host_generator, key_seed
@@ -64,7 +64,7 @@ class BaseLearner:
         self.attacks = self.objective.build_attacks(self.config.all_attacks)
         self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
         self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
-        self.loader = _build_loader(name, run, train, self.device)
+        self.loader = _build_loader(name, plan, train, self.device)
         self.stochastic = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.step = 0
         self.on_step = None  # called after every step, to show progress
@@ -113,7 +113,7 @@ class BaseLearner:
     def _training_step(self, step, x, y, craft):
         key = (self.plan.config.seed, self.name, "objective", step)
         draw, numbers = lambda: StreamDraw(generator(self.device, *key)), lambda: host_generator(*key)
-        return TrainingStep(self.passes.training, x, y, craft, draw, numbers)
+        return TrainingStep(self.passes.training, x, y, craft, draw, numbers, self.loader.labelled(step))
 
     @contextmanager
     def _perturbed(self, step, x, y):
@@ -230,7 +230,9 @@ def _build_optimizer(options, parameter):
     return kind([parameter], lr=0.0, betas=(options.beta1, options.beta2), weight_decay=options.weight_decay)
 
 
-def _build_loader(name, run: RunConfig, train, device):
+def _build_loader(name, plan: RunPlan, train, device):
+    run, unlabeled = plan.config, plan.config.data.unlabeled
+    share = unlabeled.batch_share if unlabeled else None
     learner = run.base_learners[name]
     augmentation = learner.augmentation
     return BatchLoader(
@@ -242,6 +244,8 @@ def _build_loader(name, run: RunConfig, train, device):
         augmentation=Augmentation(**vars(augmentation)),
         device=device,
         drop_last=run.training.drop_last,
+        unlabeled_share=share,
+        epoch_examples=None if share is None else plan.num_train,
     )
 
 

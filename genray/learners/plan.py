@@ -11,7 +11,7 @@ from genray.core.schedules import RedistributionRule, Window, piecewise_linear, 
 class RunPlan:
     """Attributes:
     config: the run's configuration.
-    num_train: training images, validation part excluded.
+    num_train: training images an epoch, validation part excluded.
     steps_per_epoch, total_steps: optimiser steps of every base learner.
     windows: in order; they tile the run.
     """
@@ -57,7 +57,7 @@ class RunPlan:
 
 
 def make_plan(config: RunConfig, num_train: int) -> RunPlan:
-    """The plan of a run on `num_train` training images."""
+    """The plan of a run with `num_train` training images an epoch."""
     training, glob = config.training, config.global_learner
     full, rest = divmod(num_train, training.batch_size)
     steps_per_epoch = full if training.drop_last and full else full + bool(rest)

@@ -8,6 +8,7 @@ import torch
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
 from genray.data.datasets import load_image_data, validation_split
+from genray.data.unlabeled import with_unlabeled
 from genray.errors import ConfigError, DataError
 from genray.learners.plan import RunPlan, make_plan
 from genray.models import build_model
@@ -19,11 +20,14 @@ class RunSetup:
     plan: the run's plan, with its configuration.
     splits: {"train", "validation", "test"} -> `Split`; the validation part is taken out of the training images.
     class_names: one a class.
+    dropped_labels: true labels of the images without a label of their own, in order; None where they are not known.
+        Only to count right pseudo-labels by: no learner is given them.
     """
 
     plan: RunPlan
     splits: dict
     class_names: tuple[str, ...]
+    dropped_labels: torch.Tensor | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -79,6 +83,7 @@ def prepare(config: RunConfig) -> RunSetup:
         test_examples=config.data.test_examples,
     )
     train, validation = validation_split(data.train, config.data.validation_examples, config.data.validation_seed)
+    training = with_unlabeled(train, config.data)
     test = data.test
     if config.evaluation.examples is not None:
         if config.evaluation.examples > len(test):
@@ -86,13 +91,13 @@ def prepare(config: RunConfig) -> RunSetup:
                 f"evaluation.examples: expected at most the {len(test)} test images, got {config.evaluation.examples}"
             )
         test = test.first(config.evaluation.examples)
-    if config.training.batch_size > len(train) and config.training.drop_last:
+    if config.training.batch_size > training.epoch_examples and config.training.drop_last:
         raise DataError(
-            f"training.batch_size: expected at most the {len(train)} training images with drop_last, got "
+            f"training.batch_size: expected at most the {training.epoch_examples} training images with drop_last, got "
             f"{config.training.batch_size}"
         )
-    splits = {"train": train, "validation": validation, "test": test}
-    setup = RunSetup(make_plan(config, len(train)), splits, data.class_names)
+    splits = {"train": training.split, "validation": validation, "test": test}
+    setup = RunSetup(make_plan(config, training.epoch_examples), splits, data.class_names, training.dropped_labels)
     _check_shapes(config, setup)
     return setup
 

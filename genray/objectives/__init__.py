@@ -8,6 +8,7 @@ from genray.objectives.mart import Mart
 from genray.objectives.multi_norm import Average, Max, Msd, Stochastic
 from genray.objectives.natural import Natural
 from genray.objectives.objective import Objective
+from genray.objectives.rst import Rst
 from genray.objectives.step import TrainingStep
 from genray.objectives.trades import Trades
 
@@ -19,6 +20,7 @@ OBJECTIVES = {
     sections.TradesObjective: Trades,
     sections.MartObjective: Mart,
     sections.IatObjective: Iat,
+    sections.RstObjective: Rst,
     sections.MaxObjective: Max,
     sections.AverageObjective: Average,
     sections.StochasticObjective: Stochastic,

@@ -16,12 +16,14 @@ class Adversarial(Objective):
         beta = self.options.beta
         if beta == 0:
             logits = step.model(step.x)
-            return self._cross_entropy(logits, step.y), logits
+            return self._natural(logits, step), logits
         logits = step.model(step.craft("attack"))
-        loss = self._cross_entropy(logits, step.y)
+        loss = self._robust(logits, step)
         if beta < 1:
-            loss = beta * loss + (1 - beta) * self._cross_entropy(step.model(step.x), step.y)
+            loss = beta * loss + (1 - beta) * self._natural(step.model(step.x), step)
         return loss, logits
 
-    def _cross_entropy(self, logits, y):
-        return F.cross_entropy(logits, y, label_smoothing=self.options.label_smoothing)
+    def _robust(self, logits, step):
+        return F.cross_entropy(logits, step.y, label_smoothing=self.options.label_smoothing)
+
+    _natural = _robust

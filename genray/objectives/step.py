@@ -22,6 +22,7 @@ class TrainingStep:
             for a second time, it gives the same images again.
         make_draw: () -> `StreamDraw` of the objective's own random numbers on the device.
         make_numbers: () -> NumPy generator for what the host has to know (which norm, how much mixup).
+        labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.
     """
 
     model: Callable
@@ -30,6 +31,7 @@ class TrainingStep:
     craft: Callable
     make_draw: Callable = None
     make_numbers: Callable = None
+    labelled: torch.Tensor | None = None
 
     @cached_property
     def draw(self) -> StreamDraw:

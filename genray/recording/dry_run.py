@@ -1,6 +1,7 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
 from genray.config.objectives import OBJECTIVES
+from genray.learners.pseudo_labels import unlabeled_lines, unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.types import ThreatModel
 
@@ -20,6 +21,7 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
     shape = "x".join(str(side) for side in setup.splits["train"].images.shape[1:])
     lines = [
         f"data           {config.data.source}: {splits}; {shape}, {len(setup.class_names)} classes",
+        *_unlabeled_lines(setup),
         f"model          {config.model.name}, {parameters:,} parameters, {setup.weight_bytes / MIB:.2f} MiB",
         f"steps          {config.training.epochs} epochs x {plan.steps_per_epoch} = {plan.total_steps} a learner, "
         f"batches of {config.training.batch_size}",
@@ -32,6 +34,12 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
         *(f"{'placement' if i == 0 else '':<14} {place}" for i, place in enumerate(places)),
     ]
     return "\n".join(lines)
+
+
+def _unlabeled_lines(setup):
+    record = unlabeled_record(setup)
+    lines = unlabeled_lines(record) if record else []
+    return [f"{'unlabelled' if i == 0 else '':<14} {line}" for i, line in enumerate(lines)]
 
 
 def _learner_line(plan, name):

@@ -10,6 +10,7 @@ from tensorboardX import SummaryWriter
 
 from genray.core.flat import FlatWeights
 from genray.evaluation import Accuracy, pgd_name
+from genray.learners.pseudo_labels import unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.recording.progress import Progress
 from genray.recording.run_folder import LEARNERS, RunFolder, versions
@@ -195,8 +196,10 @@ class RunRecorder:
 
     def _protocol(self):
         attack, config = self.setup.config.evaluation.attack, self.setup.config
+        unlabeled = unlabeled_record(self.setup)
         return {
             "data": config.data.source,
+            **({"unlabeled": unlabeled} if unlabeled else {}),
             "split": "test",
             "examples": len(self.setup.splits["test"]),
             "threat_model": str(ThreatModel(attack.norm, attack.epsilon)),

@@ -1,5 +1,7 @@
 """Results as text."""
 
+from genray.learners.pseudo_labels import unlabeled_lines
+
 
 def results_table(results: dict) -> str:
     """The final table: one row a model, accuracies in per cent with 95 % intervals.
@@ -15,6 +17,8 @@ def results_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows]]
     lines.insert(1, "-" * len(max(lines, key=len)))
     lines.append(f"{protocol['examples']} test images; accuracy in % with its {protocol['interval']} interval")
+    if "unlabeled" in protocol:
+        lines += unlabeled_lines(protocol["unlabeled"])
     if protocol["selected_on"] == "test":
         lines.append("NOTE: the checkpoint was chosen on the test images (evaluation.select_on: test)")
     return "\n".join(lines)

@@ -21,14 +21,21 @@ LEARNER_OPTIONS = {"concurrency_groups": {"control": 1}, "allow_out_of_order_exe
 
 
 def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
-    """A setup without its images, and the images as arrays: the form that is shared by a node without copies."""
-    arrays = {name: (split.images.numpy(), split.labels.numpy()) for name, split in setup.splits.items()}
+    """A setup without its images and without dropped labels, and the images as arrays: the form that is shared by a
+    node without copies."""
+    arrays = {
+        name: [None if tensor is None else tensor.numpy() for tensor in (split.images, split.labels, split.labelled)]
+        for name, split in setup.splits.items()
+    }
     return RunSetup(setup.plan, {}, setup.class_names), arrays
 
 
 def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
     """The setup that `pack` took apart; its images are read-only."""
-    splits = {name: Split(from_array(images), from_array(labels)) for name, (images, labels) in arrays.items()}
+    splits = {
+        name: Split(*(None if array is None else from_array(array) for array in parts))
+        for name, parts in arrays.items()
+    }
     return RunSetup(setup.plan, splits, setup.class_names)
 
 

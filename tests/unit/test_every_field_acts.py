@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import genray
@@ -17,6 +18,7 @@ from genray.config import load_config, schema
 from genray.config.values import Schedule
 from genray.errors import GenrayError
 from genray.learners.setup import prepare
+from genray.models import build_model
 from genray.runtime.placement import make_placement
 
 TINY = [
@@ -41,6 +43,11 @@ L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
 TWO = "{linf: {norm: linf, epsilon: 0.1, step_size: 0.1, num_steps: 1}, l2: {norm: l2, epsilon: 2, step_size: 1}}"
 MAX = [f"{L}.attack=null", f"{L}.objective=max", f"{L}.attacks={TWO}"]
 ADAM = f"{L}.optimizer={{name: adam}}"
+FRACTION = ["data.unlabeled={source: fraction, fraction: 0.5, teacher: {epochs: 1}}"]
+IMAGES = ["PARQUET", "data.unlabeled={source: image_folder, path: IMAGES/a, teacher: {epochs: 1}}"]
+PNG = [*IMAGES, "data.unlabeled.source=parquet", "data.unlabeled.path=PARQUET", "data.unlabeled.image_column=image"]
+NAMED = [*FRACTION, "data.unlabeled.teacher.epochs=null", "data.unlabeled.teacher.path=TEACHERS/a.pt"]
+RST = [*FRACTION, f"{L}.objective=rst"]
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
 # field -> (what else has to be so for it to matter, the change)
@@ -58,6 +65,18 @@ CHANGES = {
     "data.test_examples": ([], "data.test_examples=23"),
     "data.validation_examples": ([], "data.validation_examples=10"),
     "data.validation_seed": ([], "data.validation_seed=1"),
+    "data.unlabeled.source": (IMAGES, "data.unlabeled.source=parquet"),
+    "data.unlabeled.fraction": (FRACTION, "data.unlabeled.fraction=0.4"),
+    "data.unlabeled.class_balanced": (FRACTION, "data.unlabeled.class_balanced=false"),
+    "data.unlabeled.seed": (FRACTION, "data.unlabeled.seed=1"),
+    "data.unlabeled.path": (IMAGES, "data.unlabeled.path=IMAGES/b"),
+    "data.unlabeled.image_column": (PNG, "data.unlabeled.image_column=second"),
+    "data.unlabeled.resize": ([*IMAGES, "data.unlabeled.path=IMAGES/large"], "data.unlabeled.resize=true"),
+    "data.unlabeled.examples": (IMAGES, "data.unlabeled.examples=20"),
+    "data.unlabeled.batch_share": (FRACTION, "data.unlabeled.batch_share=0.4"),
+    "data.unlabeled.teacher.path": (NAMED, "data.unlabeled.teacher.path=TEACHERS/b.pt"),
+    "data.unlabeled.teacher.epochs": (FRACTION, "data.unlabeled.teacher.epochs=3"),
+    "data.unlabeled.teacher.lr": (FRACTION, "data.unlabeled.teacher.lr=0.02"),
     "model.name": ([], "model.name=resnet18"),
     "model.width": ([], "model.width=5"),
     "model.batch_norm": ([], "model.batch_norm=false"),
@@ -95,6 +114,9 @@ CHANGES = {
         f"{L}.objective.l1_pixels=[1, 2]",
     ),
     "iat.alpha": ([f"{L}.objective=iat"], f"{L}.objective.alpha=0.5"),
+    "rst.beta": (RST, f"{L}.objective.beta=0.4"),
+    "rst.natural_weight": (RST, f"{L}.objective.natural_weight=0.4"),
+    "rst.robust_weight": (RST, f"{L}.objective.robust_weight=0.4"),
     "adversarial.beta": ([], f"{L}.objective.beta=0.4"),
     "adversarial.label_smoothing": ([], f"{L}.objective.label_smoothing=0.1"),
     "base_learners.optimizer": ([], f"{L}.optimizer.name=adam"),
@@ -200,13 +222,26 @@ def folders(tmp_path_factory):
             labels = np.arange(count) % 4
             table = pa.table({**columns, "label": labels, "parity": labels % 2})
             pq.write_table(table, made[name] / f"{part}-00000-of-00001.parquet")
+    made["IMAGES"] = tmp_path_factory.mktemp("images")
+    for name, side in (("a", 8), ("b", 8), ("large", 10)):
+        (made["IMAGES"] / name).mkdir()
+        columns = {"image": pa.array([_encoded(noise) for _ in range(25)])}
+        pq.write_table(pa.table(columns), made["IMAGES"] / name / "unlabeled.parquet")
+        for i in range(30):
+            (made["IMAGES"] / name / f"{i:02d}.png").write_bytes(_encoded(noise, side)["bytes"])
+    made["TEACHERS"] = tmp_path_factory.mktemp("teachers")
+    for seed, name in enumerate("ab"):
+        shape = {"num_classes": 10, "in_channels": 1, "image_size": (8, 8), "width": 4, "batch_norm": True}
+        teacher = build_model("small_cnn", seed=seed, **shape)
+        teacher.classifier.fc3.weight.data.normal_(generator=torch.Generator().manual_seed(seed))
+        torch.save(teacher.state_dict(), made["TEACHERS"] / f"{name}.pt")
     made["EMPTY"] = tmp_path_factory.mktemp("empty")
     return made
 
 
-def _encoded(noise):
+def _encoded(noise, side=8):
     buffer = io.BytesIO()
-    Image.fromarray(noise.integers(0, 256, (8, 8), dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(noise.integers(0, 256, (side, side), dtype=np.uint8)).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": ""}
 
 
@@ -237,8 +272,8 @@ def fingerprint(overrides, storage, chunks=False):
         return str(error)
     folder = storage / config.name
     weights = hashlib.sha256()
-    for name in ("model.pt", "model_last.pt"):
-        state = genray.load_model(folder / name).state_dict()
+    for file in sorted(folder.rglob("model*.pt")):  # the teacher's too
+        state = genray.load_model(file).state_dict()
         for value in state.values():
             weights.update(value.numpy().tobytes())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -246,6 +281,7 @@ def fingerprint(overrides, storage, chunks=False):
         record.pop("wall_s")
         for learner in record["learners"].values():
             learner.pop("seconds")
+    results["protocol"].pop("unlabeled", None)  # words; what they say has to act as well
     states = sorted(p.name for p in (folder / "checkpoints").iterdir())
     seen = [repr(placement), weights.hexdigest(), records, results["models"], results["protocol"], states, config.name]
     if chunks:  # a batch size must not change results, only how many examples are evaluated at once
