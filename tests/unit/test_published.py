@@ -19,29 +19,78 @@ def test_rows_digit_for_digit():
     assert published_row("svhn_resnet18", "Generalist")["values"] == {"natural": 94.11, "pgd20": 55.29, "aa": 45.41}
 
 
+# End of the preset's name -> the row of the papers' tables.
+ROWS = {
+    "nt": "NT",
+    "at": "AT (beta=1)",
+    "at_half": "AT (beta=1/2)",
+    "trades_6": "TRADES (lambda=6)",
+    "trades_1": "TRADES (lambda=1)",
+    "trades": "TRADES",
+    "fat": "FAT",
+    "iat": "IAT",
+    "generalist": "Generalist",
+    "generalist_official": "Generalist",
+}
+TABLES = ("cifar10_resnet18", "cifar10_wrn32_10", "cifar100_resnet18", "mnist_resnet18", "svhn_resnet18")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_finds_its_row_and_only_that(path):
+    found = row_of_run(load_config(path), "linf")
+    table = next((table for table in TABLES if path.stem.startswith(f"{table}_")), "")
+    row = ROWS.get(path.stem.removeprefix(f"{table}_"))
+    if not table or row is None:
+        assert found is None
+    else:
+        assert found == published_row(table, row) and found["row"] == f"published {row}"
+    assert row_of_run(load_config(path), "l2") is None
+
+
+ANOTHER_ATTACK = ["attack.epsilon=4/255", "attack.num_steps=7", "attack.norm=l2", "awp.gamma=0.01"]
+ANOTHER_LEARNER = [*ANOTHER_ATTACK, "augmentation.cutout=8"]
+ANOTHER_RUN = ["model.width=8", "model.name=wrn_28_10", "data.train_examples=1000", "data.test_examples=1000"]
+AVERAGED = ["global_learner.mix=averaged", "global_learner.decay=0.999"]
+
+
 @pytest.mark.parametrize(
-    ("config", "natural"),
+    ("preset", "change"),
     [
-        ("cifar10_resnet18_generalist", 89.09),
-        ("cifar10_resnet18_generalist_official", 89.09),
-        ("cifar10_wrn32_10_generalist", 91.03),
-        ("cifar100_resnet18_generalist", 62.97),
-        ("mnist_resnet18_generalist", 99.24),
-        ("svhn_resnet18_generalist", 94.11),
-        ("cifar10_resnet18_nt", 93.04),
-        ("cifar10_resnet18_at", 84.32),
+        *(("generalist", change) for change in ANOTHER_RUN),
+        *(
+            (preset, f"base_learners.linf.{c}")
+            for preset in ("generalist", "at", "trades_6", "fat")
+            for c in ANOTHER_LEARNER
+        ),
+        ("generalist", "base_learners.linf.objective.beta=0.5"),
+        ("generalist", "base_learners.linf.objective={name: trades}"),
+        ("generalist", "base_learners.linf.attack.tau=1"),
+        ("generalist", "base_learners.natural.objective.mixup=1"),
+        ("generalist", "base_learners.natural.objective.label_smoothing=0.1"),
+        ("generalist", "global_learner.sync_unit=never"),
+        *((preset, change) for preset in ("at", "trades_1", "iat") for change in AVERAGED),
+        ("nt", "base_learners.natural.objective.label_smoothing=0.1"),
+        ("at_half", "base_learners.linf.objective.beta=0.7"),
+        ("at", "base_learners.linf.objective.label_smoothing=0.1"),
+        ("trades_6", "base_learners.linf.objective.beta=3"),
+        ("trades_6", "base_learners.linf.attack.tau=1"),
+        ("iat", "base_learners.linf.objective.alpha=0.5"),
+        ("fat", "base_learners.linf.attack.tau=10"),
+        ("fat", "base_learners.linf.objective.beta=0.5"),
     ],
 )
-def test_a_preset_finds_its_row(config, natural):
-    config = load_config(ROOT / "configs" / f"{config}.yaml")
-    assert row_of_run(config, "linf")["values"]["natural"] == natural
-    assert row_of_run(config, "l2") is None
+def test_another_run_has_no_row(preset, change):
+    path = ROOT / f"configs/paper/cifar10_resnet18_{preset}.yaml"
+    assert row_of_run(load_config(path), "linf") is not None
+    assert row_of_run(load_config(path, [change]), "linf") is None
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["model.width=8", "data.train_examples=1000", "base_learners.linf.objective.beta=0.5", "model.name=wrn_28_10"],
-)
-def test_another_run_has_no_row(change):
-    assert row_of_run(load_config(ROOT / "configs/cifar10_resnet18_generalist.yaml", [change]), "linf") is None
+def test_a_change_of_lambda_finds_the_other_row():
+    path = ROOT / "configs/paper/cifar10_resnet18_trades_6.yaml"
+    row = row_of_run(load_config(path, ["base_learners.linf.objective.beta=1"]), "linf")
+    assert row == published_row("cifar10_resnet18", "TRADES (lambda=1)")
+
+
+def test_other_data_have_no_row():
     assert row_of_run(load_config(), "linf") is None
+    assert row_of_run(load_config(ROOT / "configs/cifar10_cpu.yaml", ["data.path=/data"]), "linf") is None

@@ -1,0 +1,73 @@
+"""Every preset plans, and takes two steps on random images of its data's shape with a network cut to one or two
+channels: what a learner is made of fits together. Figures are for real runs."""
+
+import numpy as np
+import pytest
+import torch
+from presets import CONFIGS, PRESETS, launch_line, load, overrides_in
+
+from genray.config.load import load_config
+from genray.data.splits import ImageData, Split
+from genray.learners import setup
+from genray.learners.base_learner import BaseLearner
+from genray.learners.global_learner import GlobalLearner
+from genray.recording.dry_run import plan_text
+
+SHAPES = {"digits": (10, 1, 8), "cifar100": (100, 3, 32), "mnist": (10, 1, 28)}  # others: 10 colours of 32 x 32
+BATCH = 8
+SHORT = [
+    f"training.batch_size={BATCH}",
+    "training.epochs=1",
+    "training.drop_last=true",
+    "data.train_examples=null",
+    "data.validation_examples=0",
+    "evaluation.select_on=test",
+    "evaluation.examples=null",
+    "global_learner.warmup_epochs=0",
+    "global_learner.sync_unit=epoch_end",
+    "global_learner.sync_every=1",
+]
+
+
+def random_images(source, **_):
+    """Two batches to train on, of `source`'s shape."""
+    classes, channels, side = SHAPES.get(source, (10, 3, 32))
+    numbers = torch.Generator().manual_seed(0)
+
+    def split(n):
+        images = torch.randint(0, 256, (n, channels, side, side), generator=numbers, dtype=torch.uint8)
+        return Split(images, torch.randint(0, classes, (n,), generator=numbers))
+
+    return ImageData(split(2 * BATCH), split(4), tuple(map(str, range(classes))), source)
+
+
+def shortened(name):
+    """The preset with two steps an epoch, two steps an attack and a thin network."""
+    config = load(name)
+    overrides = [*SHORT, f"model.width={1 if config.model.name.startswith('wrn') else 2}"]
+    for learner_name, learner in config.base_learners.items():
+        at = f"base_learners.{learner_name}"
+        overrides += [f"{at}.attack.num_steps=2"] if learner.attack else []
+        overrides += [f"{at}.attacks.{key}.num_steps=2" for key in learner.attacks or {}]
+        overrides += [f"{at}.awp.warmup_epochs=0"] if learner.awp else []
+    return load_config(CONFIGS / name, [*overrides_in(launch_line(name)), *overrides])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_plans_and_takes_two_steps(name, monkeypatch):
+    monkeypatch.setattr(setup, "load_image_data", random_images)
+    prepared = setup.prepare(shortened(name))
+    text = plan_text(prepared, parameters=1, places=["here"])
+    for learner in prepared.config.base_learners:
+        assert f"\nlearner        {learner}: " in text
+    assert "1 epochs x 2 = 2 a learner" in text
+
+    train = prepared.splits["train"]
+    learners = [BaseLearner(n, prepared.plan, prepared.build_network(), train) for n in prepared.config.base_learners]
+    first = learners[0].flat.weights.clone()
+    for learner in learners:
+        done = learner.run_window(0, 2)
+        assert np.isfinite(done.loss_sum) and done.num_examples == 2 * BATCH
+        assert not torch.equal(learner.flat.weights, first)  # all start from the same weights
+    theta_g = GlobalLearner(prepared.config).combine([learner.contribution() for learner in learners])
+    assert np.isfinite(theta_g.weights).all() and not np.array_equal(theta_g.weights, first.numpy())
