@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genray.models.normalize import Normalize
-from genray.models.tracing import foldable_pairs, overwrite_activations, trace
+from genray.models.tracing import foldable_pairs, overwrite_activations, pool_before_relu, trace
 
 
 class AttackCopy(nn.Module):
@@ -40,8 +40,11 @@ class AttackCopy(nn.Module):
             self.body.normalize, self.entry = nn.Sequential(self.body.normalize, _Cast(dtype)), self.exit
         self._keep_classifier_precise(dtype)
         self._copies = self._share_or_round(network, {name for pair in pairs for name in pair}, dtype)
-        traced = trace(self.body) if in_place else None
-        self.body = self.body if traced is None else overwrite_activations(traced)
+        traced = trace(self.body)
+        if traced is not None:
+            self.body = pool_before_relu(traced)
+            if in_place:
+                overwrite_activations(self.body)
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,25 +32,42 @@ def foldable_pairs(traced: fx.GraphModule | None) -> list[tuple[str, str]]:
     return pairs
 
 
+def pool_before_relu(traced: fx.GraphModule) -> fx.GraphModule:
+    """Swaps each ReLU with the max-pooling that alone reads it: the same values and gradients from fewer numbers."""
+    for pool in traced.graph.nodes:
+        relu = pool.args[0] if pool.args else None
+        if _called(traced, pool) is nn.MaxPool2d and _called(traced, relu) is nn.ReLU and len(relu.users) == 1:
+            if not traced.get_submodule(pool.target).return_indices:
+                pool.replace_all_uses_with(relu)
+                pool.args, relu.args = relu.args, (pool,)
+                pool.append(relu)
+    traced.recompile()
+    return traced
+
+
+def _called(traced, node):
+    """Type of the module that a node calls; None for other nodes."""
+    return type(traced.get_submodule(node.target)) if getattr(node, "op", None) == "call_module" else None
+
+
 def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
     """Lets ReLUs and residual sums write into their input where nobody else, not even a backward pass, reads it.
 
-    That input has to come from a convolution, whose gradients do not need its output, or from such a sum.
+    That input has to come from a convolution or a pooling, whose gradients do not need their output, or such a sum.
     """
     overwritable = set()
     for node in traced.graph.nodes:
         if not node.args or not isinstance(node.args[0], fx.Node):
             continue
-        module = traced.get_submodule(node.target) if node.op == "call_module" else None
-        free = node.args[0] in overwritable and len(node.args[0].users) == 1
-        if type(module) is nn.Conv2d or (type(module) is nn.Identity and free):
+        kind, free = _called(traced, node), node.args[0] in overwritable and len(node.args[0].users) == 1
+        if kind in (nn.Conv2d, nn.MaxPool2d) or (kind is nn.Identity and free):
             overwritable.add(node)
         elif node.target is operator.add and isinstance(node.args[1], fx.Node):
             overwritable.add(node)
             node.target = operator.iadd if free and node.args[0] is not node.args[1] else operator.add
         elif free and node.target is F.relu:
             node.kwargs = {**node.kwargs, "inplace": True}
-        elif free and type(module) is nn.ReLU:
-            module.inplace = True
+        elif free and kind is nn.ReLU:
+            traced.get_submodule(node.target).inplace = True
     traced.recompile()
     return traced

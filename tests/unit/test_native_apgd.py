@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import L1_projection
 from torch import nn
-from victims import Watched, at_margins, correct, linear, trained_on_digits
+from victims import Watched, at_margins, correct, linear, one_run_after_another, trained_on_digits
 
 from genray.attacks.auto import run_member
 from genray.attacks.native import apgd as apgd_file
-from genray.attacks.native import ascent
+from genray.attacks.native import ascent, outcome
 from genray.attacks.native.apgd import apgd
 from genray.attacks.native.outcome import Outcome
 from genray.attacks.native.projections import l1_shrinkage
@@ -78,8 +78,10 @@ def test_iterates_are_the_packages(trained, norm, member, packages_rounding):
     apgd(ours, x[robust], y[robust], **how), run_member(theirs, x[robust], y[robust], **how)
     # The package ranks the targets before each run; ours from the clean pass.
     ranked = [p for i, p in enumerate(theirs.seen) if member != "apgd_t" or i == 0 or theirs.graded[i]]
-    assert len(ours.seen) == len(ranked) > 100
-    far = [float((a - b).abs().max()) > 1e-5 for a, b in zip(ours.seen, ranked)]
+    assert max(len(p) for p in ours.seen) == (2 if member == "apgd_t" else 1), "the last two targets at once"
+    alone = one_run_after_another(ours.seen)
+    assert len(alone) == len(ranked) > 100
+    far = [float((a - b).abs().max()) > 1e-5 for a, b in zip(alone, ranked)]
     # In l2 rounding may grow late in a run, where a checkpoint or a ReLU decides otherwise.
     assert not any(sum((far[i : i + 60] for i in range(1, len(far), 101)), []) if norm == "l2" else far)
 
@@ -163,6 +165,23 @@ def test_broken_examples_leave_the_batch(trained):
     assert sum(alone) == len(x) + (len(x) - robust) + robust  # clean, confirmations, last iterate
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_runs_at_once_begin_where_they_would_one_by_one(trained, norm, monkeypatch):
+    """Also those after a run that breaks somebody: fewer examples then draw other noise."""
+    model, x, y = trained(10)
+    how = {"member": "apgd_t", "norm": norm, "epsilon": EPSILON[norm], "seed": 5, "num_classes": 10}
+    found, sizes = [], []
+    for full in (1, 1000):
+        monkeypatch.setitem(outcome.FULL_BATCH, "cpu", full)
+        watched = Watched(model)
+        found.append(apgd(watched, x, y, **how))
+        sizes.append([len(p) for p, graded in zip(watched.seen, watched.graded) if graded])
+    assert len(sizes[1]) < 0.8 * len(sizes[0])
+    ends = [small for large, small in zip(sizes[1], sizes[1][1:]) if small < large - 3]
+    assert ends, "somebody should fall while several runs are made"
+    assert torch.allclose(*found, atol=1e-5)
+
+
 def test_only_the_point_inside_the_ball_counts():
     """Two points beyond the boundary and outside the ball; only one image is in reach of it from inside."""
     model, weight = linear()
@@ -174,8 +193,9 @@ def test_only_the_point_inside_the_ball_counts():
         far = outcome.x - 0.04 * w.sign()
         assert not correct(model, far, y).any()
         assert outcome.settle(torch.arange(2), far, torch.tensor([False, False])) is None
-        staying = outcome.settle(torch.arange(2), far, torch.tensor([True, True]))
-    assert staying.tolist() == outcome.unbroken().tolist() == [1]
+        both = torch.tensor([0, 1, 0])  # two runs attack the first
+        staying, lost = outcome.settle(both, far[both], torch.tensor([True, True, True]))
+    assert staying.tolist() == outcome.unbroken().tolist() == [1] and lost.tolist() == [0, 2]
     found = outcome.images()
     assert (found - x).abs().max() <= 0.02 * (1 + 1e-6) and correct(model, found, y).tolist() == [False, True]
 

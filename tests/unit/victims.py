@@ -1,6 +1,7 @@
 """What the tests of AutoAttack's members attack: small networks trained on digits, and a linear model."""
 
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -66,3 +67,9 @@ def at_margins(w, margins):
     """Images with the given margins z_0 - z_1 of a two-class `linear` model: grey, moved along w."""
     along = (w / w.square().sum()).view(1, 1, 8, 8)
     return 0.5 + torch.as_tensor(margins).view(-1, 1, 1, 1) * along
+
+
+def one_run_after_another(seen):
+    """The passes of a single example in the order in which they were made one run at a time."""
+    groups = (list(group) for _, group in itertools.groupby(seen, key=len))
+    return [p[row : row + 1] for group in groups for row in range(len(group[0])) for p in group]

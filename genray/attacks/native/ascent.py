@@ -16,7 +16,9 @@ ROUNDING = 2**-22  # of pixels
 
 
 class Climb:
-    """One run in linf or l2. Every tensor attribute has one row for each example not yet broken.
+    """A run in linf or l2, or several at once. Every tensor attribute has one row for each example not yet broken.
+
+    Of several runs, those after one that breaks an example end with it: with fewer examples they begin elsewhere.
 
     Args:
         outcome: a `Batch`; an `Outcome`, where breaks are recorded, if examples are to leave.
@@ -24,13 +26,18 @@ class Climb:
         target: (n,) classes.
         loss: of `LOSSES`.
         search: images -> logits, for gradients.
+        number: of runs; `at` and `target` have the examples of one run after those of another.
+
+    Attributes:
+        valid: runs, from the first, that did not end so.
     """
 
     first_step = 2.0  # in epsilons
 
-    def __init__(self, outcome, at, target, loss, search):
+    def __init__(self, outcome, at, target, loss, search, number=1):
         self.outcome, self.at, self.target, self.loss, self.search = outcome, at, target, loss, search
         self.x, self.y = outcome.x[at], outcome.y[at]
+        self.order, self.valid = torch.arange(len(at), device=at.device) // max(1, len(at) // number), number
 
     def run(self, noise):
         """Climbs from the point of the ball's surface in the direction of `noise` (n, d)."""
@@ -67,9 +74,11 @@ class Climb:
                 (self.gradient,) = torch.autograd.grad(value.sum(), point)
         self.value = value.detach()
         if exits:
-            staying = self.outcome.settle(self.at, self.point, logits.argmax(1) != self.y)
-            if staying is not None:
-                self._keep(staying)
+            settled = self.outcome.settle(self.at, self.point, logits.argmax(1) != self.y)
+            if settled is not None:
+                staying, lost = settled
+                self.valid = int(self.order[lost].min()) + 1
+                self._keep(staying[self.order[staying] < self.valid])
 
     def _keep(self, rows):
         for name, value in vars(self).items():

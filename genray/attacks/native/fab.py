@@ -1,7 +1,8 @@
 """FAB-T, the fast adaptive boundary attack against target classes: our own, faster than the authors' package.
 
 Croce & Hein, 1907.02044 (methods D, FAB-T). Same steps as `pyautoattack`. It is faster because an example leaves once
-it is broken within epsilon, the clean logits rank all targets, and projecting on a hyperplane needs no sort.
+it is broken within epsilon, the clean logits rank all targets, few examples walk to several targets at once, and
+projecting on a hyperplane needs no sort.
 """
 
 import torch
@@ -39,24 +40,26 @@ def fab_t(model, x, y, *, norm, epsilon, seed, num_classes):
     with torch.no_grad():
         outcome = Outcome(model, x, y, norm, epsilon)
         ranking = outcome.logits.sort(dim=1).indices
-        for rank in range(2, targets("fab_t", norm, num_classes) + 2):
-            at = outcome.unbroken()
-            if len(at) == 0:
-                break
-            _walk(outcome, norm, at, ranking[at, -rank])
+        ranks = list(range(2, targets("fab_t", norm, num_classes) + 2))
+        while ranks and len(at := outcome.unbroken()):
+            together = outcome.runs_at_once(len(at))
+            target = torch.cat([ranking[at, -rank] for rank in ranks[:together]])
+            _walk(outcome, norm, at.repeat(len(target) // len(at)), target)
+            del ranks[:together]
         return outcome.images()
 
 
 def _walk(outcome, norm, at, target):
-    """100 steps of the examples `at` (n,) towards the boundary of `target` (n,) and along it."""
+    """100 steps of the examples `at` (n,), some perhaps twice, towards the boundary of `target` (n,) and along it."""
     x, y = outcome.x[at], outcome.y[at]
     point = x
     for _ in range(NUM_STEPS):
         difference, weight = _difference(outcome, point, y, target)
         point = _step(outcome.ball, norm, x, point, difference, weight)
         wrong = outcome.predict(point).argmax(1) != y
-        staying = outcome.settle(at, point, wrong & (outcome.ball.length(point - x) <= outcome.epsilon))
-        if staying is not None:
+        settled = outcome.settle(at, point, wrong & (outcome.ball.length(point - x) <= outcome.epsilon))
+        if settled is not None:
+            staying, _ = settled
             at, x, y, target, point, wrong = (v[staying] for v in (at, x, y, target, point, wrong))
             if len(at) == 0:
                 return

@@ -4,6 +4,9 @@ import torch
 
 from genray.core.geometry import BALLS
 
+# Rows of a batch from which a larger one computes no faster an image; a GPU's is a guess, not measured.
+FULL_BATCH = {"cpu": 128, "cuda": 1024}
+
 
 class Layout:
     """Images as rows of numbers in the order in which they lie in memory, and back; neither copies."""
@@ -57,6 +60,10 @@ class Outcome(Batch):
         """(n,) positions of the examples to attack."""
         return (~self.broken).nonzero().flatten()
 
+    def runs_at_once(self, number):
+        """How many runs of `number` examples fill a batch: few survivors are slow, each run on its own."""
+        return max(1, FULL_BATCH.get(self.x.device.type, number) // number)
+
     def images(self):
         return self.layout.images(self.found)
 
@@ -64,18 +71,25 @@ class Outcome(Batch):
         """Records the suspected points that the model misclassifies when they lie in ball and box.
 
         Args:
-            at: (n,) positions of the examples.
+            at: (n,) positions of the examples; an example that several runs attack at once is there several times.
             points: (n, d).
             suspected: (n,) bool.
 
         Returns:
-            (n',) the rows of the examples that stay, or None if all do.
+            (n',) the rows of the examples that stay and (k,) the rows that broke theirs; or None if all stay.
         """
         which = suspected.nonzero().flatten()
         if len(which) == 0:
             return None
-        of = at[which]
-        inside = self.ball.project(self.x[of], points[which], self.epsilon)
-        lost = self.predict(inside).argmax(1) != self.y[of]
-        self.found[of[lost]], self.broken[of[lost]] = inside[lost], True
-        return (~self.broken[at]).nonzero().flatten()
+        inside = self.ball.project(self.x[at[which]], points[which], self.epsilon)
+        lost = self.predict(inside).argmax(1) != self.y[at[which]]
+        which, inside = which[lost], inside[lost]
+        if len(which) == 0:
+            return None
+        # One point an example: two written to the same place at once might mix.
+        winner = torch.empty_like(self.y)
+        rank = torch.arange(len(which), device=winner.device)
+        winner[at[which]] = rank
+        first = winner[at[which]] == rank
+        self.found[at[which[first]]], self.broken[at[which]] = inside[first], True
+        return (~self.broken[at]).nonzero().flatten(), which
