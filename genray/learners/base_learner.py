@@ -125,10 +125,13 @@ class BaseLearner:
                 crafted[name] = self._craft(name, step, x, y)
             return crafted[name]
 
+        def craft_outside(name):
+            return self.perturbation.attack(lambda: craft(name))
+
         if self.perturbation is None or step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
             yield craft
             return
-        with self.perturbation.applied(lambda: self._loss_alone(step, x, y, craft)):
+        with self.perturbation.applied(lambda: self._loss_alone(step, x, y, craft_outside)):
             yield craft
 
     def _loss_alone(self, step, x, y, craft):

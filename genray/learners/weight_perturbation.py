@@ -14,6 +14,9 @@ class WeightPerturbation:
     objective on the same examples (methods C8; the authors take one plain SGD step of a copy, whose rate cancels).
     BatchNorm's statistics and the dropout masks of that pass do not count.
 
+    The update is made at w, with the gradient at w + v. For SGD that is the authors' "step, then subtract v", except
+    that weight decay is that of w, not of w + v (a difference of lr * decay * v), and that w comes back unrounded.
+
     Args:
         flat: the learner's `FlatWeights`.
         gamma: size of the perturbation, relative to each tensor.
@@ -23,7 +26,8 @@ class WeightPerturbation:
         self.flat, self.gamma = flat, gamma
         named = [(n, p) for n, p in flat.module.named_parameters() if p.requires_grad]
         self.tensors = [p for name, p in named if p.dim() > 1 and name.endswith("weight")]
-        self.before = torch.empty_like(flat.weights)
+        self.trained = flat.parameter.numel()
+        self.before, self.counters = torch.empty_like(flat.weights), torch.empty_like(flat.counters)
 
     @contextmanager
     def applied(self, loss_of):
@@ -33,19 +37,27 @@ class WeightPerturbation:
             loss_of: () -> the loss to go up.
         """
         self.before.copy_(self.flat.weights)
-        counters = self.flat.counters.clone()
+        self.counters.copy_(self.flat.counters)
         self.flat.zero_grad()
         loss_of().backward()
         with torch.no_grad():
             self._perturb()
-            # The statistics of that pass are thrown away.
-            trained = len(self.flat.parameter)
-            self.flat.weights[trained:] = self.before[trained:]
-            self.flat.counters.copy_(counters)
+        self._restore_statistics()
         yield
-        with torch.no_grad():
-            trained = len(self.flat.parameter)
-            self.flat.weights[:trained] = self.before[:trained]
+        self.flat.weights[: self.trained] = self.before[: self.trained]
+
+    def attack(self, make_images):
+        """Attacks within `loss_of`: against the statistics of before its pass, and what a train-mode attack does to
+        them stays."""
+        self._restore_statistics()
+        images = make_images()
+        self.before[self.trained :] = self.flat.weights[self.trained :]
+        self.counters.copy_(self.flat.counters)
+        return images
+
+    def _restore_statistics(self):
+        self.flat.weights[self.trained :] = self.before[self.trained :]
+        self.flat.counters.copy_(self.counters)
 
     def _perturb(self):
         gradients = [p.grad for p in self.tensors]

@@ -15,7 +15,8 @@ class Mart(Objective):
     """
 
     def __call__(self, step):
-        logits, clean = step.model(step.craft("attack")), step.model(step.x)
+        adversarial = step.craft("attack")
+        clean, logits = step.model(step.x), step.model(adversarial)  # in this order, as in the authors' code
         q, p = logits.softmax(1), clean.softmax(1)
         other = q.scatter(1, step.y[:, None], 0.0).amax(1)
         boosted = cross_entropy(logits, step.y) - torch.log(MARGIN - other)

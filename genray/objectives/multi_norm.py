@@ -43,7 +43,8 @@ class Average(SeveralNorms):
     """Mean over the norms of CE on their adversarial images, one update for all (methods C10)."""
 
     def __call__(self, step):
-        logits = [step.model(step.craft(name)) for name in self.names]
+        images = [step.craft(name) for name in self.names]  # all against the network of before the training passes
+        logits = [step.model(one) for one in images]
         loss = sum(F.cross_entropy(one, step.y) for one in logits) / len(logits)
         return loss, logits[0]
 

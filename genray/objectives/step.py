@@ -19,7 +19,8 @@ class TrainingStep:
         x: (N, C, H, W) in [0, 1].
         y: (N,) int64.
         craft: (attack's name) -> adversarial images (N, C, H, W) of the batch against the network of this step. Asked
-            for a second time, it gives the same images again.
+            for a second time, it gives the same images again. To be called before `model`, which moves BatchNorm's
+            statistics.
         make_draw: () -> `StreamDraw` of the objective's own random numbers on the device.
         make_numbers: () -> NumPy generator for what the host has to know (which norm, how much mixup).
         labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.

@@ -16,9 +16,11 @@ class Trades(Objective):
     attack_loss = "kl"
 
     def __call__(self, step):
+        # Crafted first: a training pass before the attack would move the BatchNorm statistics that it runs on.
+        adversarial = step.craft("attack") if self.options.beta else None
         clean = step.model(step.x)
         loss = F.cross_entropy(clean, step.y, label_smoothing=self.options.label_smoothing)
-        if self.options.beta == 0:
+        if adversarial is None:
             return loss, clean
-        logits = step.model(step.craft("attack"))
+        logits = step.model(adversarial)
         return loss + self.options.beta * kl_from_clean(logits, clean).mean(), logits
