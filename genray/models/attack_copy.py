@@ -102,7 +102,8 @@ class Classifier(nn.Linear):
     """A linear layer that computes in the precision of its weights, whatever its input has."""
 
     def __init__(self, linear: nn.Linear):
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        # On "meta" no initial weights are drawn: that would move the generator that dropout draws from.
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
