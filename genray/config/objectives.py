@@ -33,7 +33,6 @@ class TradesObjective:
     """TRADES: CE(x, y) + beta KL(p(x) || p(x')), x' against the same KL."""
 
     attacks = "one"
-    attacks_kl = True  # which has no gradient at x' = x
     beta: float = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
 

@@ -207,11 +207,6 @@ class BaseLearnerConfig:
             if key != wanted and getattr(self, key) is not None:
                 cure = f"it needs {wanted}" if wanted else "remove it"
                 yield f"{key}: has no effect with objective {objective}; {cure}"
-        if self.attack and self.attack.start == "zero" and getattr(self.objective, "attacks_kl", False):
-            yield (
-                f"attack.start: expected gaussian or uniform with objective {objective}, whose attack has no "
-                "direction at the image itself, got 'zero'"
-            )
         if self.attacks and any(attack.tau is not None for attack in self.attacks.values()):
             yield f"attacks: expected no tau with objective {objective}, which takes all steps of each attack"
         if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:

@@ -40,9 +40,22 @@ def _timeless(text):
     return records
 
 
-@pytest.mark.parametrize("more", [["global_learner.mix=averaged"], ["global_learner.mix=raw", *E_AT]])
-def test_ray_and_local_give_the_same_bits(tmp_path, small_run, more):
-    overrides = [*small_run, *more]
+KINDS = {
+    "averaged": ["global_learner.mix=averaged"],
+    "raw": ["global_learner.mix=raw", *E_AT],
+    "customised": [  # TRADES with AWP beside mixup, cutout and label smoothing
+        "base_learners.linf.objective=trades",
+        "base_learners.linf.awp.gamma=0.005",
+        "base_learners.linf.attack.tau=[[0, 0], [1/2, 1]]",
+        "base_learners.natural.objective={name: natural, mixup: 1, label_smoothing: 0.1}",
+        "base_learners.natural.augmentation.cutout=2",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ray_and_local_give_the_same_bits(tmp_path, small_run, kind):
+    overrides = [*small_run, *KINDS[kind]]
     local = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "local"))
     on_ray = genray.train(None, overrides, runtime="ray", storage=str(tmp_path / "ray"))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genray.core import rng
-from genray.data.augment import Augmentation, random_crop, random_flip
+from genray.data.augment import Augmentation, cutout, random_crop, random_flip
 from genray.data.loader import BatchLoader
 from genray.data.splits import Split
 from genray.errors import DataError
@@ -81,6 +81,49 @@ def test_flip_mirrors_half_of_the_images_whole():
     assert torch.equal(images, pictures(2000)) and flipped.dtype == torch.uint8
     neighbours = int((same[1:] == same[:-1]).sum())
     assert 900 < neighbours < 1100  # one coin an image, not one a batch
+
+
+def hole(side, row, column, height, width):
+    """A square around (row, column), pixel by pixel; an even side reaches one pixel further up and left."""
+    before, after = side // 2, (side - 1) // 2
+    mask = np.zeros((height, width), bool)
+    for r in range(row - before, row + after + 1):
+        for c in range(column - before, column + after + 1):
+            if 0 <= r < height and 0 <= c < width:
+                mask[r, c] = True
+    return mask
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 12])
+def test_cutout_equals_a_loop_over_images(side):
+    """The same hole in all channels, cut off at the border; nothing else changes."""
+    images = pictures(60).clamp_min(1)
+    cut = cutout(images, side, rng.generator("cpu", 1, "cutout"))
+    stream = rng.generator("cpu", 1, "cutout")
+    rows, columns = (torch.randint(0, size, (60,), generator=stream).tolist() for size in (6, 5))
+    for image, result, row, column in zip(images, cut, rows, columns, strict=True):
+        expected = image.numpy() * ~hole(side, row, column, 6, 5)
+        assert np.array_equal(result.numpy(), expected)
+    assert cut.dtype == torch.uint8 and torch.equal(images, pictures(60).clamp_min(1))
+    assert (cut == 0).any() and (side == 12 or (cut != 0).any())
+
+
+def test_centres_of_holes_are_uniform_and_independent():
+    images = torch.ones(6000, 1, 6, 5)
+    cut = cutout(images, 1, rng.generator("cpu", 3, "cutout"))
+    assert ((cut == 0).sum((1, 2, 3)) == 1).all()
+    counts = (cut == 0).sum((0, 1)).flatten()  # 200 expected at each of the 30 pixels
+    assert float(((counts - 200.0) ** 2 / 200).sum()) < 58  # chi square, 29 degrees of freedom: p = 0.001
+    assert ((cut == 0).flatten(1).int().argmax(1).diff() == 0).float().mean() < 0.06  # not one place for all
+
+
+def test_augmentation_cuts_out_last():
+    """Padding is cropped in before, and the hole is in the finished image."""
+    images = pictures(30).clamp_min(1)
+    made = Augmentation(flip=True, cutout=3)(images, rng.generator("cpu", 5, "all"))
+    stream = rng.generator("cpu", 5, "all")
+    expected = cutout(random_flip(images, stream), 3, stream)
+    assert torch.equal(made, expected) and (made == 0).any()
 
 
 def test_augmentation_crops_then_flips():

@@ -948,3 +948,95 @@ def test_the_rest_of_schedules_with_many_digits_round_trips():
     }
     config = load_config(minimal(base_learners=THREE, global_learner={"mixing_weights": weights}))
     assert load_config(to_dict(config)) == config
+
+
+# --- objectives and their attacks -----------------------------------------------------------------------------------
+
+SEVERAL = {"linf": dict(ATTACK), "l2": {**ATTACK, "norm": "l2"}}
+
+
+def with_learner(**learner):
+    """The minimal configuration whose robust learner has these fields."""
+    config = minimal()
+    config["base_learners"]["robust"] = {"lr": 0.01, **learner}
+    return config
+
+
+@pytest.mark.parametrize("objective", ["adversarial", "trades", "mart", "iat"])
+def test_objectives_with_one_attack(objective):
+    good = {**ATTACK, "start": "gaussian"}
+    load_config(with_learner(objective=objective, attack=good))
+    line = f"base_learners.robust.attack: missing, objective {objective} needs one"
+    assert one_problem(with_learner(objective=objective)) == line
+    line = f"base_learners.robust.attacks: has no effect with objective {objective}; it needs attack"
+    assert one_problem(with_learner(objective=objective, attack=good, attacks=SEVERAL)) == line
+    assert problems(with_learner(objective=objective, attacks=SEVERAL)) == [
+        f"base_learners.robust.attack: missing, objective {objective} needs one",
+        line,
+    ]
+
+
+@pytest.mark.parametrize("objective", ["max", "avg", "sat"])
+def test_objectives_with_several_attacks(objective):
+    load_config(with_learner(objective=objective, attacks=SEVERAL))
+    line = f"base_learners.robust.attacks: missing, objective {objective} needs at least one"
+    assert one_problem(with_learner(objective=objective)) == line
+    line = f"base_learners.robust.attack: has no effect with objective {objective}; it needs attacks"
+    assert one_problem(with_learner(objective=objective, attack=ATTACK, attacks=SEVERAL)) == line
+
+
+def test_natural_has_no_attack():
+    for key, value in (("attack", ATTACK), ("attacks", SEVERAL)):
+        config = minimal()
+        config["base_learners"]["natural"][key] = value
+        line = f"base_learners.natural.{key}: has no effect with objective natural; remove it"
+        assert line in problems(config)
+
+
+@pytest.mark.parametrize("objective", ["max", "avg", "sat"])
+def test_several_attacks_take_all_their_steps_in_one_mode(objective):
+    stopped = {**SEVERAL, "l2": {**SEVERAL["l2"], "tau": 1}}
+    line = "base_learners.robust.attacks: expected no tau with objective "
+    line += f"{objective}, which takes all steps of each attack"
+    assert one_problem(with_learner(objective=objective, attacks=stopped)) == line
+    modes = {**SEVERAL, "l2": {**SEVERAL["l2"], "mode": "train"}}
+    line = "base_learners.robust.attacks: expected one mode for all of them"
+    assert one_problem(with_learner(objective=objective, attacks=modes)) == line
+
+
+def test_step_noise_is_part_of_fat():
+    line = "base_learners.robust.attack.step_noise: has no effect without tau (it is part of FAT)"
+    assert one_problem(with_learner(objective="adversarial", attack={**ATTACK, "step_noise": 0.001})) == line
+    load_config(with_learner(objective="adversarial", attack={**ATTACK, "step_noise": 0.001, "tau": 0}))
+
+
+def test_trades_starts_beside_the_image():
+    """KL(p(x) || p(x')) has its minimum at x' = x: what a step follows from there is rounding."""
+    line = "base_learners.robust.attack.start: expected gaussian or uniform with objective trades, "
+    line += "whose KL has no gradient at x"
+    assert one_problem(with_learner(objective="trades", attack={**ATTACK, "start": "zero"})) == line
+    load_config(with_learner(objective="mart", attack={**ATTACK, "start": "zero"}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("objective", {"name": "trades", "beta": -1}, "objective.beta: expected a number at least 0, got -1"),
+        ("objective", {"name": "mart", "beta": -0.1}, "objective.beta: expected a number at least 0, got -0.1"),
+        ("objective", {"name": "iat", "alpha": 0}, "objective.alpha: expected a number above 0 at most 100, got 0"),
+        ("objective", {"name": "mart", "label_smoothing": 0.1}, "objective.label_smoothing: unknown key"),
+        ("objective", "trade", "objective.name: expected one of natural, "),
+        ("awp", {"gamma": -0.01}, "awp.gamma: expected a number at least 0, got -0.01"),
+        ("awp", {"warmup_epochs": -1}, "awp.warmup_epochs: expected a number at least 0, got -1"),
+        ("augmentation", {"cutout": -1}, "augmentation.cutout: expected a whole number at least 0, got -1"),
+        ("augmentation", {"cutout": 2.5}, "augmentation.cutout: expected a whole number at least 0, got 2.5"),
+        (
+            "attack",
+            {**ATTACK, "tau": -1},
+            "attack.tau: expected a number or a list of [position, value] pairs at least",
+        ),
+    ],
+)
+def test_wrong_values_of_methods(field, value, words):
+    config = with_learner(**{"objective": "adversarial", "attack": dict(ATTACK), field: value})
+    assert one_problem(config).startswith(f"base_learners.robust.{words}")

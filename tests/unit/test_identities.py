@@ -1,0 +1,275 @@
+"""Methods that are others at the end of a setting's range (methods H.7, H.10): the same weights after twenty steps.
+
+All on the real digits with everything on: BatchNorm, dropout, shuffling, short last batches, momentum, weight decay.
+The two configurations have the same learner's name, because that name is part of the key of everything random.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import genray
+from genray.config import load_config
+from genray.core.flat import FlatWeights
+from genray.learners.base_learner import BaseLearner
+from genray.learners.global_learner import GlobalLearner
+from genray.learners.plan import make_plan
+from genray.learners.setup import RunSetup, prepare
+
+L, N = "base_learners.linf", "base_learners.natural"
+STEPS, K = 20, 2
+RUN = [
+    "training.epochs=4",
+    "training.batch_size=48",
+    "data.train_examples=280",
+    "data.test_examples=20",
+    "data.validation_examples=50",
+    "model.width=2",
+    f"{L}.attack.num_steps={K}",
+    f"{L}.lr=[[0, 0.1], [1, 0.02]]",
+    "evaluation.attack={norm: linf, epsilon: 0.2, step_size: 0.05, num_steps: 2}",
+]
+ALONE = [f"{N}=null", "global_learner.gamma=null"]
+NATURAL = [f"{L}.attack=null", f"{L}.objective={{name: natural}}"]
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return prepare(load_config(None, RUN)).splits
+
+
+def setup_of(splits, overrides):
+    """`prepare` without reading the data anew."""
+
+    config = load_config(None, [*RUN, *overrides])
+    return RunSetup(make_plan(config, len(splits["train"])), splits, tuple("0123456789"))
+
+
+def trained(splits, overrides, name="linf", steps=STEPS):
+    """The learner after `steps` steps."""
+    setup = setup_of(splits, overrides)
+    learner = BaseLearner(name, setup.plan, setup.build_network(), splits["train"])
+    learner.run_window(0, steps)
+    return learner
+
+
+def same(first, second):
+    """Weights, statistics, counters, averages, share and momentum, bit by bit."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    arrays = {key: np.array_equal(ours[key], theirs[key]) for key in ("weights", "counters", "average", "share")}
+    momentum = np.array_equal(ours["optimizer"]["momentum_buffer"], theirs["optimizer"]["momentum_buffer"])
+    return all(arrays.values()) and momentum
+
+
+FAT_K = [f"{L}.attack.tau={K}"]
+IDENTITIES = {
+    "FAT with tau = K is PGD-AT": (FAT_K, [], [f"{L}.attack.tau=0"]),
+    "FAT-TRADES with tau = K is TRADES": (
+        [*FAT_K, f"{L}.objective=trades"],
+        [f"{L}.objective=trades"],
+        [f"{L}.objective=trades", f"{L}.attack.tau=0"],
+    ),
+    "TRADES with lambda = 0 is NT": (
+        [f"{L}.objective={{name: trades, beta: 0}}"],
+        NATURAL,
+        [f"{L}.objective={{name: trades, beta: 0.01}}"],
+    ),
+    "PGD-AT with beta = 0 is NT": ([f"{L}.objective.beta=0"], NATURAL, [f"{L}.objective.beta=0.01"]),
+    "AWP with gamma = 0 around PGD-AT": ([f"{L}.awp.gamma=0"], [], [f"{L}.awp.gamma=0.001"]),
+    "AWP with gamma = 0 around TRADES": (
+        [f"{L}.objective=trades", f"{L}.awp.gamma=0"],
+        [f"{L}.objective=trades"],
+        [f"{L}.objective=trades", f"{L}.awp.gamma=0.001"],
+    ),
+    "AWP with gamma = 0 around MART": (
+        [f"{L}.objective=mart", f"{L}.awp.gamma=0"],
+        [f"{L}.objective=mart"],
+        [f"{L}.objective=mart", f"{L}.awp.gamma=0.001"],
+    ),
+    "AWP that is still warming up": ([f"{L}.awp={{gamma: 0.1, warmup_epochs: 4}}"], [], [f"{L}.awp.gamma=0.1"]),
+}
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_equal_weights_after_twenty_steps(splits, identity):
+    """Bit by bit, because the arithmetic is the same; the third configuration shows that the setting is alive."""
+    special, base, other = IDENTITIES[identity]
+    learner = trained(splits, [*ALONE, *special])
+    assert same(learner, trained(splits, [*ALONE, *base]))
+    assert not same(trained(splits, [*ALONE, *special], steps=4), trained(splits, [*ALONE, *other], steps=4))
+
+
+# --- the ends of gamma -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sync", ["never", "epoch_end"])
+@pytest.mark.parametrize(("gamma", "name"), [(1, "linf"), (0, "natural")])
+def test_ends_of_gamma_are_runs_of_one_learner(splits, gamma, name, sync):
+    """gamma = 1 is SEAT, gamma = 0 the averaged natural learner: with or without the other learner at hand.
+
+    Without redistribution the learner itself is the same bit by bit. With it, it is handed theta_g, which as a sum of
+    two shares (the other one's is the start's half, fading) rounds otherwise than one share alone: 1e-5 then.
+    """
+    sync = [f"global_learner.sync_unit={sync}", "global_learner.sync_every=1", "global_learner.warmup_epochs=3"]
+    both = setup_of(splits, [f"global_learner.gamma={gamma}", *sync])
+    other = N if name == "linf" else L
+    alone = setup_of(splits, [f"{other}=null", "global_learner.gamma=null", *sync])
+    ends = []
+    for setup in (both, alone):
+        learners = {
+            key: BaseLearner(key, setup.plan, setup.build_network(), splits["train"])
+            for key in setup.config.base_learners
+        }
+        glob = GlobalLearner(setup.config)
+        for window in setup.plan.windows:
+            for learner in learners.values():
+                learner.run_window(window.start, window.stop)
+            theta_g = glob.combine([learner.contribution() for learner in learners.values()])
+            if window.redistribute:
+                for learner in learners.values():
+                    learner.load_global(theta_g)
+        ends.append((learners[name], theta_g))
+    (learner, theta_g), (single, single_theta_g) = ends
+    assert setup.plan.num_redistributions == (2 if "epoch_end" in sync[0] else 0)
+    if "never" in sync[0]:
+        for key in ("weights", "counters", "average"):
+            assert np.array_equal(learner.state_dict()[key], single.state_dict()[key]), key
+    np.testing.assert_allclose(learner.flat.weights, single.flat.weights, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(theta_g.weights, single_theta_g.weights, rtol=1e-5, atol=1e-5)
+    assert np.abs(theta_g.weights - FlatWeights(setup.build_network()).weights.numpy()).max() > 0.05
+
+
+@pytest.mark.parametrize("gamma", [None, 1])
+def test_seat_by_its_own_recursion(splits, gamma):
+    """C9: PGD-AT whose weights and statistics are averaged with the warmed-up decay; the average is what is shipped.
+
+    With `mix: raw` that is theta_g, at any time; it is also the learner's own average. (`mix: averaged`, as in the
+    official code of Generalist, averages once more.)
+    """
+    learners = [] if gamma else [f"{N}=null"]
+    gamma = [f"global_learner.gamma={'null' if gamma is None else gamma}"]
+    overrides = [*learners, *gamma, "global_learner.mix=raw", "global_learner.sync_unit=never"]
+    setup = setup_of(splits, overrides)
+    made = {
+        key: BaseLearner(key, setup.plan, setup.build_network(), splits["train"]) for key in setup.config.base_learners
+    }
+    robust = made["linf"]
+    average = robust.flat.weights.double().numpy().copy()
+    for step in range(STEPS):
+        for learner in made.values():
+            learner.run_window(step, step + 1)
+        decay = min(0.99, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * robust.flat.weights.double().numpy()
+    theta_g = GlobalLearner(setup.config).combine([learner.contribution() for learner in made.values()])
+    np.testing.assert_allclose(theta_g.weights, average, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(robust.model_snapshot().weights, average, rtol=1e-6, atol=1e-6)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+COSTS = {  # passes an example with a gradient; forward passes besides (methods H)
+    "NT": (NATURAL, 1, 0),
+    "NT with mixup": ([f"{L}.attack=null", f"{L}.objective={{name: natural, mixup: 1}}"], 1, 0),
+    "PGD-AT": ([], K + 1, 0),
+    "PGD-AT with beta = 1/2": ([f"{L}.objective.beta=0.5"], K + 2, 0),
+    "PGD-AT with beta = 0": ([f"{L}.objective.beta=0"], 1, 0),
+    "TRADES": ([f"{L}.objective=trades"], K + 2, 1),
+    "MART": ([f"{L}.objective=mart"], K + 2, 0),
+    "IAT": ([f"{L}.objective=iat"], K + 2, 0),
+    "FAT with tau = K": (FAT_K, K + 1, 0),
+    "AWP around PGD-AT": ([f"{L}.awp.gamma=0.01"], K + 2, 0),
+    "AWP around TRADES": ([f"{L}.objective=trades", f"{L}.awp.gamma=0.005"], K + 4, 1),
+}
+
+
+@pytest.fixture
+def passes():
+    """Counts examples that go forward and backward through the last layer of any network or copy of it."""
+    counts = {"forward": 0, "backward": 0}
+
+    def count(module, inputs, output):
+        if isinstance(module, nn.Linear) and module.out_features == 10:
+            counts["forward"] += len(output)
+            if output.requires_grad:
+                output.register_hook(lambda g: counts.update(backward=counts["backward"] + len(g)))
+
+    hook = nn.modules.module.register_module_forward_hook(count)
+    yield counts
+    hook.remove()
+
+
+@pytest.mark.parametrize("method", COSTS)
+def test_passes_per_example(splits, passes, method):
+    overrides, both, forward = COSTS[method]
+    learner = trained(splits, [*ALONE, *overrides], steps=0)
+    counted = learner.run_window(0, 5)
+    assert counted.num_examples == 230  # an epoch
+    assert passes["backward"] == both * 230
+    assert passes["forward"] == (both + forward) * 230
+
+
+def test_fat_costs_less_and_generalist_one_more_than_at(splits, passes):
+    """tau = 0: an example that is misclassified costs the pass that shows it, and nothing after it."""
+    learner = trained(splits, [*ALONE, f"{L}.attack.tau=0"], steps=0)
+    learner.run_window(0, 5)
+    assert 2 * 230 < passes["backward"] == passes["forward"] < (K + 1) * 230
+    for each in passes:
+        passes[each] = 0
+    for name in ("natural", "linf"):
+        trained(splits, [], name, steps=5)
+    assert passes["backward"] == passes["forward"] == (K + 2) * 230
+
+
+# --- inside Generalist -----------------------------------------------------------------------------------------------
+
+CUSTOM = {
+    "TRADES-AWP and mixup with cutout": [
+        f"{L}.objective=trades",
+        f"{L}.attack.start=gaussian",
+        f"{L}.awp={{gamma: 0.01, warmup_epochs: 1}}",
+        f"{N}.objective={{name: natural, mixup: 0.7, label_smoothing: 0.1}}",
+        f"{N}.augmentation={{cutout: 3, crop_padding: 1}}",
+    ],
+    "FAT-MART and label smoothing": [
+        f"{L}.objective=mart",
+        f"{L}.attack.tau=[[0, 0], [1/3, 0], [1/3, 1]]",
+        f"{L}.attack.step_noise=0.01",
+        f"{N}.objective={{name: natural, label_smoothing: 0.2}}",
+        "compute.precision=bf16",
+    ],
+}
+SHORT = [
+    "training.epochs=3",
+    "global_learner.gamma=[[0, 1], [1, 0.4]]",
+    "global_learner.warmup_epochs=1",
+    "global_learner.sync_unit=step",
+    "global_learner.sync_every=2",
+]
+
+
+@pytest.mark.parametrize("custom", CUSTOM)
+def test_resumed_in_the_middle(tmp_path, custom):
+    """Any loss in any base learner: a run that was killed goes on and ends with the bits of the run that was not."""
+    overrides = [*RUN, *SHORT, *CUSTOM[custom]]
+    whole = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "run"))
+    folder = tmp_path / "run" / "digits"
+    *_, last = sorted((folder / "checkpoints").iterdir())
+    expected = [torch.load(path, weights_only=True) for path in (last, folder / "model_last.pt")]
+    for path in (last, folder / "model_last.pt", folder / "results.json"):  # as if killed after the second epoch
+        path.unlink()
+    resumed = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "run"), resume=True)
+    assert resumed["models"] == whole["models"]
+    for before, path in zip(expected, (last, folder / "model_last.pt")):
+        ours, theirs = (dict(leaves(content)) for content in (before, torch.load(path, weights_only=True)))
+        assert ours.keys() == theirs.keys() and len(ours) > 10
+        assert all(torch.equal(ours[key], theirs[key]) and torch.isfinite(ours[key]).all() for key in ours)
+
+
+def leaves(content, path=""):
+    """(path, tensor) of all tensors in nested dicts."""
+    if torch.is_tensor(content):
+        yield path, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from leaves(value, f"{path}.{key}")
