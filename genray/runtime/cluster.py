@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from genray.errors import PlacementError
 
 NAMESPACE = "genray"
 CONNECT_TIMEOUT_S = 5
+# Ray says the same of a wrong token as of a wrong port.
+TOKEN_HINT = "one with tokens wants RAY_AUTH_MODE=token and its token, in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
 
 
 @contextmanager
@@ -25,11 +28,14 @@ def connected(address: str | None, *, num_cpus: float = 1):
             existing connection of this process is used and left open.
         num_cpus: logical CPUs that a private Ray needs at least.
 
+    Yields:
+        Whether nodes may yet join: a cluster may have an autoscaler, a Ray of our own has none.
+
     Raises:
-        PlacementError: no cluster answers at the address.
+        PlacementError: no cluster answers at the address, or it does not let us in.
     """
     if ray.is_initialized():
-        yield
+        yield True
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers share this environment as it is
@@ -43,7 +49,7 @@ def connected(address: str | None, *, num_cpus: float = 1):
     try:
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init put its own, which ends the process on the spot
-        yield
+        yield address is not None
     finally:
         ray.shutdown()
 
@@ -54,9 +60,9 @@ def _join(address, quiet):
     package = str(Path(__file__).parents[1])
     try:
         ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise PlacementError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+        raise PlacementError(f"--address {address}: no Ray cluster lets us in: {reason}; {TOKEN_HINT}") from None
 
 
 def _check_answers(address):

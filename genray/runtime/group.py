@@ -20,13 +20,14 @@ class ActorGroup:
         setup: the prepared run.
         placement: who goes where.
         states: learner name -> state to start from, or empty.
+        on_wait: as in `reserve`.
 
     Raises:
         PlacementError: the group could not be placed or its actors did not start in time.
     """
 
-    def __init__(self, setup, placement: Placement, states: dict):
-        self.setup, self.placement, self.states = setup, placement, states
+    def __init__(self, setup, placement: Placement, states: dict, on_wait=None):
+        self.setup, self.placement, self.states, self.on_wait = setup, placement, states, on_wait
         self.timeouts = setup.config.runtime
         self.group = self.global_learner = self.evaluator = None
         self.learners = {}
@@ -44,7 +45,7 @@ class ActorGroup:
 
     def _start(self):
         deadline = time.monotonic() + self.timeouts.startup_timeout_s
-        self.group = reserve(self.placement, self.timeouts.startup_timeout_s)
+        self.group = reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
         small, arrays = pack(self.setup)
         arrays, small = ray.put(arrays), ray.put(small)
         for name, place in self.placement.learners.items():

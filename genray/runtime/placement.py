@@ -100,21 +100,30 @@ def _place_evaluator(plan, learners, bundles, available) -> Place:
     return Place(place.bundle, 0, share)
 
 
-def reserve(placement: Placement, timeout_s: float):
+def reserve(placement: Placement, timeout_s: float, on_wait=None):
     """Waits for the whole group, or says what is missing.
 
+    Args:
+        timeout_s: runtime.startup_timeout_s.
+        on_wait: told once what is missing while a cluster that is too small may still grow; None: it will not grow.
+
     Raises:
-        PlacementError: not placed within `timeout_s` (runtime.startup_timeout_s).
+        PlacementError: not placed within `timeout_s`, or soon where the cluster is too small and will not grow.
     """
     group = placement_group(placement.bundles, strategy=placement.strategy)
-    ready, _ = ray.wait([group.ready()], timeout=timeout_s if _fits(placement) else min(timeout_s, GRACE_S))
+    pending, first = [group.ready()], min(timeout_s, GRACE_S)
+    ready, _ = ray.wait(pending, timeout=first)
+    if not ready and (on_wait or _fits(placement)):
+        if on_wait:
+            on_wait(f"waiting up to {timeout_s:g} s for the cluster: {_shortage(placement)}")
+        ready, _ = ray.wait(pending, timeout=timeout_s - first)
     if ready:
         return group
     remove_placement_group(group)
     raise PlacementError(_missing(placement, timeout_s))
 
 
-GRACE_S = 5.0  # an autoscaler announces itself by growing; a cluster that is too small and stays so fails soon
+GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
 
 
 def _fits(placement):
@@ -122,7 +131,7 @@ def _fits(placement):
     return total.get("CPU", 0) >= placement.num_cpus and total.get("GPU", 0) >= placement.num_gpus
 
 
-def _missing(placement, timeout_s):
+def _shortage(placement):
     total, free = ray.cluster_resources(), ray.available_resources()
     wants = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
     short = [
@@ -131,10 +140,13 @@ def _missing(placement, timeout_s):
         if free.get(kind, 0) < amount
     ]
     learners = ", ".join(f"{n} {p.num_cpus:g} CPU {p.num_gpus:g} GPU" for n, p in placement.learners.items())
-    reason = "; ".join(short) or f"no node holds a bundle of it: {placement.bundles}"
+    return f"{'; '.join(short) or f'no node holds a bundle of it: {placement.bundles}'} ({learners})"
+
+
+def _missing(placement, timeout_s):
     return (
-        f"the cluster cannot hold this run: {reason} ({learners}); lower base_learners.<name>.resources, add nodes, or "
-        f"raise runtime.startup_timeout_s ({timeout_s:g})"
+        f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add nodes, "
+        f"or raise runtime.startup_timeout_s ({timeout_s:g})"
     )
 
 

@@ -36,10 +36,10 @@ def run_on_ray(setup, make_recorder, progress, state: dict | None = None, addres
         PlacementError, LearnerError, NonFiniteError: the cluster, an actor's process or a learner's numbers fail.
     """
     wanted = sum(learner.resources.num_cpus for learner in setup.config.base_learners.values())
-    with connected(address, num_cpus=wanted):
+    with connected(address, num_cpus=wanted) as may_grow:
         placement = make_placement(setup.plan, setup.weight_bytes, ray.available_resources())
         states = state["learners"] if state else {}
-        with ActorGroup(setup, placement, states) as group:
+        with ActorGroup(setup, placement, states, on_wait=progress.say if may_grow else None) as group:
             recorder = make_recorder([f"{name}: {w['name']}" for name, w in group.whereabouts.items()])
             pipeline = Pipeline(setup, group, recorder, progress, state)
             theta_g = pipeline.run()
