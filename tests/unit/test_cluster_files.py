@@ -1,0 +1,417 @@
+"""The files under cluster/: Ray and KubeRay would take them, they fit this repository, they open and tell nothing."""
+
+import json
+import re
+import shlex
+import subprocess
+from fnmatch import fnmatch
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from genray.config import load_config
+from genray.train import parse_args
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+CLOUDS = ["aws", "gcp", "azure"]
+RAY_UP = [*CLOUDS, "on_premise"]
+MANIFESTS = ["raycluster", "rayjob"]
+FIELDS = json.loads((ROOT / "tests/data/kuberay_fields.json").read_text())
+FILES = sorted(path for path in [*CLUSTER.rglob("*"), ROOT / ".dockerignore"] if path.is_file())
+RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
+
+
+def ray_up(name):
+    return yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
+
+
+def manifest(name):
+    return yaml.safe_load((CLUSTER / f"kuberay/{name}.yaml").read_text())
+
+
+def cluster_spec(name):
+    spec = manifest(name)["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+def leaves(value, path=""):
+    """(path, scalar) of everything in parsed YAML."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, f"{path}[]")
+    else:
+        yield path, value
+
+
+# --- ray up --------------------------------------------------------------------------------------------------------
+
+
+def check_ray_up(config):
+    """What `ray up` does before it talks to a cloud. Private: this test says when a new Ray has changed it."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    return prepared
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_ray_takes_the_file(name):
+    prepared = check_ray_up(ray_up(name))
+    assert prepared["head_node_type"] in prepared["available_node_types"]
+    commands = [line for key, lines in prepared.items() if key.endswith("_commands") for line in lines]
+    assert not [line for line in commands if "ray-wheels" in line or "conda" in line]  # Ray's defaults: a nightly wheel
+    if name in CLOUDS:
+        from ray.autoscaler._private.providers import _get_default_config
+
+        ours, theirs = ray_up(name), _get_default_config(prepared["provider"])
+        wanted = [re.findall(r"[\w-]+[=>]=[\d.]+", line) for line in theirs["head_setup_commands"]]
+        assert re.findall(r"[\w-]+[=>]=[\d.]+", ours["head_setup_commands"][0]) == wanted[0]  # the cloud's library
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_ray_refuses_what_is_wrong(name):
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        check_ray_up({**ray_up(name), "max_worker": 4})
+    with pytest.raises(jsonschema.ValidationError, match="iamge"):
+        check_ray_up({**ray_up(name), "docker": {"container_name": "a", "image": "b", "iamge": "c"}})
+    with pytest.raises(jsonschema.ValidationError, match="key"):
+        check_ray_up({**ray_up(name), "auth": {"key": "a"}})
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_ray_refuses_wrong_node_types(name):
+    with pytest.raises(ValueError, match="head_node_type"):
+        check_ray_up({**ray_up(name), "head_node_type": "haed"})
+    config = ray_up(name)
+    config["available_node_types"]["gpu"]["min_workers"] = 5
+    with pytest.raises(ValueError, match="max_workers"):
+        check_ray_up(config)
+    config = ray_up(name)
+    config["available_node_types"]["gpu"]["resources"]["GPU"] = 0.5
+    with pytest.raises(jsonschema.ValidationError, match="integer"):
+        check_ray_up(config)
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_no_learner_on_the_head_and_gpus_on_demand(name):
+    types = ray_up(name)["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert types["gpu"]["min_workers"] == 0
+    assert types["gpu"]["resources"]["GPU"] == 1
+    spot = {"aws": "spot", "gcp": "SPOT", "azure": "Spot"}[name]
+    assert spot in dict(leaves(types["gpu"])).values()
+    assert spot not in dict(leaves(types["head"])).values()
+
+
+def test_no_learner_on_the_head_of_own_machines():
+    assert "--num-cpus=0 --num-gpus=0" in ray_up("on_premise")["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_nodes_want_the_token_and_get_it_from_your_machine(name):
+    config = ray_up(name)
+    assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_the_nodes_get_all_that_install_needs(name):
+    mounts = {remote: local for remote, local in ray_up(name)["file_mounts"].items() if "/genray/" in remote}
+    assert {remote.removeprefix("/home/ray/genray/"): local for remote, local in mounts.items()} == {
+        local: local for local in mounts.values()
+    }
+    assert set(read_by_install()) | {"cluster", "configs"} == set(mounts.values())
+    assert all((ROOT / local).exists() for local in mounts.values())
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+
+def test_versions_are_ours():
+    images = [image for name in RAY_UP for key, image in ray_up(name)["docker"].items() if key.endswith("image")]
+    dockerfile = (CLUSTER / "Dockerfile").read_text()
+    base = re.search(r"^FROM (\S+)$", dockerfile, re.M)[1]
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.M))
+    for key, value in arguments.items():
+        base = base.replace(f"${{{key}}}", value)
+    assert len(images) == 8
+    for image in [*images, base]:
+        assert re.fullmatch(rf"rayproject/ray:{re.escape(RAY)}-py311-(cpu|cu130)", image)
+    assert [str(cluster_spec(name)["rayVersion"]) for name in MANIFESTS] == [RAY, RAY]
+    assert f"Ray {RAY}" in (CLUSTER / "README.md").read_text()
+    assert FIELDS["kuberay"] in (CLUSTER / "README.md").read_text()
+    oldest = re.search(r'requires-python = ">=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert (3, 11) >= tuple(map(int, oldest.groups()))
+
+
+# --- Kubernetes ----------------------------------------------------------------------------------------------------
+
+TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list}
+TYPES["int|str"] = (int, str)
+TABLE_AT = {("RayJob", ".rayClusterSpec"): "RayCluster"}
+TABLE_AT |= {("RayCluster", f".{group}.template"): "Template" for group in ("headGroupSpec", "workerGroupSpecs[]")}
+
+
+def problems(value, table, path=""):
+    """What KubeRay's resource definition says against a value: unknown fields, wrong types, missing ones."""
+    fields = FIELDS[table]
+    kind, _, allowed = fields.get(path, "object").lstrip("!").replace("int|str", "IS").partition("|=")
+    kind = kind.replace("IS", "int|str")
+    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return [f"{table}{path}: expected {kind}, came {value!r}"]
+    if allowed and value not in allowed.split("|="):
+        return [f"{table}{path}: expected one of {allowed}, came {value!r}"]
+    if (table, path) in TABLE_AT:
+        return problems(value, TABLE_AT[table, path])
+    found = []
+    if isinstance(value, list):
+        return [problem for inner in value for problem in problems(inner, table, f"{path}[]")]
+    if isinstance(value, dict):
+        free = f"{path}{{}}" in fields
+        for key, inner in value.items():
+            place = f"{path}{{}}" if free else f"{path}.{key}"
+            found += problems(inner, table, place) if place in fields else [f"{table}{place}: unknown"]
+        needed = [n for n, k in fields.items() if k.startswith("!") and n.startswith(f"{path}.")]
+        names = [n.removeprefix(f"{path}.") for n in needed]
+        found += [f"{table}{path}.{n}: missing" for n in names if n.isidentifier() and n not in value]
+    return found
+
+
+@pytest.mark.parametrize(("name", "kind"), [("raycluster", "RayCluster"), ("rayjob", "RayJob")])
+def test_kuberay_takes_the_manifest(name, kind):
+    document = manifest(name)
+    assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", kind)
+    assert problems(document["spec"], kind) == []
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", document["metadata"]["name"])
+
+
+WRONG = [
+    ("rayVersoin: 2.60.0", ".rayVersoin: unknown"),
+    ("enableInTreeAutoscaling: 'yes'", ".enableInTreeAutoscaling: expected boolean"),
+    ("authOptions: {mode: tokens}", ".authOptions.mode: expected one of"),
+    ("autoscalerOptions: {version: v3}", ".autoscalerOptions.version: expected one of"),
+    ("workerGroupSpecs: [{groupName: a, minReplicas: 0, template: {}}]", ".maxReplicas: missing"),
+    (
+        "workerGroupSpecs: [{groupName: a, minReplicas: 0, maxReplicas: '4', template: {}}]",
+        "integer, came '4'",
+    ),
+    ("headGroupSpec: {template: {spec: {containers: [{name: a, imgae: b}]}}}", ".spec.containers[].imgae: unknown"),
+    ("headGroupSpec: {rayStartParams: {num-cpus: 0}, template: {}}", "rayStartParams{}: expected string, came 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_a_wrong_manifest_is_noticed(change, message):
+    spec = {**cluster_spec("raycluster"), **yaml.safe_load(change)}
+    found = problems({**manifest("rayjob")["spec"], "rayClusterSpec": spec}, "RayJob")
+    assert any(message in problem for problem in found), found
+
+
+def test_the_operator_would_start_it():
+    """Rules that KubeRay 1.7 checks in code, not in the resource definition."""
+    job = manifest("rayjob")["spec"]
+    assert job["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode")  # backoffLimit needs one of these
+    assert job["shutdownAfterJobFinishes"]  # ttlSecondsAfterFinished needs it
+    assert job["backoffLimit"] > 0
+    spec = job["rayClusterSpec"]
+    assert spec == cluster_spec("raycluster")  # two files, one cluster
+    assert spec["authOptions"]["mode"] == "token"
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        assert "restartPolicy" not in pod  # autoscaler v2
+        assert not (group.get("resources") and group["rayStartParams"])
+        (shm,) = pod["volumes"]
+        assert shm["emptyDir"]["medium"] == "Memory"
+        assert {"name": shm["name"], "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    gpu = spec["workerGroupSpecs"][0]
+    assert (gpu["replicas"], gpu["minReplicas"]) == (0, 0)
+    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def check_train_command(line):
+    """A command in a file or a page is one that genray.train takes, for a configuration that is there."""
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "genray.train"]
+    args = parse_args(words[3:])
+    config = ROOT / args.config.removeprefix("/home/ray/genray/")
+    return args, load_config(str(config), args.overrides)
+
+
+def test_the_job_runs_what_genray_takes():
+    args, config = check_train_command(manifest("rayjob")["spec"]["entrypoint"])
+    assert (args.address, args.resume) == ("auto", True)
+    assert args.storage.startswith("s3://")
+    assert config.device == "cuda"  # with auto, a cluster without a GPU yet would train on CPUs
+    assert config.runtime.startup_timeout_s >= 600
+
+
+# --- image and scripts ---------------------------------------------------------------------------------------------
+
+
+def read_by_install():
+    return re.findall(r'"\$source/([\w.]+)"', (CLUSTER / "install.sh").read_text())
+
+
+def test_the_image_gets_all_that_install_needs():
+    dockerfile = (CLUSTER / "Dockerfile").read_text()
+    copied = " ".join(re.findall(r"^COPY --chown=\S+ (.+) \S+$", dockerfile, re.M)).split()
+    assert set(read_by_install()) == {"genray", "pyproject.toml", "README.md", "constraints.txt"}
+    assert set(read_by_install()) | {"configs", "cluster/install.sh"} == set(copied)
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = [line[1:] for line in ignore if line.startswith("!")]
+    assert "*" in ignore
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert any(fnmatch(source, pattern) for pattern in sent)
+    assert "RUN bash /home/ray/genray/cluster/install.sh /home/ray/genray /home/ray/genray-venv" in dockerfile
+
+
+@pytest.mark.parametrize("name", ["install.sh", "slurm.sh"])
+def test_scripts_are_sound(name):
+    text = (CLUSTER / name).read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+    done = subprocess.run(["bash", "-n", CLUSTER / name], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_slurm_script_gives_ray_and_genray_their_arguments(tmp_path):
+    """With Slurm's own commands and Ray's replaced by ones that print."""
+    programs = {"scontrol": "echo node7; echo node8", "srun": 'echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $*"'}
+    programs["python"] = f"echo {'ab' * 32}"
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/activate").write_text(f"PATH={tmp_path / 'venv/bin'}:$PATH\n")
+    for name, body in programs.items():
+        (tmp_path / f"venv/bin/{name}").write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / f"venv/bin/{name}").chmod(0o755)
+    slurm = {"SUBMIT_DIR": tmp_path, "JOB_NODELIST": "node[7-8]", "JOB_ID": 1234567, "JOB_NUM_NODES": 2}
+    slurm |= {"CPUS_PER_TASK": 8, "GPUS_ON_NODE": 1}
+    environment = {f"SLURM_{key}": str(value) for key, value in slurm.items()} | {"PATH": "/usr/bin:/bin"}
+    line = ["bash", CLUSTER / "slurm.sh", "--config", "a b.yaml"]
+    done = subprocess.run(line, env={**environment, "GENRAY_VENV": "venv"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    mode, length, *words = done.stdout.split()
+    assert (mode, length) == ("token", "64")
+    start, genray = " ".join(words).split(" -- ")
+    assert "ray symmetric-run --address node7:24567 --min-nodes 2 --num-cpus 8 --num-gpus 1" in start
+    assert genray == "python -m genray.train --address node7:24567 --storage runs --resume --config a b.yaml"
+
+
+# --- nothing open, nothing told ------------------------------------------------------------------------------------
+
+SECRETS = [
+    r"AKIA[0-9A-Z]{16}",
+    r"-----BEGIN [A-Z ]*PRIVATE KEY",
+    r"\b[0-9a-fA-F]{32,}\b",
+    r"(?i)\b(?:password|secret_access_key|account_key|auth_token|RAY_AUTH_TOKEN)\s*[:=]\s*[\"']?(?![\"'$~])\w{8,}",
+]
+OPEN_TO_ALL = re.compile(r"0\.0\.0\.0|::/0|(?:dashboard-host|--node-ip-address)=(?!127\.0\.0\.1)")
+EXPOSES = {"hostPort", "hostNetwork", "nodePort", "IpPermissions", "use_external_head_ip", "enableIngress"}
+
+
+def secrets_in(text):
+    return [match[0] for pattern in SECRETS for match in re.finditer(pattern, text)]
+
+
+def open_ports_in(config):
+    """Keys and values of parsed YAML that let somebody in from outside."""
+    found = [f"{path}={value}" for path, value in leaves(config) if OPEN_TO_ALL.search(str(value))]
+    found += [path for path, value in leaves(config) if value and EXPOSES & set(re.split(r"[.\[\]]+", path))]
+    found += [path for path, value in leaves(config) if str(value) in ("LoadBalancer", "NodePort")]
+    if not isinstance(config.get("provider"), dict):
+        return found
+    kind = config["provider"]["type"]
+    nodes = [node["node_config"] for node in config.get("available_node_types", {}).values()]
+    if kind == "aws" and not all(node.get("SecurityGroupIds") for node in nodes):
+        found.append("a node without SecurityGroupIds: the group that Ray makes opens port 22 to the world")
+    if kind == "gcp" and not all(node.get("networkInterfaces") for node in nodes):
+        found.append("a node without networkInterfaces: the default network opens port 22 to the world")
+    if kind == "azure" and not config["provider"].get("use_internal_ips"):
+        found.append("public addresses: the rule that Ray makes opens port 22 to the world")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_secret_and_no_registry(path):
+    text = path.read_text()
+    assert secrets_in(text) == []
+    assert not re.search(r"image:\s*[\w-]+\.[\w.-]+/", text)
+    assert not re.search(r"\b(?:docker|ghcr|quay|gcr|ecr|pypi)\.(?:io|org|com)\b", text)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.suffix == ".yaml"], ids=lambda path: path.stem)
+def test_no_open_port(path):
+    assert open_ports_in(yaml.safe_load(path.read_text())) == []
+
+
+def test_secrets_are_noticed():
+    assert secrets_in("AKIA" + "A1" * 8)
+    assert secrets_in("-----BEGIN RSA PRIVATE KEY-----")
+    assert secrets_in("key: " + "0a" * 16)
+    assert secrets_in("auth_token: hunter2hunter2")
+    assert secrets_in("export RAY_AUTH_TOKEN='swordfish1'")
+    assert not secrets_in('--from-literal=auth_token="$(openssl rand -hex 32)" .ray/auth_token: ~/.ray/auth_token')
+
+
+OPENED = [
+    ("aws", "provider.security_group", {"IpPermissions": [{"FromPort": 8265, "IpRanges": [{"CidrIp": "1.2.3.4/32"}]}]}),
+    ("aws", "available_node_types.gpu.node_config.SecurityGroupIds", []),
+    ("aws", "head_start_ray_commands", ["ray start --head --dashboard-host=0.0.0.0"]),
+    ("gcp", "available_node_types.head.node_config.networkInterfaces", None),
+    ("azure", "provider.use_internal_ips", False),
+    ("azure", "provider.use_external_head_ip", True),
+    ("kuberay/raycluster", "spec.headGroupSpec.serviceType", "LoadBalancer"),
+    ("kuberay/raycluster", "spec.headGroupSpec.enableIngress", True),
+    ("kuberay/raycluster", "spec.headGroupSpec.template.spec.hostNetwork", True),
+]
+
+
+@pytest.mark.parametrize(("name", "where", "value"), OPENED)
+def test_open_ports_are_noticed(name, where, value):
+    config = ray_up(name)
+    *path, key = where.split(".")
+    place = config
+    for step in path:
+        place = place[step]
+    place[key] = value
+    assert open_ports_in(config)
+
+
+def test_only_the_namespace_and_the_operator_reach_the_pods():
+    (rule,) = manifest("network_policy")["spec"]["ingress"]
+    assert [next(iter(peer)) for peer in rule["from"]] == ["podSelector", "namespaceSelector"]
+    assert all("ipBlock" not in peer for peer in rule["from"])
+    names = {manifest(name)["metadata"]["namespace"] for name in [*MANIFESTS, "network_policy"]}
+    assert names == {"genray"}
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_is_there():
+    page = (CLUSTER / "README.md").read_text()
+    for path in {match[0] for match in re.finditer(r"\b(?:cluster|configs)/[\w./-]+\.(?:yaml|sh)", page)}:
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w./]+)\)", page):
+        assert (CLUSTER / path).exists(), path
+    for name in [*RAY_UP, *(f"kuberay/{m}" for m in MANIFESTS)]:
+        for gap in set(re.findall(r"YOUR_[A-Z0-9_]+", re.sub("#.*", "", (CLUSTER / f"{name}.yaml").read_text()))):
+            assert gap in page, f"{name}: the page does not say what {gap} is"
+
+
+def test_the_commands_of_the_page_are_taken():
+    page = (CLUSTER / "README.md").read_text().replace("\\\n", " ").replace("$STORAGE", "s3://b/r")
+    lines = re.findall(r"python -m genray\.train --config[^\n`]+", page)
+    assert lines
+    for line in lines:
+        args, config = check_train_command(line)
+        assert args.resume
+        assert config.device == "cuda"
