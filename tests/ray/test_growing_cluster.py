@@ -1,0 +1,104 @@
+"""Clusters as cluster/ makes them: nodes that come when they are asked for, tokens, jobs."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def bare_head():
+    """A head that runs no learners, as cluster/ starts it; nobody is connected."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield made
+    made.shutdown()
+
+
+def test_a_run_waits_for_the_nodes_it_asked_for(bare_head, tmp_path, small_run, genray_command):
+    address = ["--address", bare_head.address]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_TOKEN")}
+    environment["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "none")
+    done = genray_command("train", *address, "--storage", tmp_path / "a", timeout=300, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster lets us in" in done.stderr
+    assert "RAY_AUTH_MODE=token" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+    line = [sys.executable, "-m", "genray.train", *address, "--storage", str(tmp_path / "b"), *small_run]
+    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            said = run.stderr.readline()  # only once a fixed cluster of this size would have been given up
+            assert said.startswith("waiting up to 120 s for the cluster: 2 CPU wanted, 0 in the cluster"), said
+            bare_head.add_node(num_cpus=2)
+            _, err = run.communicate(timeout=240)
+        finally:
+            run.kill()
+    assert run.returncode == 0, err
+    assert (tmp_path / "b/digits/results.json").exists()
+
+
+def test_a_private_ray_does_not_wait(tmp_path, small_run, genray_command):
+    began = time.monotonic()
+    overrides = [*small_run, "device=cuda", "runtime.startup_timeout_s=900"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = genray_command("train", "--storage", tmp_path, *overrides, timeout=300, env=hidden)
+    assert done.returncode == 2, done.stderr
+    assert "the cluster cannot hold this run: 2 GPU wanted, 0 in the cluster" in done.stderr
+    assert "waiting" not in done.stderr
+    assert time.monotonic() - began < 300
+
+
+def job_command(storage, overrides):
+    """The command of rayjob.yaml, on the embedded digits, with a folder for its bucket and CPUs for its GPUs."""
+    words = shlex.split(yaml.safe_load((ROOT / "cluster/kuberay/rayjob.yaml").read_text())["spec"]["entrypoint"])
+    at = words.index("--config")
+    del words[at : at + 2]
+    words[words.index("--storage") + 1] = str(storage)
+    words.remove("device=cuda")
+    return [*words, *overrides]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("aiohttp_cors") is None, reason="jobs need ray[default], which genray itself does not")
+def test_the_jobs_command_runs_as_a_job(tmp_path, small_run):
+    from ray._common.network_utils import find_free_port
+
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets lie below it
+    dashboard, agent, client = (find_free_port() for _ in range(3))
+    ray = str(Path(sys.executable).with_name("ray"))
+    start = [ray, "start", "--head", "--block", "--port=0", "--num-cpus=2", f"--temp-dir={folder}"]
+    start += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    start += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(start, env=environment, start_new_session=True, **quiet)
+    try:
+        server = f"http://127.0.0.1:{dashboard}"
+        submit = [ray, "job", "submit", "--address", server, "--", *job_command(tmp_path, small_run)]
+        listed, deadline = [ray, "job", "list", "--address", server], time.monotonic() + 120
+        while subprocess.run(listed, env=environment, **quiet).returncode:
+            assert time.monotonic() < deadline, "no dashboard came"
+            time.sleep(1)
+        done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+    results = json.loads((tmp_path / "digits/results.json").read_text())
+    assert 0 < results["models"]["global"]["natural"]["value"] <= 1
