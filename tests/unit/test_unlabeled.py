@@ -195,6 +195,7 @@ def test_of_a_data_set_with_splits_only_train_is_read(tmp_path):
         folder.mkdir(parents=True)
         for i, image in enumerate(GREY[some]):
             (folder / f"{i}.png").write_bytes(png(image))
+    write_parquet(tmp_path / "hub" / "data" / "all.parquet", GREY)
     assert np.array_equal(loaded(source="parquet", path=tmp_path / "hub")[:, 0], GREY[:8])
     assert np.array_equal(loaded(source="image_folder", path=tmp_path / "tree")[:, 0], GREY[:8])
 
