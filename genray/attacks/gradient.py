@@ -99,7 +99,7 @@ def loss_target(loss, model, x, y):
     if loss not in AGAINST_CLEAN:
         return y
     with torch.no_grad():
-        return model(x)
+        return model(x).clone()  # a compiled model overwrites what it gave at its next pass (CUDA graphs)
 
 
 def input_gradient(model, x, target, loss):

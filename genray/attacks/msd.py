@@ -62,7 +62,8 @@ class MsdAttack:
 def sparse_step(point, gradient, step_size, pixels, most):
     """A step of length step_size / k along the gradient's sign in each of the k pixels of the largest gradients.
 
-    Only pixels with more room to the wall than that are moved, as in the authors' code for CIFAR-10.
+    Only pixels with more room to the wall than that are moved, as in the authors' code; theirs also never moves pixels
+    that lie on a wall, which ours moves inwards.
 
     Args:
         point, gradient: (N, C, H, W).

@@ -96,8 +96,8 @@ class StochasticObjective:
 class MsdObjective:
     """MSD: one attack that takes at each step the norm that raises the loss most.
 
-    Published settings (CIFAR-10): 50 steps of linf 0.003, l2 0.05 and l1 1 (0.05 * 20 / k in each of k pixels: the
-    step_size is the length of the whole step, in l1 as in the other norms). MNIST: 100 steps of 0.01, 0.1 and 1.
+    Published settings (CIFAR-10): 50 steps of linf 0.003 (0.005 in the code), l2 0.05 and l1 1 (0.05 * 20 / k in each
+    of k pixels: step_size is the length of the whole step, in l1 as in the other norms). MNIST: 100 of 0.01, 0.1, 1.
     """
 
     attacks = "several"

@@ -50,7 +50,8 @@ class Climb:
         self.epsilon, self.point, self.num_steps = epsilon, start, num_steps
         self.step_size = torch.full_like(start[:, :1], self.first_step * epsilon)
         self._evaluate(exits)
-        self.best_point, self.best_gradient, self.best_loss = self.point, self.gradient, self.value
+        # The gradient as a copy: a compiled network overwrites what it gave at its next pass (CUDA graphs).
+        self.best_point, self.best_gradient, self.best_loss = self.point, self.gradient.clone(), self.value
         self.begin()
         for i in range(num_steps):
             if len(self.at) == 0:
