@@ -20,6 +20,7 @@ ROWS = {
     objectives.TradesObjective(beta=6.0): ("TRADES (lambda=6)", "TRADES"),
     objectives.TradesObjective(beta=1.0): ("TRADES (lambda=1)", "TRADES"),
     objectives.IatObjective(alpha=1.0): ("IAT",),
+    objectives.RstObjective(beta=0.5, natural_weight=0.9, robust_weight=0.5): ("RST",),
 }
 
 
@@ -61,7 +62,11 @@ def row_of_run(config: RunConfig, norm: str) -> dict | None:
 
 def _methods(config) -> tuple[str, ...]:
     """The papers' names of a line-up of learners, the more exact one first; none for one they do not have."""
-    learners = list(config.base_learners.values())
+    learners, unlabeled = list(config.base_learners.values()), config.data.unlabeled
+    if unlabeled and not (
+        unlabeled.source == "fraction" and isinstance(learners[0].objective, objectives.RstObjective)
+    ):
+        return ()  # the tables' RST has most likely seen no more images than the others
     if any(learner.awp or learner.augmentation.cutout for learner in learners):
         return ()
     natural = [learner for learner in learners if learner.objective == objectives.NaturalObjective()]

@@ -11,12 +11,16 @@ from presets import PAPER, load, plan_of
 
 from genray.config.objectives import (
     AdversarialObjective,
+    EatObjective,
     IatObjective,
     MartObjective,
+    MsdObjective,
     NaturalObjective,
+    RstObjective,
     TradesObjective,
 )
 from genray.config.schema import SGD, AttackConfig, AugmentationConfig, AwpConfig
+from genray.config.unlabeled import TEACHER, TeacherConfig, UnlabeledConfig, teacher_config
 from genray.config.values import Schedule
 from genray.models import build_model, count_parameters
 
@@ -89,6 +93,11 @@ LR_AT = {1: 0.01, 40: 0.01, 60: 0.0055, 80: 0.001, 100: 0.00055, 120: 0.0001}
 WIDE_LR_AT = {1: 0.1, 40: 0.1, 60: 0.055, 80: 0.01, 100: 0.0075, 120: 0.005}
 
 
+def attack(norm, epsilon, step_size, num_steps, start="uniform", **besides):
+    numbers = {"epsilon": Fraction(epsilon), "step_size": Fraction(step_size)}
+    return AttackConfig(norm=norm, num_steps=num_steps, start=start, **numbers, **besides)
+
+
 def knots(first, curve):
     return tuple(zip((Fraction(0), THIRD, TWO_THIRDS, Fraction(1)), (Fraction(first) * Fraction(c) for c in curve)))
 
@@ -120,8 +129,7 @@ def test_base_learner_constants(name):
         assert (learner.averaging.enabled, learner.averaging.decay) == (True, 0.999)
         assert (learner.data_order, learner.awp) == ("shared", None)
     epsilon, step_size, num_steps = expected.attack
-    assert linf.attack == AttackConfig(norm="linf", epsilon=epsilon, step_size=step_size, num_steps=num_steps)
-    assert (linf.attack.start, linf.attack.mode, linf.attack.tau) == ("uniform", "eval", None)
+    assert linf.attack == attack("linf", epsilon, step_size, num_steps)
 
 
 @pytest.mark.parametrize("name", GENERALISTS)
@@ -157,6 +165,7 @@ BASELINES = {
     "trades": (TradesObjective(beta=6, label_smoothing=0), GAUSSIAN),
     "fat": (AdversarialObjective(beta=1, label_smoothing=0), FRIENDLY),
     "iat": (IatObjective(alpha=1), {}),
+    "rst": (RstObjective(beta=0.5, natural_weight=0.9, robust_weight=0.5), {}),
 }
 FAMILY_OF = {
     f"paper/{family}_{method}.yaml": (family, method)
@@ -167,7 +176,7 @@ FAMILY_OF = {
 
 
 def test_the_baselines_are_all_of_the_tables():
-    assert len(FAMILY_OF) == 3 * 7 + 2 * 2
+    assert len(FAMILY_OF) == 3 * 8 + 2 * 2
 
 
 @pytest.mark.parametrize("name", FAMILY_OF)
@@ -187,7 +196,21 @@ def test_a_baseline_is_generalists_learner_alone(name):
     glob = config.global_learner
     assert (glob.mix, glob.decay, glob.sync_unit) == ("raw", 0, "never")
     same = {"base_learners": generalist.base_learners, "global_learner": generalist.global_learner}
+    same["data"] = replace(config.data, unlabeled=None) if method == "rst" else config.data
     assert replace(config, name=generalist.name, **same) == generalist
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY_OF if name.endswith("rst.yaml")])
+def test_rsts_teacher_is_natural_training(name):
+    """Half of the labels are dropped; the teacher is NT on the rest, but for the weight decay of its student."""
+    config, natural = load(name), load(name.replace("rst", "nt"))
+    rates = natural.base_learners["natural"].lr
+    teaching = TeacherConfig(epochs=natural.training.epochs, lr=rates)
+    assert config.data.unlabeled == UnlabeledConfig(source="fraction", fraction=0.5, seed=0, teacher=teaching)
+    teacher = teacher_config(config)
+    student = config.base_learners["linf"]
+    expected = replace(natural.base_learners["natural"], optimizer=student.optimizer)
+    assert teacher.base_learners == {TEACHER: expected} and teacher.training == natural.training
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if len(load(name).base_learners) == 1])
@@ -257,8 +280,8 @@ def test_others_hand_theta_g_back_at_the_end_of_every_fifth_epoch(name):
 # --- Generalist++ -------------------------------------------------------------------------------------------------
 
 BALLS = {
-    "l2": AttackConfig(norm="l2", epsilon=Fraction(128, 255), step_size=Fraction(15, 255), num_steps=10),
-    "l1": AttackConfig(norm="l1", epsilon=Fraction(12), step_size=Fraction(3), num_steps=10, sparsity=0.05),
+    "l2": attack("l2", "128/255", "15/255", 10),
+    "l1": attack("l1", 12, 3, 10, sparsity=0.05),
 }
 LAST_WEIGHTS = {
     "d_norm": {"linf": 0.5, "l2": 0.5},
@@ -306,6 +329,7 @@ RATES = {
     "cifar10_resnet18_mart": falls(0.01, (75, 0.001), (90, 0.0001), (100, 0.00001)),
     "cifar10_wrn34_10_trades_awp": falls(0.1, (100, 0.01), (150, 0.001)),
     "cifar10_preact_resnet18_at_awp": falls(0.1, (101, 0.01), (151, 0.001)),
+    "cifar10_preact_resnet18_e_at": falls(0.05, (41, 0.005), (61, 0.0005)),
     "cifar10_resnet18_seat": interpolated((0, 0.01), (40, 0.01), (80, 0.001), (120, 0.0001)),
 }
 
@@ -326,7 +350,9 @@ RAMPS = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in PAPER for ramp in RAMPS if ramp in n and not n.endswith("awp.yaml")])
+@pytest.mark.parametrize(
+    "name", [n for n in PAPER for ramp in RAMPS if ramp in n and not n.endswith(("awp.yaml", "e_at.yaml"))]
+)
 def test_ramps_are_the_authors_at_every_part_of_an_epoch(name):
     plan, rate = plan_of(name, 50_000), next(rate for ramp, rate in RAMPS.items() if ramp in name)
     (learner,) = plan.config.base_learners
@@ -345,11 +371,6 @@ def test_tau_is_fats_in_every_epoch(name):
         first = -(-part * epochs * 383 // 120)
         last = -(-(part + 1) * epochs * 383 // 120) - 1
         assert [plan.tau("linf", step) for step in (first, last)] == [expected] * 2
-
-
-def attack(norm, epsilon, step_size, num_steps, **besides):
-    numbers = {"epsilon": Fraction(epsilon), "step_size": Fraction(step_size)}
-    return AttackConfig(norm=norm, num_steps=num_steps, **numbers, **besides)
 
 
 SGD_5E4 = SGD(momentum=0.9, nesterov=False, weight_decay=5e-4)
@@ -413,9 +434,26 @@ def test_msd_papers_attacks(family):
     assert load(f"paper/{family}_max.yaml").base_learners["robust"].attacks == balls
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("cifar10_preact_resnet18", {"num_steps": 50, "linf": "0.005", "l2": "0.05", "l1": 1}),
+        ("mnist_small_cnn", {"num_steps": 100, "linf": "0.01", "l2": "0.1", "l1": 1}),
+    ],
+)
+def test_msd_takes_its_authors_steps(name, numbers):
+    (learner,) = load(f"paper/{name}_msd.yaml").base_learners.values()
+    assert learner.objective == MsdObjective(l1_pixels=(5, 20))
+    balls = SEVERAL_NORMS[name]
+    assert learner.attacks == {
+        norm: replace(balls[norm], step_size=Fraction(numbers[norm]), num_steps=numbers["num_steps"], sparsity=None)
+        for norm in ("linf", "l2", "l1")
+    }
+
+
 @pytest.mark.parametrize("family", SEVERAL_NORMS)
 def test_msd_papers_rows_differ_in_loss_and_attack_only(family):
-    names = [name for name in PAPER if name.startswith(f"paper/{family}_") and not name.endswith("awp.yaml")]
+    names = [f"paper/{family}_{row}.yaml" for row in ("p_inf", "p_2", "p_1", "max", "avg", "msd")]
     stripped = set()
     for name in names:
         config = load(name)
@@ -423,7 +461,7 @@ def test_msd_papers_rows_differ_in_loss_and_attack_only(family):
         rest = (learner.optimizer, learner.lr, learner.augmentation, learner.averaging, learner.awp)
         same = (config.seed, config.data, config.model, config.training, config.evaluation)
         stripped.add(repr((rest, same, config.global_learner.mix, config.global_learner.decay)))
-    assert len(names) == 5 and len(stripped) == 1
+    assert len(stripped) == 1
 
 
 def test_sat_holds_its_authors_attacks():
@@ -432,6 +470,16 @@ def test_sat_holds_its_authors_attacks():
         "linf": attack("linf", "8/255", "1/255", 10, mode="train"),
         "l2": attack("l2", "128/255", "30/255", 10, mode="train"),
         "l1": attack("l1", "2000/255", 1, 20, mode="train", sparsity=0.01),
+    }
+
+
+def test_e_at_holds_its_authors_attacks():
+    (learner,) = load("paper/cifar10_preact_resnet18_e_at.yaml").base_learners.values()
+    assert (learner.objective, learner.optimizer) == (EatObjective(), SGD_5E4)
+    adaptive = {"algorithm": "apgd", "num_steps": 10, "start": "zero", "mode": "eval"}
+    assert learner.attacks == {
+        "linf": AttackConfig(norm="linf", epsilon=Fraction(8, 255), **adaptive),
+        "l1": AttackConfig(norm="l1", epsilon=Fraction(12), sparsity=0.05, **adaptive),
     }
 
 

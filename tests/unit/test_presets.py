@@ -10,8 +10,9 @@ import yaml
 from presets import ALIASES, CONFIGS, PAPER, PRESETS, header, launch_line, load, overrides_in
 
 from genray.config.load import load_config, read_yaml, to_yaml
-from genray.config.objectives import OBJECTIVES
+from genray.config.objectives import OBJECTIVES, MsdObjective
 from genray.config.schema import OPTIMIZERS, AttackConfig, AwpConfig
+from genray.config.unlabeled import TeacherConfig, UnlabeledConfig
 from genray.evaluation.published import FOLDER
 
 # Row of the papers' tables -> end of the preset's name.
@@ -24,13 +25,13 @@ ROWS = {
     "TRADES": "trades",
     "FAT": "fat",
     "IAT": "iat",
+    "RST": "rst",
     "Generalist": "generalist",
 }
 TABLE_ROWS = [
     (f"paper/{path.stem}_{ROWS[row['method']]}.yaml", row)
     for path in sorted(FOLDER.glob("*.csv"))
     for row in csv.DictReader(path.read_text().splitlines())
-    if row["method"] != "RST"
 ]
 # Of Generalist++, as another paper copies them (arXiv 2510.13361, tables I and II): natural, PGD-20, AutoAttack.
 SECOND_HAND = {
@@ -46,11 +47,13 @@ MSD_PAPER = {
     "paper/cifar10_preact_resnet18_p_1.yaml": ("73.3", "0.2", "0.0", "7.9", "0.0"),
     "paper/cifar10_preact_resnet18_max.yaml": ("81.0", "44.9", "61.7", "39.4", "34.9"),
     "paper/cifar10_preact_resnet18_avg.yaml": ("84.6", "42.5", "65.0", "54.0", "40.6"),
+    "paper/cifar10_preact_resnet18_msd.yaml": ("81.7", "47.6", "64.3", "53.4", "46.1"),
     "paper/mnist_small_cnn_p_inf.yaml": ("99.1", "90.3", "13.6", "4.2", "3.7"),
     "paper/mnist_small_cnn_p_2.yaml": ("99.2", "0.4", "69.2", "43.4", "0.4"),
     "paper/mnist_small_cnn_p_1.yaml": ("99.3", "0.0", "38.5", "70.0", "0.0"),
     "paper/mnist_small_cnn_max.yaml": ("98.6", "51.0", "61.9", "52.6", "42.1"),
     "paper/mnist_small_cnn_avg.yaml": ("99.1", "65.2", "60.1", "39.2", "34.9"),
+    "paper/mnist_small_cnn_msd.yaml": ("98.3", "62.7", "67.9", "65.0", "58.4"),
 }
 MARK = re.compile(r"\[([A-Za-z][A-Za-z+, -]*)\]")
 
@@ -61,7 +64,7 @@ def left_out(cls, raw):
 
 
 def test_every_row_of_the_papers_tables_has_a_preset():
-    assert len(TABLE_ROWS) == 3 * 8 + 2 * 3
+    assert len(TABLE_ROWS) == 3 * 9 + 2 * 3
     assert {name for name, _ in TABLE_ROWS} | set(SECOND_HAND) | set(MSD_PAPER) <= set(PAPER)
 
 
@@ -151,6 +154,14 @@ def test_stands_alone(name):
     assert {"seed", "data", "model", "training", "base_learners", "global_learner", "evaluation"} <= set(raw)
     assert {"epochs", "batch_size", "drop_last", "schedules_by"} <= set(raw["training"])
     assert {"source", "validation_examples"} <= set(raw["data"])
+    if "unlabeled" in raw["data"]:
+        assert set(left_out(UnlabeledConfig, raw["data"]["unlabeled"])) == {
+            "path",
+            "image_column",
+            "resize",
+            "examples",
+        }
+        assert left_out(TeacherConfig, raw["data"]["unlabeled"]["teacher"]) == ["path"]
     several = len(raw["base_learners"]) > 1
     for learner in raw["base_learners"].values():
         _learner_stands_alone(learner, several)
@@ -177,8 +188,11 @@ def _learner_stands_alone(learner, several):
         assert left_out(AwpConfig, learner["awp"]) == []
     attacks = learner.get("attacks", {}) | ({"": learner["attack"]} if "attack" in learner else {})
     for attack in attacks.values():
-        assert set(left_out(AttackConfig, attack)) <= {"sparsity", "tau", "step_noise"}
-        assert ("sparsity" in attack) == (attack["norm"] == "l1")
+        adaptive = attack.get("algorithm") == "apgd"
+        assert set(left_out(AttackConfig, attack)) <= {"algorithm", "sparsity", "tau", "step_noise"} | (
+            {"step_size"} if adaptive else set()
+        )
+        assert ("sparsity" in attack) == (attack["norm"] == "l1" and kind is not MsdObjective)
         assert ("tau" in attack) == ("step_noise" in attack)
 
 

@@ -7,10 +7,12 @@ import torch
 from presets import CONFIGS, PRESETS, launch_line, load, overrides_in
 
 from genray.config.load import load_config
+from genray.config.unlabeled import teacher_config
 from genray.data.splits import ImageData, Split
 from genray.learners import setup
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
+from genray.learners.pseudo_labels import awaits_labels, classify, unlabeled_images, with_labels
 from genray.recording.dry_run import plan_text
 
 SHAPES = {"digits": (10, 1, 8), "cifar100": (100, 3, 32), "mnist": (10, 1, 28)}  # others: 10 colours of 32 x 32
@@ -36,7 +38,7 @@ def random_images(source, **_):
 
     def split(n):
         images = torch.randint(0, 256, (n, channels, side, side), generator=numbers, dtype=torch.uint8)
-        return Split(images, torch.randint(0, classes, (n,), generator=numbers))
+        return Split(images, torch.arange(n) % 4)
 
     return ImageData(split(2 * BATCH), split(4), tuple(map(str, range(classes))), source)
 
@@ -62,6 +64,11 @@ def test_plans_and_takes_two_steps(name, monkeypatch):
         assert f"\nlearner        {learner}: " in text
     assert "1 epochs x 2 = 2 a learner" in text
 
+    if awaits_labels(prepared):  # a teacher that has not learned anything yet
+        teacher = prepared.build_network()
+        labels = classify(teacher, unlabeled_images(prepared), prepared.config, "cpu")
+        prepared = with_labels(prepared, labels)
+        assert load_config(teacher_config(prepared.config)).base_learners
     train = prepared.splits["train"]
     learners = [BaseLearner(n, prepared.plan, prepared.build_network(), train) for n in prepared.config.base_learners]
     first = learners[0].flat.weights.clone()

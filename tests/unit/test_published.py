@@ -29,6 +29,7 @@ ROWS = {
     "trades": "TRADES",
     "fat": "FAT",
     "iat": "IAT",
+    "rst": "RST",
     "generalist": "Generalist",
     "generalist_official": "Generalist",
 }
@@ -59,7 +60,7 @@ AVERAGED = ["global_learner.mix=averaged", "global_learner.decay=0.999"]
         *(("generalist", change) for change in ANOTHER_RUN),
         *(
             (preset, f"base_learners.linf.{c}")
-            for preset in ("generalist", "at", "trades_6", "fat")
+            for preset in ("generalist", "at", "trades_6", "fat", "rst")
             for c in ANOTHER_LEARNER
         ),
         ("generalist", "base_learners.linf.objective.beta=0.5"),
@@ -75,6 +76,9 @@ AVERAGED = ["global_learner.mix=averaged", "global_learner.decay=0.999"]
         ("trades_6", "base_learners.linf.objective.beta=3"),
         ("trades_6", "base_learners.linf.attack.tau=1"),
         ("iat", "base_learners.linf.objective.alpha=0.5"),
+        ("rst", "base_learners.linf.objective.natural_weight=0.5"),
+        ("rst", "data.unlabeled={source: npz, path: images.npz}"),
+        ("at", "data.unlabeled={source: fraction, fraction: 0.5}"),
         ("fat", "base_learners.linf.attack.tau=10"),
         ("fat", "base_learners.linf.objective.beta=0.5"),
     ],
