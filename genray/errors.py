@@ -55,5 +55,23 @@ class LearnerError(GenrayError):
     """A learner died or hung; the message names it and the time-out field where one ran out."""
 
 
+class LostError(LearnerError):
+    """A process of the run died, hangs or is out of reach; the run can go on from its last state.
+
+    Attributes:
+        who: which process, as the configuration names it.
+        why: what is known about it.
+    """
+
+    def __init__(self, who: str, why: str):
+        self.who, self.why = who, why
+        super().__init__(f"{who}: {why}")
+
+    def __reduce__(self):
+        return type(self), (self.who, self.why)
+
+
 class NonFiniteError(GenrayError):
-    """A learner's loss or weights became NaN or infinite."""
+    """A learner's loss or weights became NaN or infinite; `learner` is its name in `base_learners`."""
+
+    learner = ""

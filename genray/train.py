@@ -40,25 +40,25 @@ def train(
     """
     from genray.recording import Progress, RunFolder, RunRecorder
 
-    setup = _prepared(config, overrides, name)
+    setup, progress = _prepared(config, overrides, name), Progress()
     folder = RunFolder(storage, setup.config.name)
-    state = _starting_state(folder, setup.config, resume)
-    progress = Progress()
+    folder.storage.check_writable()
+    with folder.lock():
+        try:
+            state = _starting_state(folder, setup.config, resume, progress)
+            setup = _pseudo_labelled(setup, folder, progress, runtime, address)
+            return _saved(RunRecorder(setup, folder, progress, state), progress, runtime, address)
+        finally:
+            progress.close()
 
-    def make_recorder(devices):
-        if not folder.storage.exists("config.yaml"):
-            folder.create(setup.config, devices)
-        recorder = RunRecorder(setup, folder, progress, devices)
-        progress.phase("training", setup.plan.total_steps, state["step"] if state else 0)
-        if state:
-            recorder.restore(state)
-        return recorder
 
+def _saved(recorder, progress, runtime, address):
+    """Runs; however that ends, the last checkpoint is written first."""
     try:
-        setup = _pseudo_labelled(setup, folder, progress, runtime, address)
-        return _run(setup, make_recorder, progress, state, runtime, address)
-    finally:
-        progress.close()
+        return _run(recorder, progress, runtime, address)
+    except BaseException:
+        recorder.save()
+        raise
 
 
 def _prepared(config, overrides, name):
@@ -67,16 +67,15 @@ def _prepared(config, overrides, name):
     return prepare(load_config(config, [*overrides, *([f"name={name}"] if name else [])]))
 
 
-def _starting_state(folder, config, resume):
+def _starting_state(folder, config, resume, progress):
     """The checkpoint to go on from; None for a new run. A finished or foreign folder is refused here."""
-    folder.storage.check_writable()
     if not resume:
         folder.check_free()
         return None
     if not folder.storage.exists("config.yaml"):
         return None
     folder.check_resumable(config)
-    return folder.read_newest_state()
+    return folder.read_newest_state(progress.say)
 
 
 def _pseudo_labelled(setup, folder, progress, runtime, address):
@@ -98,11 +97,11 @@ def _pseudo_labelled(setup, folder, progress, runtime, address):
     return pseudo_labelled(setup, folder, progress, train_teacher, classify_all)
 
 
-def _run(setup, make_recorder, progress, state, runtime, address):
+def _run(recorder, progress, runtime, address):
     if runtime == "local":
-        from genray.learners.local_run import device_names, run_local
+        from genray.learners.local_run import run_local
 
-        return run_local(setup, make_recorder(device_names(setup.config)), progress, state)
+        return run_local(recorder, progress)
     try:
         from genray.runtime.ray_run import run_on_ray
     except ModuleNotFoundError as error:
@@ -110,7 +109,7 @@ def _run(setup, make_recorder, progress, state, runtime, address):
             raise
         reason = "ray is not installed; pip install 'ray[train,tune]', or --runtime local"
         raise PlacementError(f"--runtime ray: {reason}") from None
-    return run_on_ray(setup, make_recorder, progress, state, address)
+    return run_on_ray(recorder, progress, address)
 
 
 def dry_run(config, overrides, name, runtime, address) -> str:

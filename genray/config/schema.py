@@ -73,6 +73,11 @@ class TrainingConfig:
     schedules_by: Literal["epoch", "step"] = option(
         "step", "schedules are read once a step, or once an epoch at its 1-based number (the official code)"
     )
+    on_non_finite: Literal["halt", "rollback"] = option(
+        "halt", "a learner's loss or weights are NaN or infinite: end, or go back a checkpoint and lower its rate"
+    )
+    rollback_lr_factor: float = option(0.5, "what that learner's rate is multiplied by, from there on", gt=0, lt=1)
+    max_rollbacks: int = option(3, "of one learner in a run", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +266,7 @@ class EvaluationConfig:
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every_epochs: int = option(1, "write a full checkpoint every n epochs, and at the end", ge=1)
+    every_steps: int | None = option(None, "and every n steps, where an epoch takes long", ge=1)
     keep: int = option(2, "how many to keep", ge=1)
 
 
@@ -269,6 +275,9 @@ class RuntimeConfig:
     placement: Literal["pack", "spread"] = option("pack", "learners close together, or over the nodes")
     startup_timeout_s: float = option(120.0, "how long the cluster may take to hold the run", gt=0)
     stall_timeout_s: float = option(1800.0, "how long a learner may go without finishing a step", gt=0)
+    max_failures: int = option(5, "lost processes in a row, with no new checkpoint in between, that end a run", ge=0)
+    grace_period_s: float = option(20.0, "for the last checkpoint of a run that is stopped or fails", gt=0)
+    storage_timeout_s: float = option(300.0, "how long a finished run waits for storage that fails", gt=0)
     max_ahead_gib: float = option(2.0, "object-store memory for windows submitted ahead", gt=0)
 
 

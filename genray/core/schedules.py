@@ -74,7 +74,9 @@ class RedistributionRule:
         return self.unit == "every_step_of_epoch" or finished % steps_per_epoch == 0
 
 
-def plan_windows(*, epochs, steps_per_epoch, rule, evaluate_every=1, checkpoint_every=1) -> list[Window]:
+def plan_windows(
+    *, epochs, steps_per_epoch, rule, evaluate_every=1, checkpoint_every=1, checkpoint_steps=None
+) -> list[Window]:
     """Cuts a run of `epochs` into windows: a boundary wherever the learners have to meet.
 
     Args:
@@ -82,6 +84,7 @@ def plan_windows(*, epochs, steps_per_epoch, rule, evaluate_every=1, checkpoint_
         steps_per_epoch: at least 1.
         rule: the `RedistributionRule`.
         evaluate_every, checkpoint_every: in epochs; the last step of the run is always both.
+        checkpoint_steps: additional checkpoints every so many steps, or None.
 
     Returns:
         Windows in order; they tile [0, epochs * steps_per_epoch).
@@ -93,6 +96,7 @@ def plan_windows(*, epochs, steps_per_epoch, rule, evaluate_every=1, checkpoint_
         redistribute = rule.due(finished, steps_per_epoch)
         evaluate = at_epoch_end and (epoch % evaluate_every == 0 or finished == total)
         checkpoint = at_epoch_end and (epoch % checkpoint_every == 0 or finished == total)
+        checkpoint = checkpoint or bool(checkpoint_steps and finished % checkpoint_steps == 0)
         if redistribute or evaluate or checkpoint:
             windows.append(Window(len(windows), start, finished, epoch, redistribute, evaluate, checkpoint))
             start = finished

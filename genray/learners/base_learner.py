@@ -82,16 +82,17 @@ class BaseLearner:
         began = time.perf_counter()
         loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
         num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        num_examples = 0
+        num_examples, losses = 0, []
         while self.step < stop:
             loss, correct, size = self._take_step(self.step)
+            losses.append(loss)
             loss_sum += loss.double() * size
             num_correct += correct
             num_examples += size
             self.step += 1
             if self.on_step:
                 self.on_step()
-        self._check_finite(loss_sum, start)
+        self._check_finite(loss_sum, losses, start)
         rate = self.plan.learning_rate(self.name, stop - 1)
         seconds = time.perf_counter() - began
         return WindowStats(start, stop, float(loss_sum), int(num_correct), num_examples, rate, seconds)
@@ -170,15 +171,23 @@ class BaseLearner:
             return nullcontext()
         return _seeded(key_seed(self.plan.config.seed, self.name, purpose, step), self.device)
 
-    def _check_finite(self, loss_sum, start):
-        # A sum shows every NaN and infinity in one pass; only if it is suspicious, each weight is looked at.
-        suspicious = not bool(torch.isfinite(loss_sum + self.flat.weights.sum()))
-        if suspicious and not bool(torch.isfinite(loss_sum) & torch.isfinite(self.flat.weights).all()):
-            raise NonFiniteError(
-                f"base_learners.{self.name}: loss or weights became NaN or infinite between steps {start} and "
-                f"{self.step} (epoch {(self.step - 1) // self.plan.steps_per_epoch + 1}); a lower "
-                f"base_learners.{self.name}.lr is the usual cure"
-            )
+    def _check_finite(self, loss_sum, losses, start):
+        """Looks once a window, so that no step waits for the device."""
+        # A sum shows every NaN and infinity in one pass; only if it is suspicious, each number is looked at.
+        if torch.isfinite(loss_sum + self.flat.weights.sum() + self.share.sum()):
+            return
+        finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1, dtype=torch.bool)
+        if finite.all() and torch.isfinite(self.flat.weights).all() and torch.isfinite(self.share).all():
+            return
+        first = int(finite.long().argmin()) if not finite.all() else len(losses) - 1
+        what = f"loss {float(losses[first]):g}" if not finite.all() else "weights NaN or infinite"
+        epoch, batch = divmod(start + first, self.plan.steps_per_epoch)
+        error = NonFiniteError(
+            f"base_learners.{self.name}: {what} at step {start + first} (batch {batch} of epoch {epoch + 1}); a lower "
+            f"base_learners.{self.name}.lr is the usual cure, and training.on_non_finite: rollback tries it by itself"
+        )
+        error.learner = self.name
+        raise error
 
     def contribution(self, *, private: bool = True) -> WeightSnapshot:
         """The learner's share G_k of theta_g; `private` as in `FlatWeights.snapshot`."""

@@ -8,26 +8,26 @@ from genray.errors import PlacementError
 from genray.evaluation import Evaluator, chunks, join_flags
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
+from genray.learners.recovery import run_with_recovery
 from genray.learners.setup import RunSetup
 from genray.types import WeightSnapshot
 
 
-def run_local(setup: RunSetup, recorder, progress, state: dict | None = None) -> dict:
+def run_local(recorder, progress) -> dict:
     """Trains all base learners window by window, one after another, and evaluates the result.
 
     Args:
-        setup: the prepared run.
-        recorder: a `RunRecorder`; gets every window.
+        recorder: a `RunRecorder`, with the setup and the state to go on from; gets every window.
         progress: a `Progress`.
-        state: a checkpoint to go on from.
 
     Returns:
         The final record (`results.json`).
     """
     keep_freed_memory()
+    recorder.begin(device_names(recorder.setup.config))
     threads_before = torch.get_num_threads()
     try:
-        return _run(setup, recorder, progress, state)
+        return run_with_recovery(lambda setup, state: _run(setup, recorder, progress, state), recorder, progress)
     finally:
         torch.set_num_threads(threads_before)
 

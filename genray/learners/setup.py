@@ -1,6 +1,6 @@
 """Everything a run needs before its first step, the same for both runtimes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -47,6 +47,10 @@ class RunSetup:
             "mean": model.mean,
             "std": model.std,
         }
+
+    def with_rollbacks(self, rollbacks: dict):
+        """The same run, with the learning rates that these rollbacks leave."""
+        return replace(self, plan=replace(self.plan, rollbacks=dict(rollbacks)))
 
     def build_network(self):
         """A new network with the run's initial weights: the same in every process, in memory order too, because flat

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from genray.core.seal import SEAL_BYTES, is_sealed, unseal
 from genray.errors import CheckpointError, ConfigError
 from genray.models import MODELS
 from genray.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize, set_normalization
@@ -149,9 +150,23 @@ def _read(path: str | os.PathLike) -> object:
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch warns of, it then refuses: the error below says it
-            return torch.load(Path(path), map_location="cpu", weights_only=True)
+            content = torch.load(Path(path), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything, and all of it means the same to the user
         raise CheckpointError(f"{path}: {_reason(error, head)}") from error
+    _check_seal(Path(path))
+    return content
+
+
+def _check_seal(path):
+    """Files of genray end with a checksum; those of others, or saved anew by hand, have none."""
+    with open(path, "rb") as file:
+        file.seek(-min(SEAL_BYTES, path.stat().st_size), os.SEEK_END)
+        if not is_sealed(file.read()):
+            return
+    try:
+        unseal(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is corrupt or truncated ({error})") from None
 
 
 def _refuse_foreign(path: str | os.PathLike, head: bytes) -> None:

@@ -1,39 +1,84 @@
 """Turns finished windows into metrics, the best model, checkpoints and the final record."""
 
 import json
-import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
-
-from tensorboardX import SummaryWriter
+from dataclasses import asdict
 
 from genray.core.flat import FlatWeights
+from genray.errors import RunFolderError, StorageError
 from genray.evaluation import Accuracy, pgd_name
+from genray.learners.base_learner import WindowStats
 from genray.learners.pseudo_labels import unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.recording.progress import Progress
-from genray.recording.run_folder import LEARNERS, RunFolder, versions
+from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encode_state, versions
+from genray.recording.tensorboard import EventFile
+from genray.recording.writer import Writer
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
 
 class RunRecorder:
     """Keeps the books of one run; both runtimes call it with the same things in the same order.
 
+    Files are written beside the training (see `Writer`); the newest state is kept in memory too, so that a run can go
+    back to it whatever became of the disk.
+
     Args:
         setup: the run.
         folder: where everything goes.
         progress: what the user sees.
-        devices: names of the devices in use, for the records.
+        state: the checkpoint of a resumed run.
     """
 
-    def __init__(self, setup: RunSetup, folder: RunFolder, progress: Progress, devices: list[str]):
-        self.setup, self.folder, self.progress, self.devices = setup, folder, progress, devices
-        self.records, self.pending = [], defaultdict(list)
-        self.best_score, self.best_epoch, self.best = None, 0, None
-        self.redistributions = 0
+    def __init__(self, setup: RunSetup, folder: RunFolder, progress: Progress, state: dict | None = None):
+        self.setup, self.folder, self.progress = setup, folder, progress
+        self.writer = Writer(progress.say)
         self.began, self.seconds_before = time.perf_counter(), 0.0
-        self.writer = _TensorBoard(folder)
+        self.devices, self.newest = None, None
+        if state:
+            self.newest = encode_state(state)
+            self.setup = setup.with_rollbacks(json.loads(state["books"])["rollbacks"])
+            self.seconds_before = json.loads(state["books"])["wall_s"]
+        self.newest_step = state["step"] if state else 0
+        self.go_back()
+
+    def go_back(self) -> dict | None:
+        """Takes the books back to the newest state, and returns that; None for the beginning of the run."""
+        state = decode_state(self.newest) if self.newest else None
+        books = json.loads(state["books"]) if state else {}
+        self.records = books.get("records", [])
+        parts = books.get("pending", {}).items()
+        self.pending = defaultdict(list, {name: [WindowStats(**part) for part in listed] for name, listed in parts})
+        self.best_score, self.best_epoch = books.get("best_score"), books.get("best_epoch", 0)
+        self.best = WeightSnapshot(**state["best"]) if state and state["best"] else None
+        self.redistributions = books.get("redistributions", 0)
+        self.events = None
+        return state
+
+    def begin(self, devices: list[str]):
+        """Training begins, or begins again after `go_back`.
+
+        Args:
+            devices: names of the devices in use, for the records.
+
+        Raises:
+            RunFolderError: a new run's folder cannot be written.
+        """
+        if self.devices is None:
+            self.began = time.perf_counter()
+            self._create(devices)
+        self.devices = devices
+        if self.records:
+            self._write_metrics()
+        self.progress.phase("training", self.setup.plan.total_steps, self.newest_step)
+
+    def _create(self, devices):
+        try:
+            if not self.folder.storage.exists("config.yaml"):
+                self.folder.create(self.setup.config, devices)
+        except StorageError as error:
+            raise RunFolderError(str(error)) from None
 
     # --- while training ---------------------------------------------------------------------------------------
 
@@ -77,18 +122,24 @@ class RunRecorder:
         }
         self.pending.clear()
         self.records.append(record)
-        self.folder.write_metrics(self.records)
-        self.writer.write(record)
+        self._write_metrics()
+        if self.events is None:
+            self.events = EventFile(self.folder.storage, self.writer, record["epoch"])
+        self.events.add(record)
         self.progress.steps(window.stop)
         self.progress.epoch(self._headline(record))
 
-    @staticmethod
-    def _learner_record(name, parts):
+    def _write_metrics(self):
+        records = list(self.records)
+        self.writer.put("metrics.jsonl", lambda: self.folder.write_metrics(records))
+
+    def _learner_record(self, name, parts):
         examples = sum(p.num_examples for p in parts)
         return {
             "loss": sum(p.loss_sum for p in parts) / examples,
             "train_accuracy": sum(p.num_correct for p in parts) / examples,
             "learning_rate": parts[-1].learning_rate,
+            "rollbacks": self.setup.plan.rollbacks.get(name, 0),
             "seconds": round(sum(p.seconds for p in parts), 4),
         }
 
@@ -121,15 +172,17 @@ class RunRecorder:
             "selection": rates or {},
         }
         state = {key: value.clone() for key, value in network.state_dict().items()}
-        self.folder.write_model(name, state, description)
+        self.writer.put(name, lambda: self.folder.write_model(name, state, description))
 
     def write_state(self, window, learner_states: dict, theta_g):
-        """A full checkpoint at the end of a window."""
+        """A full checkpoint at the end of a window; from now on the run goes back to this one."""
         books = {
             "records": self.records,
+            "pending": {name: [asdict(part) for part in parts] for name, parts in self.pending.items()},
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "redistributions": self.redistributions,
+            "rollbacks": self.setup.plan.rollbacks,
             "wall_s": self.wall_s(),
         }
         state = {
@@ -140,16 +193,16 @@ class RunRecorder:
             "best": vars(self.best) if self.best else None,
             "books": json.dumps(books),
         }
-        self.folder.write_state(state, self.setup.config.checkpoint.keep)
+        step, data, keep = window.stop, encode_state(state), self.setup.config.checkpoint.keep
+        self.newest, self.newest_step = data, step
+        self.writer.put("checkpoint", lambda: self.folder.write_state(step, data, keep))
 
-    def restore(self, state: dict):
-        """Goes back to the books of a checkpoint."""
-        books = json.loads(state["books"])
-        self.records = books["records"]
-        self.best_score, self.best_epoch = books["best_score"], books["best_epoch"]
-        self.redistributions, self.seconds_before = books["redistributions"], books["wall_s"]
-        self.best = WeightSnapshot(**state["best"]) if state["best"] else None
-        self.folder.write_metrics(self.records)
+    def save(self):
+        """A run that ends early: waits for its last checkpoint, as long as runtime.grace_period_s allows."""
+        try:
+            self.writer.flush(self.setup.config.runtime.grace_period_s)
+        except StorageError as error:
+            self.progress.say(f"warning: {error}")
 
     def models_to_judge(self, last, learners: dict) -> dict:
         """What the final table shows: the chosen theta_g (the last one where none could be chosen), the last one and
@@ -177,6 +230,9 @@ class RunRecorder:
 
         Args:
             flags: model name ("global", "global_last", each learner) -> {"natural": (N,) bool, "pgd20": ...} on test.
+
+        Raises:
+            StorageError: not everything could be written within runtime.storage_timeout_s.
         """
         models = {
             name: {attack: Accuracy.of(values).record() for attack, values in by_attack.items()}
@@ -190,8 +246,8 @@ class RunRecorder:
             "seed": self.setup.config.seed,
             "wall_s": round(self.wall_s(), 1),
         }
-        self.folder.write_results(results)
-        self.writer.close()
+        self.writer.put("results.json", lambda: self.folder.write_results(results))
+        self.writer.flush(self.setup.config.runtime.storage_timeout_s)
         return {**results, "folder": self.folder.location}
 
     def _protocol(self):
@@ -213,39 +269,3 @@ class RunRecorder:
             "selected_on": config.evaluation.select_on,
             "interval": "95 % Wilson",
         }
-
-
-class _TensorBoard:
-    """Event files beside `metrics.jsonl`; for object storage they are made locally and uploaded."""
-
-    def __init__(self, folder):
-        self.storage = folder.storage
-        self.temporary = None if self.storage.is_local else tempfile.TemporaryDirectory(prefix="genray-events-")
-        self.directory = Path(self.temporary.name if self.temporary else self.storage.path("tensorboard"))
-        self.events = None
-
-    def write(self, record):
-        epoch = record["epoch"]
-        if self.events is None:  # a resumed run hides what an earlier process wrote beyond its checkpoint
-            self.events = SummaryWriter(str(self.directory), purge_step=epoch)
-        for name, rate in (record["global"] or {}).items():
-            self.events.add_scalar(f"global/{name}", rate, epoch)
-        for name, weight in record["mixing_weights"].items():
-            self.events.add_scalar(f"mixing_weight/{name}", weight, epoch)
-        for learner, values in record["learners"].items():
-            for name, value in values.items():
-                self.events.add_scalar(f"{learner}/{name}", value, epoch)
-        self.events.flush()
-        if self.temporary:
-            self._upload()
-
-    def _upload(self):
-        for file in self.directory.iterdir():
-            self.storage.write(f"tensorboard/{file.name}", file.read_bytes())
-
-    def close(self):
-        if self.events is not None:
-            self.events.close()
-        if self.temporary:
-            self._upload()
-            self.temporary.cleanup()

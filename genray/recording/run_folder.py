@@ -3,20 +3,24 @@
 import io
 import json
 import platform
+from contextlib import contextmanager, suppress
 from importlib import metadata
+from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 import genray
 from genray.config import load_stored_config, to_dict
 from genray.core.flat import from_array
+from genray.core.seal import seal, unseal
 from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.recording.storage import Storage
 
 MODEL_FORMAT = "genray-model/1"
 LEARNERS = "learners"  # folder of the base learners' own models
-STATE_FORMAT = "genray-state/1"
+STATE_FORMAT = "genray-state/2"
 
 
 class RunFolder:
@@ -36,6 +40,37 @@ class RunFolder:
         return self.storage.uri
 
     # --- opening ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self):
+        """Keeps other processes from working on this run, on a local or shared file system; a dead process lets go.
+
+        Object storage knows no locks, so nothing is done there.
+
+        Raises:
+            RunFolderError: another process has it, or the folder cannot be written.
+        """
+        if not self.storage.is_local:
+            yield
+            return
+        folder = Path(self.storage.root)
+        made = [f for f in (folder, *folder.parents) if not f.exists()]
+        file = FileLock(folder / ".lock", timeout=0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.acquire()
+        except Timeout:
+            raise RunFolderError(f"{self.location}: another process works on this run; choose another --name") from None
+        except OSError as error:
+            raise RunFolderError(f"{self.location}: cannot be written: {error.strerror or error}") from None
+        try:
+            yield
+        finally:
+            Path(file.lock_file).unlink(missing_ok=True)
+            file.release()
+            for empty in made:  # nothing came of the run
+                with suppress(OSError):
+                    empty.rmdir()
 
     def check_free(self):
         """Whether a new run may start here.
@@ -87,30 +122,38 @@ class RunFolder:
     def write_model(self, name: str, state_dict: dict, model_metadata: dict):
         self.storage.write(name, model_bytes(state_dict, model_metadata))
 
-    def write_state(self, state: dict, keep: int):
-        """A checkpoint of the whole run; older ones beyond `keep` are removed after it is in place."""
-        name = f"state-{state['step']:09d}.pt"
-        self.storage.write(f"checkpoints/{name}", _to_bytes({"format": STATE_FORMAT, **_as_tensors(state)}))
-        for old in self._states()[:-keep]:
-            self.storage.delete(f"checkpoints/{old}")
+    def write_state(self, step: int, data: bytes, keep: int):
+        """A checkpoint of the whole run (`encode_state`); older ones beyond `keep` go once it is in place."""
+        name = _state_name(step)
+        self.storage.write(f"checkpoints/{name}", data)
+        older = [state for state in self._states() if state < name]
+        for state in older[: max(0, len(older) - keep + 1)]:
+            self.storage.delete(f"checkpoints/{state}")
 
-    def read_newest_state(self) -> dict | None:
-        """The newest checkpoint, or None where there is none.
+    def read_newest_state(self, say=None) -> dict | None:
+        """The newest checkpoint that is whole, or None where there is none.
+
+        Args:
+            say: callable that shows the user a line: which damaged ones were passed over.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: there are checkpoints, but no whole one.
+            StorageError: the storage does not answer.
         """
-        states = self._states()
-        if not states:
-            return None
-        path = f"checkpoints/{states[-1]}"
-        try:
-            content = torch.load(io.BytesIO(self.storage.read(path)), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise CheckpointError(f"{self.storage.path(path)}: not a readable checkpoint: {error}") from None
-        if not isinstance(content, dict) or content.pop("format", None) != STATE_FORMAT:
-            raise CheckpointError(f"{self.storage.path(path)}: expected a {STATE_FORMAT} checkpoint")
-        return _as_arrays(content)
+        damaged = []
+        for name in reversed(self._states()):
+            path = f"checkpoints/{name}"
+            try:
+                state = decode_state(self.storage.read(path))
+            except CheckpointError as error:
+                damaged.append(f"{self.storage.path(path)}: {error}")
+                continue
+            for problem in damaged if say else []:
+                say(f"warning: {problem}; going on from {name}")
+            return state
+        if damaged:
+            raise CheckpointError(f"no whole checkpoint is left: {'; '.join(damaged)}")
+        return None
 
     def _states(self):
         return [n for n in self.storage.names("checkpoints") if n.startswith("state-") and n.endswith(".pt")]
@@ -122,14 +165,17 @@ def model_bytes(state_dict: dict, model_metadata: dict) -> bytes:
 
 
 def _resumed_part(plain):
-    """What has to stay when a run goes on: all but where it computes, where its data lies and what it keeps."""
+    """What has to stay when a run goes on: all but where it computes, where its data lies, what it keeps and when it
+    gives up."""
     learners = {
         name: {key: value for key, value in learner.items() if key != "resources"}
         for name, learner in plain["base_learners"].items()
     }
     same = {key: value for key, value in plain.items() if key not in ("device", "runtime")}
     data = {**plain["data"], "path": None, "download": None}
-    return same | {"base_learners": learners, "data": data, "checkpoint": {**plain["checkpoint"], "keep": None}}
+    training = {**plain["training"], "on_non_finite": None, "max_rollbacks": None}
+    checkpoint = {**plain["checkpoint"], "keep": None}
+    return same | {"base_learners": learners, "data": data, "training": training, "checkpoint": checkpoint}
 
 
 def first_difference(before, after, path=""):
@@ -154,10 +200,34 @@ def versions(devices: list[str]) -> dict:
     return found
 
 
+def _state_name(step):
+    return f"state-{step:09d}.pt"
+
+
+def encode_state(state: dict) -> bytes:
+    """A checkpoint as the bytes of a sealed file."""
+    return _to_bytes({"format": STATE_FORMAT, **_as_tensors(state)})
+
+
+def decode_state(data: bytes) -> dict:
+    """What `encode_state` was given.
+
+    Raises:
+        CheckpointError: not a whole checkpoint of this format.
+    """
+    try:
+        content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise CheckpointError(f"not a readable checkpoint: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict) or content.pop("format", None) != STATE_FORMAT:
+        raise CheckpointError(f"not a {STATE_FORMAT} checkpoint")
+    return _as_arrays(content)
+
+
 def _to_bytes(content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return buffer.getvalue()
+    return seal(buffer.getvalue())
 
 
 def _as_tensors(value):

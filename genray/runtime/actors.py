@@ -17,7 +17,7 @@ from genray.learners.setup import RunSetup
 
 # A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
 # that waits for its arguments, unless calls may run out of order; the `after` references keep the order that matters.
-LEARNER_OPTIONS = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
+ACTOR_OPTIONS = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
 
 
 def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
@@ -73,6 +73,11 @@ class _Worker:
         gpu_ids = [str(i) for i in ray.get_gpu_ids()]
         return {"node": node, "pid": os.getpid(), "gpu_ids": gpu_ids, "device": self.device, "name": name}
 
+    @ray.method(concurrency_group="control")
+    def status(self) -> int:
+        """Finished steps, of an actor that takes any; answers while another call runs."""
+        return 0
+
     def evaluate_chunk(self, snapshot, split, start, stop):
         return self.evaluator.evaluate_chunk(snapshot, split, start, stop)
 
@@ -107,7 +112,7 @@ class BaseLearnerActor(_Worker):
 
     @ray.method(concurrency_group="control")
     def status(self) -> int:
-        """Finished steps; answers while a window runs."""
+        """Finished steps."""
         return self.learner.step
 
 
@@ -120,6 +125,11 @@ class GlobalLearnerActor:
 
     def combine(self, *contributions):
         return self.learner.combine(list(contributions))
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> int:
+        """As that of the others: it is alive."""
+        return 0
 
 
 class EvaluatorActor(_Worker):

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ NAMESPACE = "genray"
 CONNECT_TIMEOUT_S = 5
 # Ray says the same of a wrong token as of a wrong port.
 TOKEN_HINT = "one with tokens wants RAY_AUTH_MODE=token and its token, in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+SHUTDOWN_TIMEOUT_S = 30
 
 
 @contextmanager
@@ -51,7 +53,26 @@ def connected(address: str | None, *, num_cpus: float = 1):
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init put its own, which ends the process on the spot
         yield address is not None
     finally:
-        ray.shutdown()
+        within(SHUTDOWN_TIMEOUT_S, "the end of Ray", ray.shutdown)
+
+
+def within(timeout_s, what, call):
+    """Calls `call()`, but goes on without it after `timeout_s`: cleaning up must not hang, whatever died before."""
+    problems = []
+
+    def attempt():
+        try:
+            call()
+        except Exception as error:  # what is left of a broken cluster can raise anything
+            problems.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=attempt, name=f"genray: {what}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        problems.append(f"not done within {timeout_s:g} s, left behind")
+    for problem in problems:
+        print(f"warning: {what}: {' '.join(problem.split())[:200]}", file=sys.stderr)
 
 
 def _join(address, quiet):

@@ -1,15 +1,19 @@
 """All actors of one run: started together or not at all, watched, and ended on every path out."""
 
 import time
+from contextlib import suppress
 
 import ray
 from ray.util.placement_group import remove_placement_group
 
-from genray.errors import GenrayError, LearnerError, PlacementError
+from genray.errors import PlacementError
 from genray.learners.local_run import evaluation_threads, learner_threads
-from genray.runtime.actors import LEARNER_OPTIONS, BaseLearnerActor, EvaluatorActor, GlobalLearnerActor, pack
+from genray.runtime.actors import ACTOR_OPTIONS, BaseLearnerActor, EvaluatorActor, GlobalLearnerActor, pack
+from genray.runtime.cluster import within
+from genray.runtime.fetch import fetch
 from genray.runtime.placement import Place, Placement, reserve, strategy_for
 
+STOP_TIMEOUT_S = 15
 
 class ActorGroup:
     """The base learners, the global learner and the evaluator of a run, in one placement group.
@@ -24,6 +28,7 @@ class ActorGroup:
 
     Raises:
         PlacementError: the group could not be placed or its actors did not start in time.
+        LostError: a process died meanwhile.
     """
 
     def __init__(self, setup, placement: Placement, states: dict, on_wait=None):
@@ -50,15 +55,15 @@ class ActorGroup:
         arrays, small = ray.put(arrays), ray.put(small)
         for name, place in self.placement.learners.items():
             threads = learner_threads(self.setup.config, name)
-            create = self._creator(BaseLearnerActor, place, **LEARNER_OPTIONS)
+            create = self._creator(BaseLearnerActor, place)
             self.learners[name] = create(name, small, arrays, threads, self.states.get(name))
         self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
         threads = evaluation_threads(self.setup.config)
         self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, arrays, threads)
         self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
 
-    def _creator(self, cls, place: Place, **options):
-        actor = ray.remote(max_restarts=0, max_task_retries=0, **options)(cls)
+    def _creator(self, cls, place: Place):
+        actor = ray.remote(max_restarts=0, max_task_retries=0, **ACTOR_OPTIONS)(cls)
         strategy = strategy_for(self.group, place)
         return actor.options(num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy).remote
 
@@ -70,41 +75,32 @@ class ActorGroup:
             raise PlacementError(
                 f"{names}: not started within runtime.startup_timeout_s ({self.timeouts.startup_timeout_s:g} s)"
             )
-        return {name: fetch(ref, name) for name, ref in waiting.items()}
+        return {name: self.fetch(ref, name) for name, ref in waiting.items()}
 
     @property
     def workers(self) -> dict:
         """Every actor that holds a network, by name."""
         return {**self.learners, "evaluator": self.evaluator}
 
+    @property
+    def everyone(self) -> dict:
+        """Every actor by the name it has in messages."""
+        learners = {f"base_learners.{name}": actor for name, actor in self.learners.items()}
+        return {**learners, "global learner": self.global_learner, "evaluator": self.evaluator}
+
+    def fetch(self, ref, who: str):
+        """As `fetch`, with the run's time-out and names."""
+        names = {actor._actor_id.hex(): name for name, actor in self.everyone.items()}
+        return fetch(ref, who, timeout_s=self.timeouts.stall_timeout_s, names=names)
+
     def _stop(self):
-        for actor in [*self.learners.values(), self.global_learner, self.evaluator]:
-            if actor is not None:
-                ray.kill(actor)
-        if self.group is not None:
-            remove_placement_group(self.group)
+        within(STOP_TIMEOUT_S, "the end of the actors", self._end_actors)
         self.learners, self.group, self.global_learner, self.evaluator = {}, None, None, None
 
-
-def fetch(ref, who: str):
-    """The value of a reference, with a failure turned into an error that names who failed.
-
-    Raises:
-        GenrayError: the actor's own error, or LearnerError where its process died.
-    """
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, GenrayError):
-            raise cause from None
-        raise LearnerError(f"{who}: {type(cause).__name__}: {cause}") from error
-    except ray.exceptions.RayActorError as error:
-        raise LearnerError(f"{who}: its process died: {_last_line(error)}") from None
-
-
-def _last_line(error) -> str:
-    """The part of a Ray error that says what happened: the cause in an actor's constructor, else its beginning."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    in_constructor = "creation task" in lines[0]
-    return lines[-1] if in_constructor else " ".join(lines)[:300]
+    def _end_actors(self):
+        for actor in [*self.learners.values(), self.global_learner, self.evaluator]:
+            if actor is not None:
+                with suppress(ValueError):  # never started
+                    ray.kill(actor)
+        if self.group is not None:
+            remove_placement_group(self.group)

@@ -1,5 +1,6 @@
 """Which actor holds what: one bundle a base learner, one for the global learner, a place for the evaluator."""
 
+import time
 from dataclasses import dataclass, replace
 
 import ray
@@ -129,6 +130,30 @@ GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
 def _fits(placement):
     total = ray.cluster_resources()
     return total.get("CPU", 0) >= placement.num_cpus and total.get("GPU", 0) >= placement.num_gpus
+
+
+RELEASE_TIMEOUT_S = 10.0
+
+
+def free_again(lost: Placement, timeout_s: float) -> dict:
+    """Resources that are free once a lost group has let go of its own; a node may have gone with it.
+
+    Raises:
+        PlacementError: the group had GPUs, and none came back within `timeout_s`: on CPUs the run would go on with
+            other bits, and hardly move.
+    """
+    began = time.monotonic()
+    while True:
+        total, free = ray.cluster_resources(), ray.available_resources()
+        wanted = {"CPU": lost.num_cpus, "GPU": lost.num_gpus}
+        released = all(free.get(kind, 0) >= min(much, total.get(kind, 0)) for kind, much in wanted.items())
+        has_gpu = not lost.num_gpus or total.get("GPU", 0) >= 1
+        waited = time.monotonic() - began
+        if has_gpu and (released or waited > RELEASE_TIMEOUT_S):
+            return free
+        if waited > timeout_s:
+            raise PlacementError(f"no GPU came back within runtime.startup_timeout_s ({timeout_s:g} s)")
+        time.sleep(0.1)
 
 
 def _shortage(placement):

@@ -5,13 +5,13 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import ray
-from ray.util import ActorPool
 
-from genray.errors import LearnerError
+from genray.errors import LostError, PlacementError
 from genray.evaluation import chunks, join_flags
+from genray.learners.recovery import run_with_recovery
 from genray.runtime.cluster import connected
-from genray.runtime.group import ActorGroup, fetch
-from genray.runtime.placement import make_placement
+from genray.runtime.group import ActorGroup
+from genray.runtime.placement import free_again, make_placement
 from genray.types import WeightSnapshot
 
 POLL_S = 0.2
@@ -19,31 +19,55 @@ STATE_COPIES = 5  # weights, average, share and up to two optimiser moments
 BYTES_PER_GIB = 2**30
 
 
-def run_on_ray(setup, make_recorder, progress, state: dict | None = None, address: str | None = None) -> dict:
+def run_on_ray(recorder, progress, address: str | None = None) -> dict:
     """Trains all base learners at the same time, each in its own actor, and evaluates the result.
 
     Args:
-        setup: the prepared run.
-        make_recorder: devices -> `RunRecorder`; called once the actors stand, before the first step.
+        recorder: a `RunRecorder`, with the setup and the state to go on from.
         progress: a `Progress`.
-        state: a checkpoint to go on from.
         address: None for a private Ray on this machine, "auto" or "host:port" for a cluster.
 
     Returns:
         The final record (`results.json`).
 
     Raises:
-        PlacementError, LearnerError, NonFiniteError: the cluster, an actor's process or a learner's numbers fail.
+        PlacementError, LearnerError, NonFiniteError: the cluster, processes or a learner's numbers fail.
     """
-    wanted = sum(learner.resources.num_cpus for learner in setup.config.base_learners.values())
+    wanted = sum(learner.resources.num_cpus for learner in recorder.setup.config.base_learners.values())
     with connected(address, num_cpus=wanted) as may_grow:
-        placement = make_placement(setup.plan, setup.weight_bytes, ray.available_resources())
-        states = state["learners"] if state else {}
-        with ActorGroup(setup, placement, states, on_wait=progress.say if may_grow else None) as group:
-            recorder = make_recorder([f"{name}: {w['name']}" for name, w in group.whereabouts.items()])
-            pipeline = Pipeline(setup, group, recorder, progress, state)
-            theta_g = pipeline.run()
-            return _judge(setup, group, recorder, progress, theta_g)
+        attempts = _Attempts(recorder, progress, may_grow)
+        return run_with_recovery(attempts.run, recorder, progress)
+
+
+class _Attempts:
+    """Trains with a new group of actors each time, on whatever resources there are then."""
+
+    def __init__(self, recorder, progress, may_grow):
+        self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
+        self.lost = None  # placement of a group that stood before
+
+    def run(self, setup, state):
+        try:
+            placement = self._place(setup)
+            states = state["learners"] if state else {}
+            # After a loss a node may come back, even where the cluster does not grow by itself.
+            on_wait = self.progress.say if self.may_grow or self.lost else None
+            with ActorGroup(setup, placement, states, on_wait) as group:
+                self.lost = placement
+                self.recorder.begin([f"{name}: {w['name']}" for name, w in group.whereabouts.items()])
+                theta_g = Pipeline(setup, group, self.recorder, self.progress, state).run()
+                return _judge(setup, group, self.recorder, self.progress, theta_g)
+        except PlacementError as error:
+            if self.lost is None:
+                raise
+            raise LostError("the cluster", str(error)) from None
+
+    def _place(self, setup):
+        if self.lost is None:
+            free = ray.available_resources()
+        else:
+            free = free_again(self.lost, setup.config.runtime.startup_timeout_s)
+        return make_placement(setup.plan, setup.weight_bytes, free)
 
 
 @dataclass
@@ -58,8 +82,11 @@ class InFlight:
     scores: object = None
     shipped: object = None
 
-    def refs(self) -> list:
-        return [r for r in [*self.stats.values(), *self.states.values(), self.theta_g, self.scores] if r is not None]
+    def refs(self) -> dict:
+        """What has to be there before the window can be booked, and whom it comes from."""
+        refs = {ref: f"base_learners.{name}" for part in (self.stats, self.states) for name, ref in part.items()}
+        refs |= {self.theta_g: "global learner", self.scores: "evaluator"}
+        return {ref: who for ref, who in refs.items() if ref is not None}
 
 
 class Pipeline:
@@ -85,12 +112,12 @@ class Pipeline:
             self._submit_ahead()
             head = self.in_flight[0]
             refs = head.refs()
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_S, fetch_local=False)
-            if len(ready) == len(refs):
+            _, late = ray.wait(list(refs), num_returns=len(refs), timeout=POLL_S, fetch_local=False)
+            if not late:
                 flight = self.in_flight.popleft()
                 self._book(flight)
                 self.watch.finished(flight.window)
-            self.watch.look()
+            self.watch.look([refs[ref] for ref in late])
         return self.theta_g
 
     def _submit_ahead(self):
@@ -127,6 +154,8 @@ class Pipeline:
         return flight
 
     def _book(self, flight: InFlight):
+        """Windows are booked in order, so of several failures it is always the same one that is met first."""
+        fetch = self.group.fetch
         stats = {name: fetch(ref, f"base_learners.{name}") for name, ref in flight.stats.items()}
         self.theta_g = flight.theta_g or self.theta_g
         scores = fetch(flight.scores, "evaluator") if flight.scores is not None else None
@@ -137,54 +166,80 @@ class Pipeline:
 
 
 class Watch:
-    """Looks after the learners while the driver waits: shows their progress, notices the dead and the stuck."""
+    """Looks after the actors while the driver waits: shows the learners' progress, notices the dead and the stuck."""
 
     def __init__(self, group: ActorGroup, stall_timeout_s: float, progress):
         self.group, self.stall_timeout_s, self.progress = group, stall_timeout_s, progress
-        self.asked, self.steps = {}, dict.fromkeys(group.learners, 0)
+        self.asked, self.steps = {}, {f"base_learners.{name}": 0 for name in group.learners}
         self.last_move = time.monotonic()
 
     def finished(self, window):
         """Every learner has done this window, whatever its last answer was."""
-        self.steps = {name: max(step, window.stop) for name, step in self.steps.items()}
+        self.steps = {who: max(step, window.stop) for who, step in self.steps.items()}
         self.last_move = time.monotonic()
 
-    def look(self):
-        """Asks every learner for its step; an answer that is late is kept and awaited, not asked for again."""
-        for name, learner in self.group.learners.items():
-            if name not in self.asked:
-                self.asked[name] = learner.status.remote()
-            ready, _ = ray.wait([self.asked[name]], timeout=0)
+    def look(self, awaited=()):
+        """Asks every actor for its step; an answer that is late is kept and awaited, not asked for again.
+
+        Args:
+            awaited: who has to answer next, for the message.
+        """
+        for who, actor in self.group.everyone.items():
+            if who not in self.asked:
+                self.asked[who] = actor.status.remote()
+            ready, _ = ray.wait([self.asked[who]], timeout=0)
             if ready:
-                step = fetch(self.asked.pop(name), f"base_learners.{name}")
-                if step > self.steps[name]:
-                    self.steps[name], self.last_move = step, time.monotonic()
+                step = self.group.fetch(self.asked.pop(who), who)
+                if step > self.steps.get(who, step):
+                    self.steps[who], self.last_move = step, time.monotonic()
         self.progress.steps(min(self.steps.values()))
         if time.monotonic() - self.last_move > self.stall_timeout_s:
-            stands = ", ".join(f"{name} at step {step}" for name, step in self.steps.items())
-            raise LearnerError(
-                f"no learner moved for runtime.stall_timeout_s ({self.stall_timeout_s:g} s): {stands}; "
-                "look at the machines, or raise it if a step really takes that long"
-            )
+            self._stalled(awaited)
+
+    def _stalled(self, awaited):
+        stands = ", ".join(f"{who} at step {step}" for who, step in self.steps.items())
+        raise LostError(
+            ", ".join(dict.fromkeys(awaited)) or "the learners",
+            f"nothing moved for runtime.stall_timeout_s ({self.stall_timeout_s:g} s): {stands}; raise it if a step "
+            "really takes that long",
+        )
 
 
 def _judge(setup, group, recorder, progress, theta_g):
     """The final table: all models on the test images, spread over all actors."""
-    last = _owned(fetch(group.evaluator.finalize.remote(theta_g), "evaluator"))
-    own = {name: _owned(fetch(lr.model_snapshot.remote(), name)) for name, lr in group.learners.items()}
+    last = _owned(group.fetch(group.evaluator.finalize.remote(theta_g), "evaluator"))
+    own = {n: _owned(group.fetch(lr.model_snapshot.remote(), f"base_learners.{n}")) for n, lr in group.learners.items()}
     judged = recorder.models_to_judge(last, own)
     size = len(setup.splits["test"])
     ranges = chunks(size, setup.config.evaluation.batch_size)
-    shared = {name: ray.put(snapshot) for name, snapshot in judged.items()}
     tasks = [(name, *chunk) for name in judged for chunk in ranges]
     progress.phase(f"evaluating {len(judged)} models on {size} test images,", len(tasks), unit="chunks")
-    pool = ActorPool(list(group.workers.values()))
-    results = pool.map(lambda actor, task: actor.evaluate_chunk.remote(shared[task[0]], "test", *task[1:]), tasks)
-    flags = {name: [] for name in judged}
-    for (name, _, _), chunk in zip(tasks, results):
-        flags[name].append(chunk)
-        progress.steps(progress.done + 1)
-    return recorder.finish({name: join_flags(parts) for name, parts in flags.items()})
+    parts = _evaluate_all(group, {name: ray.put(snapshot) for name, snapshot in judged.items()}, tasks, progress)
+    return recorder.finish({n: join_flags([parts[task] for task in tasks if task[0] == n]) for n in judged})
+
+
+def _evaluate_all(group, snapshots, tasks, progress) -> dict:
+    """Flags of each (model, start, stop); every worker gets the next one as soon as it is done with the last."""
+    queue, running, done = deque(tasks), {}, {}
+
+    def hand_out(who):
+        if queue:
+            name, *chunk = task = queue.popleft()
+            running[group.workers[who].evaluate_chunk.remote(snapshots[name], "test", *chunk)] = (who, task)
+
+    for who in group.workers:
+        hand_out(who)
+    timeout_s = group.timeouts.stall_timeout_s
+    while running:
+        ready, _ = ray.wait(list(running), timeout=timeout_s)
+        if not ready:
+            late = ", ".join(who for who, _ in running.values())
+            raise LostError(late, f"no test images evaluated within runtime.stall_timeout_s ({timeout_s:g} s)")
+        who, task = running.pop(ready[0])
+        done[task] = group.fetch(ready[0], who)
+        hand_out(who)
+        progress.steps(len(done))
+    return done
 
 
 def _owned(snapshot: WeightSnapshot) -> WeightSnapshot:

@@ -42,6 +42,7 @@ L1 = f"{L}.attack={{norm: l1, epsilon: 2, step_size: 1, num_steps: 2}}"
 L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
 TWO = "{linf: {norm: linf, epsilon: 0.1, step_size: 0.1, num_steps: 1}, l2: {norm: l2, epsilon: 2, step_size: 1}}"
 MAX = [f"{L}.attack=null", f"{L}.objective=max", f"{L}.attacks={TWO}"]
+EXPLODES = f"{L}.lr=1e30"
 ADAM = f"{L}.optimizer={{name: adam}}"
 FRACTION = ["data.unlabeled={source: fraction, fraction: 0.5, teacher: {epochs: 1}}"]
 IMAGES = ["PARQUET", "data.unlabeled={source: image_folder, path: IMAGES/a, teacher: {epochs: 1}}"]
@@ -86,6 +87,15 @@ CHANGES = {
     "training.batch_size": ([], "training.batch_size=31"),
     "training.drop_last": (["training.batch_size=40"], "training.drop_last=true"),
     "training.schedules_by": ([], "training.schedules_by=epoch"),
+    "training.on_non_finite": ([EXPLODES], "training.on_non_finite=rollback"),
+    "training.rollback_lr_factor": (
+        [EXPLODES, "training.on_non_finite=rollback", "training.rollback_lr_factor=1e-31"],
+        "training.rollback_lr_factor=1e-32",
+    ),
+    "training.max_rollbacks": (
+        [EXPLODES, "training.on_non_finite=rollback", "training.rollback_lr_factor=1e-16", "training.max_rollbacks=1"],
+        "training.max_rollbacks=2",
+    ),
     "base_learners.attack.algorithm": (
         [f"{E}.attack.step_size=0.1"],
         f"{L}.attack={{algorithm: apgd, norm: linf, epsilon: 0.2, num_steps: 1, start: uniform}}",
@@ -157,6 +167,7 @@ CHANGES = {
     "evaluation.select_on": ([], f"{E}.select_on=test"),
     "evaluation.natural_floor": ([], f"{E}.natural_floor=1"),
     "checkpoint.every_epochs": ([], "checkpoint.every_epochs=3"),
+    "checkpoint.every_steps": ([], "checkpoint.every_steps=2"),
     "checkpoint.keep": ([], "checkpoint.keep=1"),
     "runtime.placement": ([], "runtime.placement=spread"),
     "compute.precision": ([], "compute.precision=bf16"),
@@ -170,6 +181,9 @@ CHANGES = {
 # These only show in how long something takes or how much is in flight; each has a test of its own.
 TESTED_ELSEWHERE = {
     "runtime.startup_timeout_s": "tests/ray/test_gpus.py::test_too_few_gpus_is_said_within_the_timeout",
+    "runtime.max_failures": "tests/unit/test_recovery.py::test_losses_in_a_row_end_the_run",
+    "runtime.grace_period_s": "tests/unit/test_recovery.py::test_a_stopped_run_waits_for_its_last_checkpoint",
+    "runtime.storage_timeout_s": "tests/unit/test_recovery.py::test_results_that_cannot_be_written_end_the_run",
     "runtime.stall_timeout_s": "tests/ray/test_pipeline.py::test_a_stalled_learner_is_named",
     "compute.compile": "tests/unit/test_passes.py::test_compiled_passes_compute_the_same",
     "runtime.max_ahead_gib": "tests/ray/test_pipeline.py::test_windows_ahead_fit_the_budget",

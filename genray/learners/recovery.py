@@ -1,0 +1,75 @@
+"""What a run does after a fault: goes back to its newest state and goes on, as often as the configuration allows."""
+
+import time
+from collections import Counter
+
+from genray.errors import LearnerError, LostError, NonFiniteError
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
+
+
+def run_with_recovery(attempt, recorder, progress):
+    """Calls `attempt(setup, state)` until it returns; every call goes on from the newest state.
+
+    Windows are pure functions of the state before them, so a replayed one gives the same bits.
+
+    Args:
+        attempt: trains from a state (None: from the beginning) to the end; raises LostError where a process was lost.
+        recorder: a `RunRecorder`, which keeps the newest state.
+        progress: a `Progress`.
+
+    Returns:
+        What `attempt` returned.
+
+    Raises:
+        LearnerError: more than runtime.max_failures processes were lost in a row.
+        NonFiniteError: a learner's numbers failed, and training.on_non_finite forbids to try again.
+    """
+    losses, since = [], recorder.newest_step
+    while True:
+        try:
+            return attempt(recorder.setup, recorder.go_back())
+        except NonFiniteError as error:
+            _roll_back(recorder, error, progress)
+        except LostError as error:
+            if recorder.newest_step != since:
+                losses, since = [], recorder.newest_step
+            losses.append(error)
+            _pause(losses, recorder, progress)
+
+
+def _roll_back(recorder, error, progress):
+    """Lowers the rate of the learner whose numbers failed, or gives up."""
+    training, before = recorder.setup.config.training, recorder.setup.plan.rollbacks
+    times = before.get(error.learner, 0)
+    if training.on_non_finite == "halt" or not error.learner:
+        raise error
+    if times >= training.max_rollbacks:
+        gave_up = NonFiniteError(f"{error}; rolled back {times} times (training.max_rollbacks) to no avail")
+        gave_up.learner = error.learner
+        raise gave_up from None
+    recorder.setup = recorder.setup.with_rollbacks({**before, error.learner: times + 1})
+    factor = training.rollback_lr_factor ** (times + 1)
+    progress.say(f"{error}: back to step {recorder.newest_step} with {factor:g} times its learning rate")
+
+
+def _pause(losses, recorder, progress):
+    """Waits before the next attempt, longer each time, or gives up."""
+    limit, last = recorder.setup.config.runtime.max_failures, losses[-1]
+    if len(losses) > limit:
+        raise LearnerError(_summary(losses, recorder)) from None
+    progress.say(f"{last}; going on from step {recorder.newest_step} (loss {len(losses)} of {limit} in a row)")
+    if len(losses) > 1:
+        time.sleep(min(FIRST_PAUSE_S * 2 ** len(losses), LONGEST_PAUSE_S))
+
+
+def _summary(losses, recorder):
+    how_often = ", ".join(f"{who} {n} times" if n > 1 else who for who, n in Counter(e.who for e in losses).items())
+    if recorder.newest:
+        left = f"the checkpoint of step {recorder.newest_step}; --resume goes on from it"
+    else:
+        left = "the start, before any checkpoint"
+    return (
+        f"lost since {left}: {how_often} (runtime.max_failures: {recorder.setup.config.runtime.max_failures}); "
+        f"the last was {losses[-1]}"
+    )

@@ -1,0 +1,69 @@
+"""TensorBoard's event files. Written by hand: the usual writer blocks for good once its disk is full."""
+
+import socket
+import time
+import uuid
+
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+
+class EventFile:
+    """One event file beside `metrics.jsonl`: appended to on a local disk, else uploaded as a whole.
+
+    Args:
+        storage: of the run folder.
+        writer: the `Writer` that does the writing.
+        first_epoch: hides what earlier files say from this epoch on (a run that went back or was resumed).
+    """
+
+    def __init__(self, storage, writer, first_epoch: int):
+        self.storage, self.writer, self.written = storage, writer, 0
+        unique = f"{time.time():.0f}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+        self.name = f"tensorboard/events.out.tfevents.{unique}"
+        start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+        self.content = _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.content += _framed(Event(wall_time=time.time(), step=first_epoch, session_log=start))
+
+    def add(self, record: dict):
+        """One epoch's record."""
+        for tag, value in _scalars(record):
+            self.content += _framed(Event(wall_time=time.time(), step=record["epoch"], summary=scalar(tag, value)))
+        self.writer.put(self.name, self._write)
+
+    def _write(self):
+        content = self.content
+        if self.storage.is_local and self.written:
+            self._append(content)
+        else:
+            self.storage.write(self.name, content)
+        self.written = len(content)
+
+    def _append(self, content):
+        with open(self.storage.path(self.name), "r+b") as stream:  # TensorBoard keeps it open: no new file in its place
+            stream.seek(self.written)
+            stream.write(content[self.written :])
+            stream.truncate()
+
+
+def _scalars(record):
+    for name, rate in (record["global"] or {}).items():
+        yield f"global/{name}", rate
+    for name, weight in record["mixing_weights"].items():
+        yield f"mixing_weight/{name}", weight
+    for learner, values in record["learners"].items():
+        for name, value in values.items():
+            yield f"{learner}/{name}", value
+
+
+def _framed(event) -> bytes:
+    """TFRecord: length, its checksum, the event, its checksum."""
+    data = event.SerializeToString()
+    length = len(data).to_bytes(8, "little")
+    return length + _masked(length) + data + _masked(data)
+
+
+def _masked(data):
+    value = crc32c(data)
+    return (((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
