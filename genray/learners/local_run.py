@@ -9,7 +9,6 @@ from genray.evaluation import Evaluator, chunks, join_flags
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
 from genray.learners.recovery import run_with_recovery
-from genray.learners.setup import RunSetup
 from genray.types import WeightSnapshot
 
 

@@ -28,8 +28,7 @@ class Writer:
     def put(self, key: str, write):
         """Has `write()` called soon; it must write a file whole or not at all."""
         with self.changed:
-            self.waiting.pop(key, None)
-            self.waiting[key] = write
+            self.waiting[key] = write  # one that waits keeps its place: storage slower than the run starves none
             if not self.running:
                 self.running = True
                 threading.Thread(target=self._work, name="genray writer", daemon=True).start()
@@ -46,14 +45,16 @@ class Writer:
             done = self.changed.wait_for(lambda: not self.running, timeout_s)
             self.hurry = False
             if not done:
-                reason = self.error or f"{self.waiting and next(iter(self.waiting))}: storage does not answer"
-                raise StorageError(f"{reason} (tried for {timeout_s:g} s; not written: {', '.join(self.waiting)})")
+                names = ", ".join(self.waiting)
+                reason = self.error or "storage does not answer"
+                self.waiting.clear()
+                raise StorageError(f"{reason} (tried for {timeout_s:g} s; not written: {names})")
 
     def _work(self):
         pause = FIRST_PAUSE_S
         while True:
             with self.changed:
-                if not self.waiting:
+                if not self.waiting:  # all done, or given up
                     self.running = False
                     self.changed.notify_all()
                     return
@@ -61,8 +62,9 @@ class Writer:
             error = _attempt(write)
             with self.changed:
                 if error is None:
-                    if self.waiting.get(key) is write:
-                        del self.waiting[key]
+                    newer = self.waiting.pop(key, write)
+                    if newer is not write:
+                        self.waiting[key] = newer
                     if self.error is not None:
                         self.say("storage: writes again")
                     self.error, pause = None, FIRST_PAUSE_S

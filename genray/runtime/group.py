@@ -15,6 +15,7 @@ from genray.runtime.placement import Place, Placement, reserve, strategy_for
 
 STOP_TIMEOUT_S = 15
 
+
 class ActorGroup:
     """The base learners, the global learner and the evaluator of a run, in one placement group.
 

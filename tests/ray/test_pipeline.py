@@ -8,8 +8,9 @@ import ray
 
 import genray
 from genray.config import load_config
-from genray.errors import LearnerError
+from genray.errors import LostError
 from genray.learners.setup import prepare
+from genray.runtime.fetch import fetch
 from genray.runtime.ray_run import STATE_COPIES, Pipeline, Watch
 
 pytestmark = pytest.mark.ray
@@ -35,13 +36,19 @@ class Standing:
         return 7
 
 
+def standing_group():
+    learners = {"natural": Standing.remote(), "linf": Standing.remote()}
+    everyone = {f"base_learners.{name}": actor for name, actor in learners.items()}
+    return SimpleNamespace(learners=learners, everyone=everyone, fetch=fetch)
+
+
 def test_a_stalled_learner_is_named():
-    group = SimpleNamespace(learners={"natural": Standing.remote(), "linf": Standing.remote()})
-    watch = Watch(group, stall_timeout_s=1.5, progress=SilentProgress())
+    watch = Watch(standing_group(), stall_timeout_s=1.5, progress=SilentProgress())
     began = time.monotonic()
-    with pytest.raises(LearnerError, match=r"runtime.stall_timeout_s \(1.5 s\): natural at step 7, linf at step 7"):
+    stands = r"runtime.stall_timeout_s \(1.5 s\): base_learners.natural at step 7, base_learners.linf at step 7"
+    with pytest.raises(LostError, match=f"evaluator: nothing moved for {stands}"):
         while time.monotonic() - began < 60:
-            watch.look()
+            watch.look(["evaluator"])
             time.sleep(0.05)
     assert 1.5 < time.monotonic() - began < 30
 
@@ -69,9 +76,9 @@ def test_learners_do_not_wait_for_each_other_before_redistribution(small_run, tm
     seen = []
     look = Watch.look
 
-    def recording_look(self):
-        look(self)
-        seen.append(dict(self.steps))
+    def recording_look(self, awaited):
+        look(self, awaited)
+        seen.append({who.removeprefix("base_learners."): step for who, step in self.steps.items()})
 
     monkeypatch.setattr(Watch, "look", recording_look)
     overrides = [

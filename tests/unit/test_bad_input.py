@@ -204,9 +204,9 @@ def test_run_folders(capsys, tmp_path, small_run):
     state = next((folder / "checkpoints").iterdir())
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
-    check(capsys, tmp_path, f"{state.name}: not a readable checkpoint", "--resume", *same)
+    check(capsys, tmp_path, f"{state.name}: not a readable checkpoint: its checksum is missing", "--resume", *same)
     torch.save({"format": "other"}, state)
-    check(capsys, tmp_path, "expected a genray-state/1 checkpoint", "--resume", *same)
+    check(capsys, tmp_path, f"no whole checkpoint is left: {state}", "--resume", *same)
 
     (folder / "config.yaml").write_text(yaml.safe_dump({"some": "thing"}))
     check(capsys, tmp_path, "config.yaml: not a genray run: ", "--resume", *same)

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, on local and other file systems, and the run folder on top of them."""
 
 import builtins
+import io
 import os
 
 import numpy as np
@@ -10,8 +11,9 @@ import yaml
 from pyarrow import fs
 
 from genray.config import load_config, to_dict
+from genray.core.seal import seal
 from genray.errors import CheckpointError, RunFolderError
-from genray.recording.run_folder import RunFolder, first_difference
+from genray.recording.run_folder import RunFolder, encode_state, first_difference
 from genray.recording.storage import Storage
 from genray.recording.table import results_table
 
@@ -210,6 +212,10 @@ def state(step, learners=("natural", "linf")):
     }
 
 
+def write(folder, step, keep):
+    folder.write_state(step, encode_state(state(step)), keep)
+
+
 def equal(a, b):
     if isinstance(a, dict):
         return set(a) == set(b) and all(equal(a[k], b[k]) for k in a)
@@ -222,7 +228,7 @@ def test_newest_state_comes_back_as_it_was(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     assert folder.read_newest_state() is None
     for step in (5, 900, 1_000_000):  # 1000000 sorts after 900
-        folder.write_state(state(step), keep=3)
+        write(folder, step, keep=3)
     assert equal(folder.read_newest_state(), state(1_000_000))
 
 
@@ -230,7 +236,7 @@ def test_newest_state_comes_back_as_it_was(tmp_path):
 def test_keep(tmp_path, keep):
     folder = RunFolder(str(tmp_path), "run")
     for step in range(10, 60, 10):
-        folder.write_state(state(step), keep)
+        write(folder, step, keep)
         assert folder.read_newest_state()["step"] == step
     left = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
     assert left == [f"state-{s:09d}.pt" for s in range(10, 60, 10)[-keep:]]
@@ -238,10 +244,10 @@ def test_keep(tmp_path, keep):
 
 def test_the_old_state_goes_only_when_the_new_one_is_in_place(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
-    folder.write_state(state(10), 1)
+    write(folder, 10, 1)
     fail_while_flushing(monkeypatch)
     with pytest.raises(RunFolderError):
-        folder.write_state(state(20), 1)
+        write(folder, 20, 1)
     assert folder.read_newest_state()["step"] == 10
 
 
@@ -249,8 +255,8 @@ def test_other_files_among_the_checkpoints_are_left_alone(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     folder.storage.write("checkpoints/state-000000099.pt.tmp-ab12cd34", b"half")
     folder.storage.write("checkpoints/notes.txt", b"mine")
-    folder.write_state(state(10), 1)
-    folder.write_state(state(20), 1)
+    write(folder, 10, 1)
+    write(folder, 20, 1)
     assert folder.read_newest_state()["step"] == 20
     assert set(folder.storage.names("checkpoints")) == {
         "notes.txt",
@@ -270,7 +276,7 @@ def broken(kind, whole):
 @pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "text", "zeros"])
 def test_a_corrupt_state_is_named(tmp_path, kind):
     folder = RunFolder(str(tmp_path), "run")
-    folder.write_state(state(10), 1)
+    write(folder, 10, 1)
     path = tmp_path / "run" / "checkpoints" / "state-000000010.pt"
     path.write_bytes(broken(kind, path.read_bytes()))
     with pytest.raises(CheckpointError, match="state-000000010.pt"):
@@ -280,10 +286,15 @@ def test_a_corrupt_state_is_named(tmp_path, kind):
 @pytest.mark.parametrize("content", [{"format": "genray-state/9", "step": 1}, [1, 2], {"step": 1}])
 def test_a_state_of_another_kind_is_refused(tmp_path, content):
     folder = RunFolder(str(tmp_path), "run")
-    folder.write_state(state(10), 1)
-    torch.save(content, tmp_path / "run" / "checkpoints" / "state-000000010.pt")
+    folder.storage.write("checkpoints/state-000000010.pt", sealed(content))
     with pytest.raises(CheckpointError, match="state-000000010.pt"):
         folder.read_newest_state()
+
+
+def sealed(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return seal(buffer.getvalue())
 
 
 class Harmful:
@@ -298,8 +309,7 @@ class Harmful:
 
 def test_a_state_cannot_run_code(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
-    folder.write_state(state(10), 1)
-    torch.save({"x": Harmful(tmp_path / "made")}, tmp_path / "run" / "checkpoints" / "state-000000010.pt")
+    folder.storage.write("checkpoints/state-000000010.pt", sealed({"x": Harmful(tmp_path / "made")}))
     with pytest.raises(CheckpointError, match="state-000000010.pt"):
         folder.read_newest_state()
     assert not (tmp_path / "made").exists()

@@ -1,0 +1,197 @@
+"""Processes of a run are killed (SIGKILL); it ends with the bits of the run in one process. `benchmarks/chaos.py` is the
+long part of this: more kills, at random moments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from conftest import ROOT, SMALL_RUN, descendants
+from ray.cluster_utils import Cluster
+from ray.util import placement_group_table
+
+import genray
+from genray.errors import LearnerError, NonFiniteError
+
+pytestmark = pytest.mark.ray
+EPOCHS = 12
+RUN = [*SMALL_RUN, f"training.epochs={EPOCHS}", "runtime.placement=spread"]
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 5,
+}
+
+
+def outcome(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["wall_s"]
+        for learner in record["learners"].values():
+            del learner["seconds"]
+    weights = [torch.load(folder / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")]
+    tensors = [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in weights]
+    return records, tensors, json.loads((folder / "results.json").read_text())["models"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("undisturbed")
+    genray.train(None, RUN, runtime="local", storage=str(storage))
+    return outcome(storage / "digits")
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    head = {"num_cpus": 3, "_system_config": QUICK_TO_NOTICE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, namespace="genray")
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def ours(title):
+    """Actor processes below this one, by the beginning of their command line."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(title):
+            found.append(pid)
+    return sorted(found)
+
+
+def wait_for(condition, what, process=None):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def epochs_in(folder):
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+class Killer(threading.Thread):
+    """Kills after given numbers of finished epochs, while the run goes on in the main thread."""
+
+    def __init__(self, folder, kills):
+        super().__init__(daemon=True)
+        self.folder, self.kills, self.done, self.problem = folder, kills, [], None
+
+    def run(self):
+        try:
+            for epochs, name, kill in self.kills:
+                wait_for(lambda n=epochs: epochs_in(self.folder) >= n, f"epoch {epochs}")
+                wait_for(kill, f"a {name} to kill")
+                self.done.append(name)
+        except BaseException as error:
+            self.problem = error
+
+
+def kill_actor(title, index=0):
+    def kill():
+        found = ours(title)
+        if len(found) <= index:
+            return False
+        os.kill(found[index], signal.SIGKILL)
+        return True
+
+    return kill
+
+
+def test_every_actor_and_a_node_may_die(two_nodes, tmp_path, undisturbed, capsys):
+    def kill_node():
+        os.kill(two_nodes.second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        return True
+
+    kills = [
+        (0, "base learner", kill_actor(b"ray::BaseLearner")),  # before the first checkpoint
+        (2, "global learner", kill_actor(b"ray::GlobalLearner")),
+        (4, "evaluator", kill_actor(b"ray::Evaluator")),
+        (6, "other base learner", kill_actor(b"ray::BaseLearner", 1)),
+        (8, "node", kill_node),
+    ]
+    killer = Killer(tmp_path / "digits", kills)
+    killer.start()
+    genray.train(None, RUN, storage=str(tmp_path))
+    killer.join(10)
+    assert killer.problem is None
+    assert killer.done == [name for _, name, _ in kills]
+    err = capsys.readouterr().err
+    assert err.count("going on from step") >= 4
+    assert "global learner: " in err and "evaluator: " in err and "base_learners." in err
+    assert outcome(tmp_path / "digits") == undisturbed
+    assert [record["epoch"] for record in undisturbed[0]] == list(range(1, EPOCHS + 1))
+    wait_for(lambda: all(g["state"] == "REMOVED" for g in placement_group_table().values()), "end of all groups")
+    assert not ours(b"ray::BaseLearner")
+
+
+def test_too_many_deaths_end_the_run_with_who_and_why(two_nodes, tmp_path):
+    """Each as soon as it has started, so that no checkpoint comes between."""
+    kills = [(0, f"evaluator {n}", kill_actor(b"ray::Evaluator")) for n in range(2)]
+    killer = Killer(tmp_path / "digits", kills)
+    killer.start()
+    overrides = [*RUN, "training.epochs=5000", "checkpoint.every_epochs=5000", "runtime.max_failures=1"]
+    with pytest.raises(LearnerError, match=r"any checkpoint: evaluator 2 times \(runtime.max_failures: 1\).*died"):
+        genray.train(None, overrides, storage=str(tmp_path))
+    assert killer.done == ["evaluator 0", "evaluator 1"]
+
+
+def test_rollback_gives_the_bits_of_the_run_in_one_process(two_nodes, tmp_path, small_run):
+    """The rate jumps in the second epoch; after two rollbacks it is bearable."""
+    jump = "base_learners.linf.lr=[[0, 0.05], [0.4, 0.05], [0.4, 1e20], [1, 1e20]]"
+    overrides = [*small_run, jump, "training.rollback_lr_factor=1e-11"]
+    with pytest.raises(NonFiniteError, match=r"base_learners.linf: .* at step \d+ \(batch \d of epoch 2\)"):
+        genray.train(None, overrides, storage=str(tmp_path / "halted"))
+    overrides += ["training.on_non_finite=rollback"]
+    genray.train(None, overrides, runtime="local", storage=str(tmp_path / "local"))
+    genray.train(None, overrides, storage=str(tmp_path / "halted"), resume=True)
+    expected = outcome(tmp_path / "local" / "digits")
+    assert outcome(tmp_path / "halted" / "digits") == expected
+    assert expected[0][-1]["learners"]["linf"]["rollbacks"] == 2
+    assert all(torch.isfinite(v).all() for v in _last_weights(tmp_path / "halted"))
+
+
+def _last_weights(storage):
+    return torch.load(storage / "digits" / "model_last.pt", weights_only=True)["state_dict"].values()
+
+
+def test_killed_driver_resumes_and_leaves_no_process(tmp_path, undisturbed):
+    line = [sys.executable, "-m", "genray.train", "--storage", str(tmp_path), *RUN]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob("digits/checkpoints/*.pt")), "a checkpoint", process)
+    started = descendants(process.pid)
+    assert len(started) > 5
+    process.kill()
+    process.communicate()
+    done = subprocess.run([*line, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "digits") == undisturbed
+
+    def gone():
+        return not [p for p in started if Path(f"/proc/{p}/cmdline").exists() and _command(p)]
+
+    wait_for(gone, "end of all processes")  # Ray's helpers may need a minute
+
+
+def _command(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

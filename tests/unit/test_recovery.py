@@ -1,0 +1,369 @@
+"""What a run survives in one process: NaNs, broken checkpoints, full disks, being stopped, a second run of its name."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import genray
+from genray.command_line import run_command
+from genray.config import load_config
+from genray.errors import LearnerError, LostError, NonFiniteError, RunFolderError, StorageError
+from genray.learners import recovery
+from genray.learners.base_learner import BaseLearner
+from genray.learners.global_learner import GlobalLearner
+from genray.learners.recovery import run_with_recovery
+from genray.learners.setup import prepare
+from genray.recording import Progress, RunFolder, RunRecorder
+from genray.recording.storage import Storage
+from genray.recording.writer import Writer
+from genray.train import main, parse_args
+
+STEPS_PER_EPOCH = 7  # of the small run
+
+
+def train(storage, overrides, **options):
+    return genray.train(None, overrides, runtime="local", storage=str(storage), **options)
+
+
+def outcome(storage):
+    """All of a run that must not depend on what happened to it."""
+    folder = storage / "digits"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["wall_s"]
+        for learner in record["learners"].values():
+            del learner["seconds"]
+    weights = [torch.load(folder / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")]
+    tensors = [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in weights]
+    return records, tensors, json.loads((folder / "results.json").read_text())["models"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    from conftest import SMALL_RUN
+
+    storage = tmp_path_factory.mktemp("undisturbed")
+    train(storage, SMALL_RUN)
+    return outcome(storage)
+
+
+def stop_at(monkeypatch, name, step, error=KeyboardInterrupt):
+    """Lets a learner raise instead of taking a step."""
+    real = BaseLearner._take_step
+
+    def take_step(self, at):
+        if (self.name, at) == (name, step):
+            raise error
+        return real(self, at)
+
+    monkeypatch.setattr(BaseLearner, "_take_step", take_step)
+
+
+# --- NaN -----------------------------------------------------------------------------------------------------------
+
+
+def inject_nan(monkeypatch, name, step, times=10**9):
+    """At one step a learner's gradient is NaN, and with it its weights; returns every theta_g that was made."""
+    take_step, combine, made, left = BaseLearner._take_step, GlobalLearner.combine, [], [times]
+
+    def broken(self, at):
+        loss, correct, size = take_step(self, at)
+        if (self.name, at) == (name, step) and left[0] > 0:
+            left[0] -= 1
+            self.flat.weights[:10] = float("nan")
+            loss = loss * float("nan")
+        return loss, correct, size
+
+    def watched(self, contributions):
+        made.append(combine(self, contributions))
+        return made[-1]
+
+    monkeypatch.setattr(BaseLearner, "_take_step", broken)
+    monkeypatch.setattr(GlobalLearner, "combine", watched)
+    return made
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_halt_names_learner_and_batch_and_theta_g_stays_finite(tmp_path, small_run, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    name, step = str(rng.choice(["natural", "linf"])), int(rng.integers(3, 21))
+    made = inject_nan(monkeypatch, name, step)
+    epoch, batch = divmod(step, STEPS_PER_EPOCH)
+    where = rf"base_learners\.{name}: loss nan at step {step} \(batch {batch} of epoch {epoch + 1}\)"
+    with pytest.raises(NonFiniteError, match=where):
+        train(tmp_path, small_run)
+    assert made
+    assert all(np.isfinite(theta_g.weights).all() for theta_g in made)
+    assert len(list((tmp_path / "digits" / "checkpoints").glob("*"))) == min(epoch, 2)
+    assert not (tmp_path / "digits" / "results.json").exists()
+
+
+@pytest.mark.parametrize("step", [4, 11])
+def test_rollback_goes_on_from_the_checkpoint_with_a_lower_rate(tmp_path, small_run, monkeypatch, capsys, step):
+    """As the run whose schedule has the lower rate from that checkpoint on, bit for bit."""
+    base = [*small_run, "base_learners.linf.lr=0.1"]
+    epoch = step // STEPS_PER_EPOCH
+    lowered = f"base_learners.linf.lr=[[0, 0.1], [{epoch}/3, 0.1], [{epoch}/3, 0.05], [1, 0.05]]"
+    train(tmp_path / "planned", [*base, lowered])
+    made = inject_nan(monkeypatch, "linf", step, times=1)
+    train(tmp_path / "rolled_back", [*base, "training.on_non_finite=rollback"])
+    records, weights, models = outcome(tmp_path / "rolled_back")
+    assert [r["learners"]["linf"].pop("rollbacks") for r in records] == [0] * epoch + [1] * (3 - epoch)
+    planned, *others = outcome(tmp_path / "planned")
+    assert [r["learners"]["linf"].pop("rollbacks") for r in planned] == [0] * 3
+    assert records == planned
+    assert [weights, models] == others
+    assert all(np.isfinite(theta_g.weights).all() for theta_g in made)
+    says = f"base_learners.linf: loss nan at step {step} (batch {step % 7} of epoch {epoch + 1})"
+    assert says in capsys.readouterr().err
+
+
+def test_a_resumed_run_remembers_its_rollbacks(tmp_path, small_run, monkeypatch):
+    overrides = [*small_run, "training.on_non_finite=rollback"]
+    with monkeypatch.context() as patch:
+        inject_nan(patch, "natural", 9, times=1)
+        train(tmp_path / "whole", overrides)
+    with monkeypatch.context() as patch:
+        inject_nan(patch, "natural", 9, times=1)
+        stop_at(patch, "linf", 16)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", overrides)
+    train(tmp_path / "parts", overrides, resume=True)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "parts")[0][-1]["learners"]["natural"]["rollbacks"] == 1
+
+
+def test_rollbacks_are_limited(tmp_path, small_run, monkeypatch):
+    made = inject_nan(monkeypatch, "natural", 9)
+    overrides = [*small_run, "training.on_non_finite=rollback", "training.max_rollbacks=2"]
+    with pytest.raises(NonFiniteError, match=r"natural: loss nan at step 9 .*rolled back 2 times \(training.max_roll"):
+        train(tmp_path, overrides)
+    assert all(np.isfinite(theta_g.weights).all() for theta_g in made)
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("learner", "step"), [("natural", 0), ("linf", 12), ("natural", 20)])
+def test_stopped_anywhere_and_resumed_in_the_middle_of_an_epoch(
+    tmp_path, small_run, monkeypatch, undisturbed, learner, step
+):
+    """Additional checkpoints cut windows, which changes no bit."""
+    overrides = [*small_run, "checkpoint.every_steps=2"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, learner, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, overrides)
+    states = sorted(p.name for p in (tmp_path / "digits").glob("checkpoints/*"))
+    newest = max((s for s in [*range(0, 21, 2), 7, 14] if s <= step), default=0)
+    assert states[-1:] == ([f"state-{newest:09d}.pt"] if newest else [])
+    train(tmp_path, overrides, resume=True)
+    assert outcome(tmp_path) == undisturbed
+    assert [record["epoch"] for record in undisturbed[0]] == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, small_run, capsys, undisturbed):
+    train(tmp_path, small_run)
+    newest = tmp_path / "digits" / "checkpoints" / "state-000000021.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    capsys.readouterr()
+    train(tmp_path, small_run, resume=True)
+    err = capsys.readouterr().err
+    assert f"{newest}: not a readable checkpoint: its checksum does not fit" in err
+    assert "going on from state-000000014.pt" in err
+    assert outcome(tmp_path) == undisturbed
+
+
+def test_resumed_with_other_resources(tmp_path, small_run, monkeypatch, undisturbed):
+    with monkeypatch.context() as patch:
+        stop_at(patch, "linf", 12)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, [*small_run, "base_learners.linf.resources={num_cpus: 1.5, num_gpus: 0}"])
+    train(tmp_path, [*small_run, "device=cpu", "base_learners.linf.resources.num_cpus=0.5"], resume=True)
+    assert outcome(tmp_path) == undisturbed
+
+
+def test_an_object_store_keeps_the_same_promise(small_run, monkeypatch, undisturbed, tmp_path):
+    """pyarrow's file system in memory stands for one; it has no rename."""
+    from pyarrow import fs
+
+    storage = {}
+    real = Storage.__init__
+
+    def shared(self, uri):
+        real(self, uri)
+        self.filesystem = storage.setdefault("mock", self.filesystem)
+
+    monkeypatch.setattr(Storage, "__init__", shared)
+    with monkeypatch.context() as patch:
+        stop_at(patch, "natural", 15)
+        with pytest.raises(KeyboardInterrupt):
+            genray.train(None, small_run, runtime="local", storage="mock:///runs")
+    mock = storage["mock"]
+    names = [f.base_name for f in mock.get_file_info(fs.FileSelector("runs/digits/checkpoints"))]
+    assert sorted(names) == ["state-000000007.pt", "state-000000014.pt"]
+    with mock.open_input_stream("runs/digits/checkpoints/state-000000014.pt") as stream:
+        whole = stream.read()
+    with mock.open_output_stream("runs/digits/checkpoints/state-000000014.pt") as stream:
+        stream.write(whole[: len(whole) // 3])
+    genray.train(None, small_run, runtime="local", storage="mock:///runs", resume=True)
+    for name in ("metrics.jsonl", "model.pt", "model_last.pt", "results.json"):
+        (tmp_path / "digits").mkdir(exist_ok=True)
+        with mock.open_input_stream(f"runs/digits/{name}") as stream:
+            (tmp_path / "digits" / name).write_bytes(stream.read())
+    assert outcome(tmp_path) == undisturbed
+
+
+# --- storage that fails --------------------------------------------------------------------------------------------
+
+
+def fail_writes(monkeypatch, while_true, only=""):
+    """Every write of files with `only` in their name fails as on a full disk while `while_true()`."""
+    real = Storage.write
+
+    def write(self, name, data):
+        if only in name and name != "config.yaml" and while_true():
+            raise StorageError(f"{self.path(name)}: cannot be written: No space left on device")
+        real(self, name, data)
+
+    monkeypatch.setattr(Storage, "write", write)
+
+
+def test_a_full_disk_delays_files_not_the_run(tmp_path, small_run, monkeypatch, capsys, undisturbed):
+    ends = time.monotonic() + 2  # the small run trains for less
+    fail_writes(monkeypatch, lambda: time.monotonic() < ends)
+    train(tmp_path, small_run)
+    err = capsys.readouterr().err
+    assert err.count("No space left on device; the run goes on in memory and tries again") == 1
+    assert "storage: writes again" in err
+    assert outcome(tmp_path) == undisturbed
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_results_that_cannot_be_written_end_the_run(tmp_path, small_run, monkeypatch, capsys):
+    fail_writes(monkeypatch, lambda: True)
+    argv = ["--runtime", "local", "--storage", str(tmp_path), *small_run]
+    short = ["runtime.storage_timeout_s=1", "runtime.grace_period_s=1"]
+    began = time.monotonic()
+    assert run_command(main, parse_args([*argv, *short])) == 1
+    assert time.monotonic() - began < 60
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path}/digits/")
+    assert "No space left on device (tried for 1 s; not written: " in last
+    assert "results.json" in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("grace", [30, 0.2])
+def test_a_stopped_run_waits_for_its_last_checkpoint(tmp_path, small_run, monkeypatch, capsys, grace):
+    """As long as runtime.grace_period_s, not longer."""
+    stopped = threading.Event()
+    fail_writes(monkeypatch, lambda: not stopped.wait(0.01), only="state-")
+    stop_at(monkeypatch, "linf", 12)
+    real = RunRecorder.save
+
+    def save(self):
+        threading.Timer(2, stopped.set).start()
+        real(self)
+
+    monkeypatch.setattr(RunRecorder, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, [*small_run, f"runtime.grace_period_s={grace}"])
+    written = [p.name for p in (tmp_path / "digits").glob("checkpoints/*")]
+    assert written == (["state-000000007.pt"] if grace == 30 else [])
+    assert ("not written: checkpoint" in capsys.readouterr().err) == (grace != 30)
+    stopped.set()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_start(tmp_path, small_run, monkeypatch, capsys):
+    monkeypatch.setattr(Storage, "write", lambda *_: (_ for _ in ()).throw(StorageError("digits: No space left")))
+    assert run_command(main, parse_args(["--runtime", "local", "--storage", str(tmp_path / "runs"), *small_run])) == 2
+    assert capsys.readouterr().err == "error: digits: No space left\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_slow_storage_starves_no_file():
+    """One kind of file that is renewed faster than it is written must not keep the others waiting."""
+    written, writer = [], Writer(print)
+    started = threading.Event()
+
+    def slow(key):
+        def write():
+            started.set()
+            time.sleep(0.02)
+            written.append(key)
+
+        return write
+
+    for _ in range(100):
+        for key in "abc":
+            writer.put(key, slow(key))
+        started.wait(10)
+        time.sleep(0.005)
+    assert set(written) == set("abc")
+    writer.flush(30)
+    assert set(written[-3:]) == set("abc")
+
+
+# --- two runs of one name ------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_of_the_same_name_is_refused_until_the_first_is_dead(tmp_path, small_run):
+    code = (
+        "import sys, time\nfrom genray.recording import RunFolder\n"
+        f"with RunFolder({str(tmp_path)!r}, 'digits').lock():\n    print('locked', flush=True)\n    time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert first.stdout.readline() == b"locked\n"
+    for resume in (False, True):
+        with pytest.raises(RunFolderError, match="digits: another process works on this run"):
+            train(tmp_path, small_run, resume=resume)
+    assert os.listdir(tmp_path / "digits") == [".lock"]
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    train(tmp_path, [*small_run, "training.epochs=1", "global_learner.warmup_epochs=0"])
+    assert ".lock" not in os.listdir(tmp_path / "digits")
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunFolder(str(tmp_path / "a" / "b"), "digits").lock():
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_losses_in_a_row_end_the_run(tmp_path, small_run, monkeypatch, capsys):
+    """Counted from the newest checkpoint on: a run that gets on may lose as many as it likes."""
+    monkeypatch.setattr(recovery, "LONGEST_PAUSE_S", 0.01)
+    setup = prepare(load_config(None, [*small_run, "runtime.max_failures=2"]))
+    recorder = RunRecorder(setup, RunFolder(str(tmp_path), "digits"), Progress())
+    calls = []
+
+    def attempt(setup, state):
+        calls.append(state["step"] if state else 0)
+        if len(calls) in (2, 4):  # it got on
+            recorder.newest_step += 1
+        raise LostError("base_learners.linf" if len(calls) % 2 else "evaluator", f"its process died ({len(calls)})")
+
+    with pytest.raises(LearnerError) as caught:
+        run_with_recovery(attempt, recorder, Progress())
+    assert len(calls) == 6  # two losses after the 4th, which is the first since the newest checkpoint
+    assert str(caught.value) == (
+        "lost since the start, before any checkpoint: evaluator 2 times, base_learners.linf "
+        "(runtime.max_failures: 2); the last was evaluator: its process died (6)"
+    )
+    assert capsys.readouterr().err.count("going on from step") == 5
