@@ -277,21 +277,24 @@ def one(index, plan, args, cluster, expected, rng, folder) -> dict:
         during = " during a recovery" if kill["in_recovery"] else ""
         print(f"  {kill['what']:15s} after epoch {kill['epochs']:2d}: {kill['recovery_s']:5.1f} s{during}")
     where = "private Ray" if private else "two nodes"
-    print(f"run {index + 1}, {where}: {len(kills)} kills, {seconds:.0f} s: {'; '.join(wrong) or 'the same bits'}", flush=True)
+    print(
+        f"run {index + 1}, {where}: {len(kills)} kills, {seconds:.0f} s: {'; '.join(wrong) or 'the same bits'}",
+        flush=True,
+    )
     said = [line for line in run.log.read_text().splitlines() if "going on from" in line]
     return {"where": where, "seconds": seconds, "kills": kills, "wrong": wrong, "said": said}
 
 
 def summary(runs) -> dict:
     kills = [kill for run in runs for kill in run["kills"]]
-    times = {}
+    times, bad = {}, sum(bool(run["wrong"]) for run in runs)
     for what in sorted({kill["what"] for kill in kills}):
         seconds = [kill["recovery_s"] for kill in kills if kill["what"] == what]
         times[what] = {"kills": len(seconds), "median_s": statistics.median(seconds), "max_s": max(seconds)}
     all_seconds = [kill["recovery_s"] for kill in kills]
     noticed = Counter(line.partition(":")[0] for run in runs for line in run["said"])
     return {
-        "runs": len(runs), "kills": len(kills), "runs_with_other_bits_or_leftovers": sum(bool(r["wrong"]) for r in runs),
+        "runs": len(runs), "kills": len(kills), "runs_with_other_bits_or_leftovers": bad,
         "recovery_median_s": statistics.median(all_seconds), "recovery_max_s": max(all_seconds),
         "by_process": times, "noticed_by_the_driver": dict(noticed),
     }  # fmt: skip

@@ -1,5 +1,7 @@
-"""Processes of a run are killed (SIGKILL); it ends with the bits of the run in one process. `benchmarks/chaos.py` is the
-long part of this: more kills, at random moments."""
+"""Processes of a run are killed (SIGKILL); it ends with the bits of the run in one process.
+
+`benchmarks/chaos.py` is the long part of this: more kills, at random moments.
+"""
 
 import json
 import os
