@@ -106,11 +106,12 @@ class Killer(threading.Thread):
             self.problem = error
 
 
-def kill_actor(title, index=0):
+def kill_actor(title, index=0, killed=set()):  # noqa: B006 (the same set for all: nobody is killed twice)
     def kill():
-        found = ours(title)
+        found = [pid for pid in ours(title) if pid not in killed]
         if len(found) <= index:
             return False
+        killed.add(found[index])
         os.kill(found[index], signal.SIGKILL)
         return True
 

@@ -3,6 +3,7 @@
 import builtins
 import io
 import os
+import random
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import yaml
 from pyarrow import fs
 
 from genray.config import load_config, to_dict
-from genray.core.seal import seal
+from genray.core.seal import SEAL_BYTES, seal
 from genray.errors import CheckpointError, RunFolderError
+from genray.models import build_model
+from genray.models.load import load_model
 from genray.recording.run_folder import RunFolder, encode_state, first_difference
 from genray.recording.storage import Storage
 from genray.recording.table import results_table
@@ -265,22 +268,64 @@ def test_other_files_among_the_checkpoints_are_left_alone(tmp_path):
     }
 
 
-def broken(kind, whole):
-    if kind == "truncated":
-        return whole[: len(whole) // 2]
-    if kind == "flipped":
-        return whole[:20] + bytes(b ^ 255 for b in whole[20:60]) + whole[60:]
-    return {"empty": b"", "text": b"not a checkpoint\n", "zeros": bytes(1000)}[kind]
+def damages(whole):
+    """Cut at every sixteenth, single bits flipped all over, and a few that are no checkpoint at all."""
+    yield from (whole[: len(whole) * part // 16] for part in range(16))
+    rng = random.Random(0)
+    for at in [
+        *range(0, len(whole), len(whole) // 40),
+        len(whole) - 1,
+        *(rng.randrange(len(whole)) for _ in range(40)),
+    ]:
+        yield whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+    yield from (whole[:-1], whole + b"x", b"not a checkpoint\n", bytes(1000))
 
 
-@pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "text", "zeros"])
-def test_a_corrupt_state_is_named(tmp_path, kind):
-    folder = RunFolder(str(tmp_path), "run")
-    write(folder, 10, 1)
-    path = tmp_path / "run" / "checkpoints" / "state-000000010.pt"
-    path.write_bytes(broken(kind, path.read_bytes()))
-    with pytest.raises(CheckpointError, match="state-000000010.pt"):
+def test_damaged_states_are_named_and_the_one_before_is_used(tmp_path):
+    folder, said = RunFolder(str(tmp_path), "run"), []
+    write(folder, 10, 2)
+    write(folder, 20, 2)
+    path = tmp_path / "run" / "checkpoints" / "state-000000020.pt"
+    tried = 0
+    for data in damages(path.read_bytes()):
+        path.write_bytes(data)
+        assert equal(folder.read_newest_state(said.append), state(10))
+        assert said.pop().startswith(f"warning: {path}: not a readable checkpoint: its checksum ")
+        assert not said
+        tried += 1
+    assert tried > 95
+    (tmp_path / "run" / "checkpoints" / "state-000000010.pt").unlink()
+    with pytest.raises(CheckpointError, match=f"no whole checkpoint is left: {path}"):
         folder.read_newest_state()
+
+
+def test_a_damaged_newer_state_does_not_cost_an_older_one(tmp_path):
+    """The run went back behind a damaged checkpoint: what it writes next is not the newest by name."""
+    folder = RunFolder(str(tmp_path), "run")
+    for step in (10, 20, 30):
+        write(folder, step, 3)
+    for step in (20, 30):
+        (tmp_path / "run" / "checkpoints" / f"state-0000000{step}.pt").write_bytes(b"damaged")
+    write(folder, 15, 1)
+    assert folder.read_newest_state()["step"] == 15
+
+
+def test_a_model_with_a_flipped_bit_is_refused(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    network = build_model("small_cnn", num_classes=2, in_channels=1, image_size=(8, 8), width=2)
+    architecture = {"name": "small_cnn", "num_classes": 2, "in_channels": 1, "image_size": [8, 8], "width": 2}
+    folder.write_model("model.pt", network.state_dict(), {"architecture": architecture})
+    path = tmp_path / "run" / "model.pt"
+    whole = path.read_bytes()
+    load_model(path)
+    for at in range(0, len(whole) - SEAL_BYTES, len(whole) // 50):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError, match="model.pt"):
+            load_model(path)
+    for part in range(16):
+        path.write_bytes(whole[: len(whole) * part // 16])
+        with pytest.raises(CheckpointError, match="model.pt"):
+            load_model(path)
 
 
 @pytest.mark.parametrize("content", [{"format": "genray-state/9", "step": 1}, [1, 2], {"step": 1}])
@@ -396,12 +441,17 @@ def test_a_learner_with_an_unlucky_name_is_compared_all_the_same(tmp_path):
         folder.check_resumable(load_config(data, ["base_learners.device.lr=0.5"]))
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "name: digits\n", "just words", "\x00"])
-def test_a_broken_config_in_the_folder_is_the_folders_error(tmp_path, text):
+HOSTILE = "name: !!python/object/apply:os.mkdir [made-by-yaml]\n"
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "name: digits\n", "just words", "\x00", HOSTILE])
+def test_a_broken_config_in_the_folder_is_the_folders_error(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
     folder = RunFolder(str(tmp_path), "digits")
     folder.storage.write("config.yaml", text.encode())
     with pytest.raises(RunFolderError, match="config.yaml"):
         folder.check_resumable(load_config())
+    assert os.listdir(tmp_path) == ["digits"]
 
 
 def test_first_difference():
