@@ -126,6 +126,12 @@ def checkpoints(args):
     return _compare("checkpoint and evaluation every epoch / none", args, [], ways)
 
 
+def recovery(args):
+    """What it costs to be able to go on: the digits run with its checkpoints, beside the same without any."""
+    ways = {"every epoch": ([], "ray"), "at the end": (["checkpoint.every_epochs=1000"], "ray")}
+    return _compare("checkpoint every epoch / at the end only", args, [], ways)
+
+
 def _compare(title, args, base, ways):
     epochs = f"training.epochs={epochs_for(args.seconds, [*base, NATURAL, *ALONE])}"
     first, second = ways
@@ -143,7 +149,13 @@ def _compare(title, args, base, ways):
     return {"seconds": seconds, "whole_seconds": whole, "ratio": ratio, "ratio_whole": ratio_whole, "epochs": epochs}
 
 
-PARTS = {"handover": handover, "one_learner": one_learner, "generalist": generalist, "checkpoints": checkpoints}
+PARTS = {
+    "handover": handover,
+    "one_learner": one_learner,
+    "generalist": generalist,
+    "checkpoints": checkpoints,
+    "recovery": recovery,
+}
 
 
 def main():

@@ -4,6 +4,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,35 @@ SMALL_RUN = [
 
 def descendants(pid) -> set[int]:
     """A process and all that it and its children started (Linux)."""
-    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+    children = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += [int(child) for child in (task / "children").read_text().split()]
+    except OSError:  # ended meanwhile
+        pass
     return {pid, *(d for child in children for d in descendants(child))}
+
+
+def command_of(pid) -> bytes:
+    """Command line of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_for(condition, what, process=None, seconds=600):
+    """Waits, long enough for a machine that does twenty other things, until `condition()` gives something true.
+
+    Args:
+        process: whose end means that it will never come.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process is None or process.poll() is None, f"{what}: the run has ended: {process.communicate()}"
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.1)
+    return found
 
 
 @pytest.fixture
@@ -69,7 +97,7 @@ def digits():
 def genray_command():
     """Runs `python -m genray.<command>` as a user would; returns the completed process."""
 
-    def run(command, *args, timeout=120, **kwargs):
+    def run(command, *args, timeout=600, **kwargs):
         line = [sys.executable, "-m", f"genray.{command}", *map(str, args)]
         return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, **kwargs)
 

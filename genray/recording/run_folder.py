@@ -64,6 +64,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{self.location}: cannot be written: {error.strerror or error}") from None
         try:
+            self.storage.remove_unfinished()
             yield
         finally:
             Path(file.lock_file).unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """Files under one folder, local or on object storage, each written whole or not at all."""
 
 import os
+import re
 import uuid
 from pathlib import Path
 
 from pyarrow import fs
 
 from genray.errors import RunFolderError, StorageError
+
+_ASIDE = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 
 class Storage:
@@ -82,6 +85,12 @@ class Storage:
                 stream.close()  # what makes the object visible; not reached where writing failed
         except OSError as error:
             raise StorageError(f"{self.path(name)}: cannot be written: {_short(error)}") from None
+
+    def remove_unfinished(self):
+        """Removes what a process that was killed while writing has left (local folders only)."""
+        for path in Path(self.root).rglob("*.tmp-*"):
+            if _ASIDE.search(path.name):
+                path.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.

@@ -135,6 +135,18 @@ def _fits(placement):
 RELEASE_TIMEOUT_S = 10.0
 
 
+def free_at_the_start() -> dict:
+    """Resources that are free; a run that was just killed may need a moment to let go of the GPUs, and without them
+    this one would be placed on CPUs."""
+    began = time.monotonic()
+    while True:
+        free = ray.available_resources()
+        gpus_taken = ray.cluster_resources().get("GPU", 0) >= 1 > free.get("GPU", 0)
+        if not gpus_taken or time.monotonic() - began > RELEASE_TIMEOUT_S:
+            return free
+        time.sleep(0.1)
+
+
 def free_again(lost: Placement, timeout_s: float) -> dict:
     """Resources that are free once a lost group has let go of its own; a node may have gone with it.
 

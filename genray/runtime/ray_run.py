@@ -11,7 +11,7 @@ from genray.evaluation import chunks, join_flags
 from genray.learners.recovery import run_with_recovery
 from genray.runtime.cluster import connected
 from genray.runtime.group import ActorGroup
-from genray.runtime.placement import free_again, make_placement
+from genray.runtime.placement import free_again, free_at_the_start, make_placement
 from genray.types import WeightSnapshot
 
 POLL_S = 0.2
@@ -64,7 +64,7 @@ class _Attempts:
 
     def _place(self, setup):
         if self.lost is None:
-            free = ray.available_resources()
+            free = free_at_the_start()
         else:
             free = free_again(self.lost, setup.config.runtime.startup_timeout_s)
         return make_placement(setup.plan, setup.weight_bytes, free)

@@ -9,13 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
 import ray
 import torch
-from conftest import ROOT, SMALL_RUN, descendants
+from conftest import ROOT, SMALL_RUN, command_of, descendants, wait_for
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
@@ -65,23 +63,7 @@ def two_nodes():
 
 def ours(title):
     """Actor processes below this one, by the beginning of their command line."""
-    found = []
-    for pid in descendants(os.getpid()):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(title):
-            found.append(pid)
-    return sorted(found)
-
-
-def wait_for(condition, what, process=None):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    return sorted(pid for pid in descendants(os.getpid()) if command_of(pid).startswith(title))
 
 
 def epochs_in(folder):
@@ -183,18 +165,8 @@ def test_killed_driver_resumes_and_leaves_no_process(tmp_path, undisturbed):
     assert len(started) > 5
     process.kill()
     process.communicate()
-    done = subprocess.run([*line, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*line, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "digits") == undisturbed
 
-    def gone():
-        return not [p for p in started if Path(f"/proc/{p}/cmdline").exists() and _command(p)]
-
-    wait_for(gone, "end of all processes")  # Ray's helpers may need a minute
-
-
-def _command(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    wait_for(lambda: not any(map(command_of, started)), "the end of all processes")  # Ray's helpers may need a minute

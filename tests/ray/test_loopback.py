@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, descendants
+from conftest import ROOT, descendants, wait_for
 
 pytestmark = pytest.mark.ray
 LISTEN = "0A"
@@ -44,14 +43,11 @@ def test_private_ray_listens_on_loopback_only(tmp_path, small_run):
     line = [sys.executable, "-m", "genray.train", "--storage", str(tmp_path), *small_run, "training.epochs=5000"]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "digits" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert (tmp_path / "digits" / "metrics.jsonl").exists()
+        wait_for(lambda: (tmp_path / "digits" / "metrics.jsonl").exists(), "the first epoch", process)
         addresses = listening(descendants(process.pid))
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 143
     assert addresses
     assert addresses <= LOOPBACK

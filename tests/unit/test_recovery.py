@@ -287,6 +287,22 @@ def test_a_stopped_run_waits_for_its_last_checkpoint(tmp_path, small_run, monkey
     stopped.set()
 
 
+def test_a_second_ctrl_c_ends_at_once(tmp_path, small_run, monkeypatch):
+    fail_writes(monkeypatch, lambda: True, only="state-")
+    stop_at(monkeypatch, "linf", 12)
+    real, began = RunRecorder.save, []
+
+    def save(self):
+        began.append(time.monotonic())
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        real(self)
+
+    monkeypatch.setattr(RunRecorder, "save", save)
+    argv = ["--runtime", "local", "--storage", str(tmp_path), *small_run, "runtime.grace_period_s=600"]
+    assert run_command(main, parse_args(argv)) == 130
+    assert 1 <= time.monotonic() - began[0] < 60
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_the_start(tmp_path, small_run, monkeypatch, capsys):
     monkeypatch.setattr(Storage, "write", lambda *_: (_ for _ in ()).throw(StorageError("digits: No space left")))
     assert run_command(main, parse_args(["--runtime", "local", "--storage", str(tmp_path / "runs"), *small_run])) == 2
@@ -335,6 +351,14 @@ def test_a_second_run_of_the_same_name_is_refused_until_the_first_is_dead(tmp_pa
     first.wait()
     train(tmp_path, [*small_run, "training.epochs=1", "global_learner.warmup_epochs=0"])
     assert ".lock" not in os.listdir(tmp_path / "digits")
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    folder = RunFolder(str(tmp_path), "digits")
+    folder.storage.write("checkpoints/state-000000009.pt.tmp-ab12cd34", b"half")
+    folder.storage.write("checkpoints/notes.tmp-mine", b"whole")
+    with folder.lock():
+        assert folder.storage.names("checkpoints") == ["notes.tmp-mine"]
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
