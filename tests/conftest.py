@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,10 @@ SMALL_RUN = [
     "global_learner.sync_every=3",
     "evaluation.attack.num_steps=3",
 ]
+
+
+# A shell starts what runs behind `&` with Ctrl-C ignored, tests and all: programs that have to react to it start anew.
+CTRL_C = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
 
 
 def descendants(pid) -> set[int]:

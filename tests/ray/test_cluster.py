@@ -10,7 +10,7 @@ import time
 
 import pytest
 import ray
-from conftest import ROOT, command_of, descendants, wait_for
+from conftest import CTRL_C, ROOT, command_of, descendants, wait_for
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
@@ -52,7 +52,7 @@ def assert_clean():
 
 def start(address, tmp_path, *overrides):
     line = [sys.executable, "-m", "genray.train", "--address", address, "--storage", str(tmp_path), *overrides]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **CTRL_C)
 
 
 def wait_for_a_checkpoint(folder, process):

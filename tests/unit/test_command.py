@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CTRL_C, ROOT
 from tensorboardX.proto.event_pb2 import Event
 
 import genray
@@ -45,7 +45,7 @@ def _digits_network():
 
 def start(tmp_path, *overrides, **kwargs):
     line = [sys.executable, "-m", "genray.train", "--runtime", "local", "--storage", str(tmp_path), *overrides]
-    return subprocess.Popen(line, cwd=ROOT, text=True, **kwargs)
+    return subprocess.Popen(line, cwd=ROOT, text=True, **CTRL_C, **kwargs)
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path, small_run):
