@@ -10,6 +10,7 @@ from typing import Literal
 
 from genray.config.fields import option, required
 from genray.config.objectives import OBJECTIVES
+from genray.config.optimizers import OPTIMIZERS, SGD, Adam, AdamW
 from genray.config.unlabeled import UnlabeledConfig
 from genray.config.values import Schedule
 
@@ -121,28 +122,6 @@ def linf_radius_problems(attack):
     if attack.norm == "linf" and attack.epsilon is not None and attack.epsilon > 1:
         given = float(attack.epsilon)
         yield f"epsilon: expected at most 1 for linf (pixels are in [0, 1]), got {given:g}; write 8/255, not 8"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD:
-    momentum: float = option(0.9, "", ge=0, lt=1)
-    nesterov: bool = option(False, "")
-    weight_decay: float = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adam:
-    beta1: float = option(0.9, "", ge=0, lt=1)
-    beta2: float = option(0.999, "", ge=0, lt=1)
-    weight_decay: float = option(0.0, "L2 penalty (adam) or decoupled decay (adamw)", ge=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW(Adam):
-    weight_decay: float = option(0.01, "decoupled decay", ge=0)
-
-
-OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
 @dataclass(frozen=True, kw_only=True)

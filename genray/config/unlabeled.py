@@ -1,11 +1,12 @@
 """Unlabelled training images and who labels them (methods C7): the section `data.unlabeled`, and the teacher's run."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from genray.config.fields import option, required
 from genray.config.objectives import NaturalObjective
+from genray.config.optimizers import OPTIMIZERS, SGD, Adam, AdamW
 from genray.config.values import Schedule
 
 TEACHER = "teacher"  # name of its run, in the folder of the run that needs it
@@ -18,10 +19,13 @@ class TeacherConfig:
     lr: Schedule | None = option(
         None, "the teacher's learning rate; null: as the first natural (else the first) base learner's", ge=0
     )
+    optimizer: SGD | Adam | AdamW = field(
+        default_factory=SGD, metadata={"doc": "the teacher's optimiser", "tagged": OPTIMIZERS}
+    )
 
     def problems(self):
-        for name in ("epochs", "lr"):
-            if self.path is not None and getattr(self, name) is not None:
+        for name, default in (("epochs", None), ("lr", None), ("optimizer", SGD())):
+            if self.path is not None and getattr(self, name) != default:
                 yield f"{name}: has no effect with teacher.path, whose model is trained already; remove one of them"
 
 
@@ -98,8 +102,8 @@ def share_of(share: float, size: int) -> int:
 def teacher_config(config):
     """The ordinary run that trains the teacher: one natural learner on the labelled images of `config`.
 
-    Model, data, augmentation, optimiser, averaging, batches and device are those of the run (of its first natural, else
-    its first base learner); it is evaluated once, at its end.
+    Model, data, augmentation, averaging, batches and device are those of the run (of its first natural, else its first
+    base learner); it is evaluated once, at its end.
     """
     unlabeled, learners = config.data.unlabeled, config.base_learners.values()
     student = next((learner for learner in learners if not learner.is_robust), next(iter(learners)))
@@ -118,6 +122,7 @@ def teacher_config(config):
                 attack=None,
                 attacks=None,
                 awp=None,
+                optimizer=options.optimizer,
                 lr=options.lr or student.lr,
                 data_order="shared",
             )

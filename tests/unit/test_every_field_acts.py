@@ -78,6 +78,7 @@ CHANGES = {
     "data.unlabeled.teacher.path": (NAMED, "data.unlabeled.teacher.path=TEACHERS/b.pt"),
     "data.unlabeled.teacher.epochs": (FRACTION, "data.unlabeled.teacher.epochs=3"),
     "data.unlabeled.teacher.lr": (FRACTION, "data.unlabeled.teacher.lr=0.02"),
+    "data.unlabeled.teacher.optimizer": (FRACTION, "data.unlabeled.teacher.optimizer=adam"),
     "model.name": ([], "model.name=resnet18"),
     "model.width": ([], "model.width=5"),
     "model.batch_norm": ([], "model.batch_norm=false"),

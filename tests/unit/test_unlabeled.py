@@ -259,6 +259,7 @@ WRONG = [
     ([FRACTION, f"{U}.batch_share=0.999"], "image in a batch of 64, got 64 and 0"),
     ([FRACTION, f"{T}.epochs=0"], f"{T}.epochs: expected a whole number at least 1, got 0"),
     ([FRACTION, f"{T}.path=x", f"{T}.lr=0.1"], f"{T}.lr: has no effect with teacher.path"),
+    ([FRACTION, f"{T}.path=x", f"{T}.optimizer=adam"], f"{T}.optimizer: has no effect with teacher.path"),
     ([FRACTION, f"{T}.epochs=3", f"{U}.batch_share=0"], f"{T}: has no effect with batch_share: 0"),
     ([FRACTION, f"{T}.path=/no/such"], f"{T}.path: /no/such: no such file"),
     ([f"{U}={{source: parquet, path: /no/such}}"], f"{U}.path: expected a readable folder, came /no/such: no such"),

@@ -1,0 +1,27 @@
+"""The optimisers of base learners, one section each."""
+
+from dataclasses import dataclass
+
+from genray.config.fields import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    momentum: float = option(0.9, "", ge=0, lt=1)
+    nesterov: bool = option(False, "")
+    weight_decay: float = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    beta1: float = option(0.9, "", ge=0, lt=1)
+    beta2: float = option(0.999, "", ge=0, lt=1)
+    weight_decay: float = option(0.0, "L2 penalty (adam) or decoupled decay (adamw)", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    weight_decay: float = option(0.01, "decoupled decay", ge=0)
+
+
+OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
