@@ -14,7 +14,7 @@ from genray.config.objectives import RstObjective
 from genray.data.datasets import load_image_data
 from genray.data.splits import Split
 from genray.learners import pseudo_labels
-from genray.learners import setup as setup_module
+from genray.learners import setup as run_setup
 from genray.learners.base_learner import BaseLearner
 from genray.learners.plan import make_plan
 from genray.learners.setup import prepare
@@ -210,7 +210,7 @@ def test_dropped_labels_change_nothing(finished, tmp_path, monkeypatch):
     """Other true labels of the unlabelled images: the same bits of everything but the count of right pseudo-labels."""
     folder, results = finished
     original = prepare(load_config(None, RUN))
-    split = setup_module.validation_split
+    split = run_setup.validation_split
 
     def with_wrong_labels(*args):
         train, validation = split(*args)
@@ -220,7 +220,7 @@ def test_dropped_labels_change_nothing(finished, tmp_path, monkeypatch):
         assert not torch.equal(wrong, train.labels)
         return Split(train.images, wrong), validation
 
-    monkeypatch.setattr(setup_module, "validation_split", with_wrong_labels)
+    monkeypatch.setattr(run_setup, "validation_split", with_wrong_labels)
     again = genray.train(None, RUN, runtime="local", storage=str(tmp_path))
     assert same_models(folder, tmp_path / "digits")
     assert (folder / "pseudo_labels.npy").read_bytes() == (tmp_path / "digits" / "pseudo_labels.npy").read_bytes()
