@@ -168,6 +168,15 @@ def test_seat_by_its_own_recursion(splits, gamma):
 
 # --- cost ------------------------------------------------------------------------------------------------------------
 
+
+def several(objective, algorithm="pgd"):
+    """Three norms, K steps in each."""
+    radii, step = {"linf": 0.2, "l2": 1, "l1": 2}, ", step_size: 0.1" if algorithm == "pgd" else ""
+    how = f"algorithm: {algorithm}, num_steps: {K}{step}"
+    attacks = ", ".join(f"{norm}: {{norm: {norm}, epsilon: {radius}, {how}}}" for norm, radius in radii.items())
+    return [f"{L}.attack=null", f"{L}.objective={objective}", f"{L}.attacks={{{attacks}}}"]
+
+
 COSTS = {  # passes an example with a gradient; forward passes besides (methods H)
     "NT": (NATURAL, 1, 0),
     "NT with mixup": ([f"{L}.attack=null", f"{L}.objective={{name: natural, mixup: 1}}"], 1, 0),
@@ -177,9 +186,15 @@ COSTS = {  # passes an example with a gradient; forward passes besides (methods 
     "TRADES": ([f"{L}.objective=trades"], K + 2, 1),
     "MART": ([f"{L}.objective=mart"], K + 2, 0),
     "IAT": ([f"{L}.objective=iat"], K + 2, 0),
+    "RST": ([f"{L}.objective=rst", "data.unlabeled={source: fraction, fraction: 0.5}"], K + 2, 0),
     "FAT with tau = K": (FAT_K, K + 1, 0),
     "AWP around PGD-AT": ([f"{L}.awp.gamma=0.01"], K + 2, 0),
     "AWP around TRADES": ([f"{L}.objective=trades", f"{L}.awp.gamma=0.005"], K + 4, 1),
+    "MAX": (several("max"), 3 * K + 1, 3),
+    "AVG": (several("avg"), 3 * K + 3, 0),
+    "SAT": (several("sat"), K + 1, 0),
+    "MSD": (several("msd"), K + 1, 3 * K),
+    "E-AT": (several("e_at", "apgd"), K + 1, 1),
 }
 
 
