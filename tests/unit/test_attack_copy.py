@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from genray.attacks import GradientAttack, StreamDraw
+from genray.attacks.gradient import starting_point
 from genray.core.flat import FlatWeights
-from genray.core.geometry import BALLS
 from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
+from genray.models.relu import relu_
 from genray.models.tracing import foldable_pairs, trace
 
 # How many BatchNorms directly follow a convolution: all of a ResNet's, the inner ones of pre-activation blocks.
@@ -67,14 +68,15 @@ def test_pgd_on_the_copy_finds_the_same_images(name):
     model, x, y = network(name).eval(), images(), torch.arange(5)
     attack = GradientAttack("linf", 8 / 255, 2 / 255, 5)
     found = [attack(m, x, y, draw()) for m in (model, AttackCopy(model, dtype=torch.float64))]
-    assert not torch.equal(found[0], attack._start(BALLS["linf"], x, draw()))  # it moved
+    assert not torch.equal(found[0], starting_point(attack, x, draw()))  # it moved
     assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_overwritten_activations_change_no_bit(name):
+def test_overwritten_activations_change_no_bit(name, dtype):
     model, x = network(name, torch.float32).eval(), images(torch.float32)
-    plain, overwriting = AttackCopy(model), AttackCopy(model, in_place=True)
+    plain, overwriting = AttackCopy(model, dtype=dtype), AttackCopy(model, in_place=True, dtype=dtype)
     found = []
     for copy in (plain, overwriting):
         image = x.clone().requires_grad_(True)
@@ -83,11 +85,21 @@ def test_overwritten_activations_change_no_bit(name):
         found.append((logits, gradient))
     assert found[0][1].abs().sum() > 0
     assert all(torch.equal(a, b) for a, b in zip(*found))
-    code = overwriting.body.code
-    functional = sum(code.count(text) for text in ("inplace = True", "+="))
-    modules = sum(m.inplace for m in overwriting.modules() if isinstance(m, nn.ReLU))
-    assert functional + modules == OVERWRITING[name]
-    assert not any(m.inplace for m in model.modules() if isinstance(m, nn.ReLU))
+    assert sum(overwriting.body.code.count(text) for text in ("relu_(", "+=")) == OVERWRITING[name]
+
+
+def test_relu_of_bits_is_torchs():
+    """Values and gradients, zeros of both signs and infinities among them."""
+    values = torch.tensor([-torch.inf, -3.0, -1e-38, -0.0, 0.0, 1e-38, 2.5, torch.inf]).bfloat16().repeat(3, 1)
+    gradient = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for relu in (relu_, torch.relu):
+        x = values.clone().requires_grad_(True)
+        y = relu(x * 1)  # not a leaf, which may not be overwritten
+        found.append((y, *torch.autograd.grad(y, x, gradient)))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    y = values.clone()
+    assert relu_(y).data_ptr() == y.data_ptr() and torch.equal(y, found[1][0])
 
 
 def draw():
