@@ -1,14 +1,17 @@
 """What a GPU does with genray's training step and AutoAttack: rates, and shares of its measured matrix rate.
 
     python benchmarks/bench_h200.py --output h200.json            # one GPU, within eight minutes, no data, no ray
-    python benchmarks/bench_h200.py --device cpu --width 4 --batch 8 --steps 2 --seconds 20   # tries the script
+    python benchmarks/bench_h200.py --device cpu --width 4 --batch 8 --steps 2 --window 1 --attacked 8 --seconds 60
 
 ResNet-18 at 32 x 32 on random images (time does not depend on what is on them). A step is one of both learners of
-Generalist with PGD-10, one after another on this device. AutoAttack is measured at a radius so small that no image
+Generalist with PGD-10, one after another on this device; steps are timed in windows, as the trainer takes them, since a
+window ends by waiting for the device. AutoAttack is measured at a radius so small that no image
 falls, so its figure is the cost of an image that resists. Parts that come after --seconds are left out and named.
 """
 
 import argparse
+import gc
+import importlib.util
 import statistics
 import time
 
@@ -74,25 +77,41 @@ def training(args, rate):
     for name in args.ways:
         if out_of_time(args, f"training {name}"):
             continue
-        split = images(argparse.Namespace(batch=args.batch, rounds=args.steps))
-        step = our_step(args, split, [*WAYS[name], *([] if args.device == "cpu" else ["device=cuda"])])
-        began = time.perf_counter()
-        step()  # compiles, where it does
-        warm_up = time.perf_counter() - began
-        seconds = seconds_of(step, args.device, args.steps)
+        release(args.device)  # what the way before left, compiled graphs and their memory among it
+        first, seconds, peak = one_way(args, WAYS[name])
         schedule = seconds * -(-PAPER_IMAGES // args.batch) * PAPER_EPOCHS
         record[name] = {
-            "step_s": seconds, "first_step_s": warm_up, "images_per_s": args.batch / seconds,
-            "share_of_matrix_rate": flops / seconds / rate, "paper_schedule_min": schedule / 60,
+            "step_s": seconds, "first_window_s": first, "images_per_s": args.batch / seconds,
+            "share_of_matrix_rate": flops / seconds / rate, "paper_schedule_min": schedule / 60, "peak_gib": peak,
         }  # fmt: skip
-        if args.device == "cuda":
-            record[name]["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            torch.cuda.reset_peak_memory_stats()
         print(
             f"training {name:14} {1e3 * seconds:8.2f} ms a step, {args.batch / seconds:8.0f} images/s, "
-            f"{100 * flops / seconds / rate:5.1f} % of the matrix rate, paper's schedule in {schedule / 60:.1f} min"
+            f"{100 * flops / seconds / rate:5.1f} % of the matrix rate, paper's schedule in {schedule / 60:.1f} min",
+            flush=True,
         )
     return record
+
+
+def one_way(args, overrides):
+    """Seconds of the first window, which compiles where it does; seconds of a step; GiB of the device, or None."""
+    windows = -(-args.steps // args.window)
+    # `images` has two steps' for each round and two more, and there are two windows besides the timed ones.
+    split = images(argparse.Namespace(batch=args.batch, rounds=(windows + 2) * args.window))
+    device = ["device=cuda"] if args.device == "cuda" else []
+    run = our_step(args, split, [*overrides, *device], args.window)
+    began = time.perf_counter()
+    run()
+    first = time.perf_counter() - began
+    seconds = seconds_of(run, args.device, windows) / args.window
+    return first, seconds, torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else None
+
+
+def release(device):
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def autoattack(args):
@@ -101,6 +120,9 @@ def autoattack(args):
     x = torch.rand(args.attacked, 3, 32, 32, device=args.device)
     y = network(x).argmax(1)
     for engine in args.engines:
+        if engine == "pyautoattack" and not importlib.util.find_spec(engine):
+            print(f"{engine}: left out, it is not installed")
+            continue
         for member in ("apgd_ce", "apgd_t", "fab_t", "square"):
             if out_of_time(args, f"{engine} {member}"):
                 continue
@@ -134,6 +156,7 @@ def main():
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each way")
+    parser.add_argument("--window", type=int, default=10, help="steps of a window")
     parser.add_argument("--attacked", type=int, default=512, help="images of the AutoAttack part")
     parser.add_argument("--matrix", type=int, default=8192, help="side of the matrices of the matrix rate")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))

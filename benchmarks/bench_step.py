@@ -63,8 +63,8 @@ def fresh_network(args):
     return build_model(args.net, num_classes=10, in_channels=3, image_size=(32, 32), width=args.width, seed=0)
 
 
-def our_step(args, split, overrides):
-    """A callable that takes one step of both learners."""
+def our_step(args, split, overrides, steps=1):
+    """A callable that takes a window of `steps` steps of both learners."""
     config = run_config(args, overrides)
     plan = make_plan(config, len(split))
     device = "cuda" if config.device == "cuda" else "cpu"
@@ -75,7 +75,7 @@ def our_step(args, split, overrides):
 
     def step():
         for learner in learners:
-            learner.run_window(learner.step, learner.step + 1)
+            learner.run_window(learner.step, learner.step + steps)
 
     return step
 
