@@ -1,0 +1,182 @@
+"""What came out of a grid: one row a trial, mean and spread over seeds, as files and as tables."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genray.errors import RunFolderError
+from genray.recording.storage import Storage
+from genray.tuning.grid import short_names
+
+RECORD = "grid.json"
+METHOD = "method"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Attributes:
+    name: of the grid.
+    rows: one dict a trial: trial, method, seed, status, the grid's keys, then numbers (accuracies are fractions).
+    keys: the grid's keys.
+    measures: names of the accuracies, in the order of the tables.
+    about: what was measured, in words.
+    """
+
+    name: str
+    rows: list[dict]
+    keys: tuple[str, ...]
+    measures: tuple[str, ...]
+    about: str
+
+
+def read_trials(folder: str) -> Trials:
+    """Reads all runs of a grid folder, whatever state they are in.
+
+    Raises:
+        RunFolderError: it is not the folder of a grid.
+    """
+    storage = Storage(folder)
+    try:
+        record = json.loads(storage.read(RECORD))
+        stated = {name: dict(trial) for name, trial in record["trials"].items()}
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150]
+        raise RunFolderError(f"{folder}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
+    keys = tuple(dict.fromkeys(key for trial in stated.values() for key in trial["point"]))
+    rows, measures, about = [], {}, ""
+    for name, trial in stated.items():
+        row = {"trial": name, METHOD: trial["method"], "seed": trial["seed"], "status": "not started"}
+        row |= {key: _cell(trial["point"].get(key)) for key in keys}
+        found, text = _numbers(storage, name)
+        about = text or about
+        measures |= dict.fromkeys(key for key in found if key not in ("best_epoch", "wall_s", "status"))
+        rows.append(row | found)
+    return Trials(storage.uri.rstrip("/").rpartition("/")[2], rows, keys, tuple(measures), about)
+
+
+def _cell(value):
+    return value if value is None or isinstance(value, (int, float, str)) else json.dumps(value)
+
+
+def _numbers(storage, name):
+    """(accuracies of theta_g and the state of the run, what was measured)."""
+    if not storage.exists(f"{name}/results.json"):
+        begun = storage.exists(f"{name}/metrics.jsonl")
+        return {"status": "unfinished" if begun else "not started"}, ""
+    try:
+        results = json.loads(storage.read(f"{name}/results.json"))
+        numbers = {attack: record["value"] for attack, record in results["models"]["global"].items()}
+        protocol = results["protocol"]
+        about = f"{protocol['examples']} test images of {protocol['data']}, {protocol['threat_model']}"
+        if storage.exists(f"{name}/evaluation/results.json"):
+            judged = json.loads(storage.read(f"{name}/evaluation/results.json"))
+            numbers = {"natural": judged["natural"]["value"]}
+            for norm, part in judged["norms"].items():
+                several = len(judged["norms"]) > 1
+                numbers |= {f"{norm}/{c}" if several else c: r["value"] for c, r in part["columns"].items()}
+            numbers |= {"union": judged["union"]["value"]} if judged.get("union") else {}
+            stated = judged["protocol"]
+            radii = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in stated["threats"])
+            about = (
+                f"{stated['data']['examples']} test images of {stated['data']['source']}, {radii}, {stated['engine']}"
+            )
+        ended = {"status": "finished", "best_epoch": results["best_epoch"], "wall_s": results["wall_s"]}
+        return numbers | ended, about
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {"status": "damaged results.json"}, ""
+
+
+def groups(trials: Trials) -> list[dict]:
+    """Mean and sample standard deviation over seeds: one dict a place in the grid.
+
+    Returns:
+        [{"method", each key, "seeds": n, measure: (mean, std or None)}], in the order of the trials.
+    """
+    places = {}
+    for row in trials.rows:
+        place = (row[METHOD], *(row[key] for key in trials.keys))
+        places.setdefault(place, []).append(row)
+    found = []
+    for place, rows in places.items():
+        done = [row for row in rows if row["status"] == "finished"]
+        group = {METHOD: place[0], **dict(zip(trials.keys, place[1:])), "seeds": len(done)}
+        for measure in trials.measures:
+            values = [row[measure] for row in done if measure in row]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            group[measure] = (statistics.fmean(values), spread) if values else None
+        found.append(group)
+    return found
+
+
+def write_files(trials: Trials, folder: str):
+    """`trials.parquet` and `trials.csv`: one row a trial with its whole configuration; `table.md`."""
+    storage = Storage(folder)
+    configs = json.loads(storage.read(RECORD))["trials"]
+    columns = list(dict.fromkeys(key for row in trials.rows for key in row))
+    table = {key: [row.get(key) for row in trials.rows] for key in columns}
+    mixed = {
+        key: values if _one_kind(values) else [None if v is None else str(v) for v in values]
+        for key, values in table.items()
+    }
+    config = [json.dumps(configs[row["trial"]]["config"]) for row in trials.rows]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({**mixed, "config": config}), buffer)
+    storage.write("trials.parquet", buffer.getvalue())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(trials.rows)
+    storage.write("trials.csv", text.getvalue().encode())
+    storage.write("table.md", markdown(trials).encode())
+
+
+def _one_kind(values):
+    return len({float if isinstance(v, (int, float)) else type(v) for v in values if v is not None}) <= 1
+
+
+def markdown(trials: Trials) -> str:
+    """The papers' layout: one row a method or place, accuracies in per cent, best bold, second best underlined."""
+    rows = groups(trials)
+    with_method = [METHOD] if any(row[METHOD] for row in rows) else []
+    places, heads = [*with_method, *trials.keys], [*with_method, *short_names(trials.keys)]
+    ranks = {measure: _ranks(rows, measure) for measure in trials.measures}
+    lines = [_line([*heads, *trials.measures]), "|" + "---|" * len(heads) + "---:|" * len(trials.measures)]
+    for number, row in enumerate(rows):
+        cells = [_accuracy(row[measure], ranks[measure].get(number)) for measure in trials.measures]
+        lines.append(_line([*(str(row[place]) for place in places), *cells]))
+    return "\n".join([*lines, "", _legend(trials)]) + "\n"
+
+
+def _line(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def _legend(trials):
+    done = sum(row["status"] == "finished" for row in trials.rows)
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in trials.rows})))
+    spread = f"mean ± standard deviation over seeds {seeds}" if "," in seeds else f"seed {seeds}"
+    return (
+        f"Accuracy of theta_g in %, {spread}; {trials.about}; {done} of {len(trials.rows)} trials finished. "
+        "Best in bold, second best underlined."
+    )
+
+
+def _ranks(rows, measure):
+    """Row number -> 1 for the best mean, 2 for the second; ties share a rank, and one row alone has none."""
+    means = {i: round(row[measure][0], 6) for i, row in enumerate(rows) if row[measure]}
+    best = sorted(set(means.values()), reverse=True)[:2]
+    return {i: best.index(mean) + 1 for i, mean in means.items() if mean in best} if len(means) > 1 else {}
+
+
+def _accuracy(value, rank):
+    if value is None:
+        return "-"
+    mean, spread = value
+    text = f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None and not math.isnan(spread) else "")
+    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)

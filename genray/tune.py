@@ -1,0 +1,168 @@
+"""Compare whole runs: `python -m genray.tune GRID.yaml`, or `genray.tune(grid)`."""
+
+import sys
+import time
+
+from genray.command_line import Parser, make_callable, run_command
+from genray.errors import GenrayError, PlacementError
+from genray.runtime.loopback import keep_on_loopback
+
+DEFAULT_STORAGE = "runs"
+
+
+def tune(
+    grid,
+    *,
+    address: str | None = None,
+    storage: str = DEFAULT_STORAGE,
+    max_concurrent: int | None = None,
+    resume: bool = False,
+):
+    """Runs every trial of a grid to its end and writes their table.
+
+    Args:
+        grid: path of a grid file.
+        address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
+        storage: folder or URI that holds the grid's folder; every node has to see it.
+        max_concurrent: at most so many trials at once; None for as many as fit.
+        resume: go on with a grid of this name: what is finished is not done again.
+
+    Returns:
+        The `Trials`: one row a trial.
+
+    Raises:
+        InputError: the grid, a configuration, the storage or the cluster is wrong; no trial was started.
+        GenrayError: trials failed; the others' table is written.
+    """
+    from genray.reporting.trials import read_trials
+    from genray.tuning.grid import load_grid
+
+    grid = load_grid(grid)
+    _run_all(grid, storage, address, max_concurrent, resume)
+    return read_trials(f"{storage.rstrip('/')}/{grid.name}")
+
+
+def _run_all(grid, storage, address, max_concurrent, resume):
+    try:
+        from genray.runtime.cluster import connected
+        from genray.tuning.run import bundles, open_folder, run_grid
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise PlacementError("genray.tune: ray is not installed; pip install 'ray[train,tune]'") from None
+    from genray.reporting.trials import read_trials, write_files
+    from genray.train import train
+
+    widest = max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in bundles(grid).values())
+    with connected(address, num_cpus=widest):
+        folder = open_folder(grid, storage, resume)
+        try:
+            outcome = run_grid(grid, folder, train=train, evaluate=judge, max_concurrent=max_concurrent)
+        finally:
+            write_files(read_trials(folder), folder)
+    if outcome.failed:
+        name, reason = next(iter(outcome.failed.items()))
+        raise GenrayError(
+            f"{len(outcome.failed)} of {len(grid.trials)} trials failed, first {name}: {reason}; --resume tries again"
+        )
+
+
+def judge(folder: str, config, arguments: dict) -> dict:
+    """Evaluates a finished run as the grid's `evaluate` section says, into `evaluation/` in its folder.
+
+    Returns:
+        {"test_<norm>_<attack>": fraction, ...} for the scheduler's log.
+    """
+    from genray.data.datasets import load_image_data
+    from genray.evaluate import evaluate
+    from genray.evaluation.sources import data_of
+    from genray.models.load import load_model
+
+    arguments = dict(arguments)
+    examples = arguments.pop("examples", None)
+    attack = config.evaluation.attack
+    arguments.setdefault("norms", [attack.norm])
+    radii = {attack.norm: attack.epsilon} | (arguments.get("epsilon") or {})
+    arguments["epsilon"] = {norm: radius for norm, radius in radii.items() if norm in arguments["norms"]}
+    test = load_image_data(**data_of(config)).test
+    test = test if examples is None else test.first(examples, "evaluate.examples")
+    data = {"source": config.data.source, "split": "test"}
+    record = evaluate(
+        load_model(folder), test.images, test.labels, output=f"{folder}/evaluation", resume=True, data=data, **arguments
+    )
+    columns = [(norm, c, r["value"]) for norm, part in record["norms"].items() for c, r in part["columns"].items()]
+    found = {f"test_{norm}_{column}": value for norm, column, value in columns}
+    return found | ({"test_union": record["union"]["value"]} if record.get("union") else {})
+
+
+def plan_text(grid, bundles: dict) -> str:
+    """What will be run, before it is: trials, what each holds and about how long it takes."""
+    lines = [f"grid           {grid.name}: {len(grid.trials)} trials"]
+    for trial in grid.trials:
+        held = bundles[trial.name][1:]
+        cpus, gpus = (sum(bundle.get(kind, 0) for bundle in held) for kind in ("CPU", "GPU"))
+        lines.append(f"trial          {trial.name}: {cpus:g} CPU, {gpus:g} GPU, {trial.config.training.epochs} epochs")
+    return "\n".join(lines)
+
+
+def main(args):
+    if not args.address:
+        keep_on_loopback()
+    from genray.reporting.trials import markdown, read_trials
+    from genray.tuning.grid import load_grid
+
+    grid = load_grid(args.grid)
+    folder = f"{args.storage.rstrip('/')}/{grid.name}"
+    if args.report:
+        _report(folder)
+        return
+    from genray.tuning.run import bundles
+
+    print(plan_text(grid, bundles(grid)))
+    if args.dry_run:
+        return
+    began = time.perf_counter()
+    _run_all(grid, args.storage, args.address, args.max_concurrent, args.resume)
+    _report(folder)
+    print(markdown(read_trials(folder)))
+    print(f"{time.perf_counter() - began:.0f} s; everything is in {folder}")
+
+
+def _report(folder):
+    """Tables always; plots where matplotlib is."""
+    from genray.errors import ConfigError
+    from genray.recording.storage import Storage
+    from genray.reporting import plots
+    from genray.reporting.trials import read_trials, write_files
+
+    trials = read_trials(folder)
+    write_files(trials, folder)
+    storage = Storage(folder)
+    try:
+        storage.write("scatter.png", plots.scatter(trials))
+        for measure in trials.measures:
+            storage.write(f"heat_{measure.replace('/', '_')}.png", plots.heat_map(trials, measure))
+    except ConfigError as error:
+        print(f"note: {error}", file=sys.stderr)
+
+
+def parse_args(argv):
+    parser = Parser(prog="genray.tune", description=__doc__)
+    parser.add_argument("grid", metavar="GRID.yaml", help="which runs to compare: configs/ablations, configs/paper")
+    parser.add_argument("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: a private one)")
+    parser.add_argument("--max-concurrent", type=int, metavar="N", help="at most N trials at once (default: what fits)")
+    parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the grid's folder")
+    parser.add_argument("--resume", action="store_true", help="go on; what is finished is not done again")
+    parser.add_argument("--report", action="store_true", help="only write the tables and plots of what is there")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(argv)
+    if args.max_concurrent is not None and args.max_concurrent < 1:
+        parser.error(f"--max-concurrent: expected at least 1, got {args.max_concurrent}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse_args(sys.argv[1:])))
+
+make_callable(__name__, "tune")

@@ -1,0 +1,1 @@
+"""Grids of whole runs on Ray Tune."""

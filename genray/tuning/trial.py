@@ -1,0 +1,63 @@
+"""One trial: a whole run, in the placement group that Tune reserved for it."""
+
+import json
+
+from ray import tune
+
+from genray.config import load_stored_config
+from genray.learners.setup import prepare
+from genray.recording import RunFolder
+from genray.runtime.placement import make_placement
+
+DRIVER = {"memory": float(64 << 20)}  # the trial's own bundle: it waits for its learners and needs no CPU
+
+
+def bundles_of(config) -> list[dict]:
+    """What a trial holds: a bundle for itself, then those of the run; its evaluator shares a learner's."""
+    setup = prepare(config)
+    return [DRIVER, *make_placement(setup.plan, setup.weight_bytes, None).bundles]
+
+
+def run_trial(tuned, *, configs, storage, train, evaluate, judged_by):
+    """The function that Tune calls in a process of its own.
+
+    A run folder that is there already is gone on with: a finished one is only reported, an unfinished one continues
+    from its newest checkpoint. Its epochs are reported again, so that a scheduler decides as it did before.
+
+    Args:
+        tuned: {"point": {"trial": name, ...}}, what Tune varies.
+        configs: name -> plain configuration.
+        storage: folder or URI of the runs.
+        train, evaluate: `genray.train` and what judges a run folder: (folder, config, arguments) -> metrics.
+        judged_by: arguments of the evaluation of a finished run, or {}.
+    """
+    config = load_stored_config(configs[tuned["point"]["trial"]])
+    folder = RunFolder(storage, config.name)
+    report = _Reporter()
+    for record in folder.read_metrics():
+        report(record)
+    if not folder.storage.exists("results.json"):
+        train(config, storage=storage, resume=True, on_epoch=report)
+    results = json.loads(folder.storage.read("results.json"))
+    final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}
+    if judged_by:
+        final |= evaluate(f"{storage}/{config.name}", config, judged_by)
+    report.finished(final)
+
+
+class _Reporter:
+    """Tells Tune of every evaluated epoch once."""
+
+    def __init__(self):
+        self.last = {"epoch": 0}
+
+    def __call__(self, record):
+        if record["global"] is None or record["epoch"] <= self.last["epoch"]:
+            return
+        rates = record["global"]
+        losses = {f"loss_{name}": learner["loss"] for name, learner in record["learners"].items()}
+        self.last = {"epoch": record["epoch"], "step": record["step"], "score": sum(rates.values()), **rates, **losses}
+        tune.report(self.last | {"finished": False})
+
+    def finished(self, final):
+        tune.report(self.last | final | {"finished": True})
