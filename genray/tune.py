@@ -12,6 +12,7 @@ DEFAULT_STORAGE = "runs"
 
 def tune(
     grid,
+    overrides=(),
     *,
     address: str | None = None,
     storage: str = DEFAULT_STORAGE,
@@ -22,6 +23,7 @@ def tune(
 
     Args:
         grid: path of a grid file.
+        overrides: "key=value" strings for every trial.
         address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
         storage: folder or URI that holds the grid's folder; every node has to see it.
         max_concurrent: at most so many trials at once; None for as many as fit.
@@ -37,7 +39,7 @@ def tune(
     from genray.reporting.trials import read_trials
     from genray.tuning.grid import load_grid
 
-    grid = load_grid(grid)
+    grid = load_grid(grid, overrides)
     _run_all(grid, storage, address, max_concurrent, resume)
     return read_trials(f"{storage.rstrip('/')}/{grid.name}")
 
@@ -111,7 +113,7 @@ def main(args):
     from genray.reporting.trials import markdown, read_trials
     from genray.tuning.grid import load_grid
 
-    grid = load_grid(args.grid)
+    grid = load_grid(args.grid, args.overrides)
     folder = f"{args.storage.rstrip('/')}/{grid.name}"
     if args.report:
         _report(folder)
@@ -149,6 +151,7 @@ def _report(folder):
 def parse_args(argv):
     parser = Parser(prog="genray.tune", description=__doc__)
     parser.add_argument("grid", metavar="GRID.yaml", help="which runs to compare: configs/ablations, configs/paper")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a field of every run: data.path=/data/mnist")
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: a private one)")
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="at most N trials at once (default: what fits)")
     parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the grid's folder")
@@ -156,7 +159,7 @@ def parse_args(argv):
     parser.add_argument("--report", action="store_true", help="only write the tables and plots of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.max_concurrent is not None and args.max_concurrent < 1:
         parser.error(f"--max-concurrent: expected at least 1, got {args.max_concurrent}")
     return args

@@ -83,8 +83,12 @@ class Grid:
     source: dict = field(repr=False)
 
 
-def load_grid(path) -> Grid:
+def load_grid(path, overrides=()) -> Grid:
     """Reads a grid file and makes all its trials.
+
+    Args:
+        path: of the file; paths in it are relative to its folder.
+        overrides: "key=value" strings, applied to every trial's configuration before its place in the grid.
 
     Raises:
         ConfigError: with one line for every mistake; those in a trial's configuration name the trial.
@@ -103,8 +107,15 @@ def load_grid(path) -> Grid:
     }
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
+    methods = {label: apply_overrides(data, overrides) for label, data in methods.items()}
     trials = _trials(methods, points, seeds, path)
-    return Grid(name, trials, _metric(source.get("metric", "score"), trials, path), source=source, **rest)
+    return Grid(
+        name,
+        trials,
+        _metric(source.get("metric", "score"), trials, path),
+        source=source | {"overrides": list(overrides)},
+        **rest,
+    )
 
 
 def reported(config: RunConfig) -> tuple[str, ...]:
@@ -124,7 +135,7 @@ def _trials(methods, points, seeds, path):
     number = len(methods) * len(points) * len(seeds)
     if not 0 < number <= MOST_TRIALS:
         raise ConfigError(f"{path}: expected 1 to {MOST_TRIALS} trials, got {number}")
-    trials, problems, width = [], [], len(str(number - 1))
+    trials, problems, width = [], {}, len(str(number - 1))
     for (method, base), point, seed in itertools.product(methods.items(), points, seeds):
         labels = {key: label for key, (label, _) in point.items()}
         places = [f"{short}={_text(label)}" for short, label in zip(short_names(labels), labels.values())]
@@ -135,12 +146,17 @@ def _trials(methods, points, seeds, path):
             settings = [f"{key}={json.dumps(value)}" for key, (_, value) in point.items()]
             config = load_config(apply_overrides(base, settings), [f"seed={seed}", f"name={name}"])
         except ConfigError as error:
-            problems += [f"{path}: trial {label}: {problem}" for problem in error.problems]
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(label)
             continue
         trials.append(Trial(name, method, labels, seed, config))
     if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+        raise ConfigError([f"{path}: {_of_trials(labels)}: {problem}" for problem, labels in problems.items()])
     return tuple(trials)
+
+
+def _of_trials(labels):
+    return f"trial {labels[0]}" + (f" and {len(labels) - 1} more" if len(labels) > 1 else "")
 
 
 def short_names(keys) -> list[str]:

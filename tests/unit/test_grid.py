@@ -104,7 +104,7 @@ BAD = {
     "grid: {a.b: [1]}": "a: unknown key",
     "gird: {}": "gird: unknown key; a grid has base,",
     "grid: {}": "grid: expected at least one config key with a list of values, got {}",
-    "grid: {training.epochs: []}": "grid.training.epochs: expected a list of values or a section label: value, at least one, got []",
+    "grid: {training.epochs: []}": "grid.training.epochs: expected a list of values or a section label: value,",
     "grid: {training.epochs: [x]}": "training.epochs: expected a whole number at least 1, got 'x'",
     "grid: [1]": "grid: expected a section of key: value lines, got [1]",
     "seeds: []": "seeds: expected a list of whole numbers, at least one, got []",
