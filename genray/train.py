@@ -19,6 +19,7 @@ def train(
     name: str | None = None,
     storage: str = DEFAULT_STORAGE,
     resume: bool = False,
+    on_epoch=None,
 ) -> dict:
     """Trains one run to its end and returns its final record.
 
@@ -30,6 +31,7 @@ def train(
         name: run name, instead of the configuration's.
         storage: path or URI of the folder that holds the runs.
         resume: go on from the newest checkpoint of a run of this name.
+        on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for those that a recovery replays.
 
     Returns:
         The record of `results.json`: accuracies are fractions with 95 % Wilson intervals.
@@ -47,7 +49,7 @@ def train(
         try:
             state = _starting_state(folder, setup.config, resume, progress)
             setup = _pseudo_labelled(setup, folder, progress, runtime, address)
-            return _saved(RunRecorder(setup, folder, progress, state), progress, runtime, address)
+            return _saved(RunRecorder(setup, folder, progress, state, on_epoch), progress, runtime, address)
         finally:
             progress.close()
 

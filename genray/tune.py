@@ -55,7 +55,7 @@ def _run_all(grid, storage, address, max_concurrent, resume):
     from genray.reporting.trials import read_trials, write_files
     from genray.train import train
 
-    widest = max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in bundles(grid).values())
+    widest = max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in bundles(grid, 0).values())
     with connected(address, num_cpus=widest):
         folder = open_folder(grid, storage, resume)
         try:
@@ -101,7 +101,7 @@ def plan_text(grid, bundles: dict) -> str:
     """What will be run, before it is: trials, what each holds and about how long it takes."""
     lines = [f"grid           {grid.name}: {len(grid.trials)} trials"]
     for trial in grid.trials:
-        held = bundles[trial.name][1:]
+        held = bundles[trial.name]
         cpus, gpus = (sum(bundle.get(kind, 0) for bundle in held) for kind in ("CPU", "GPU"))
         lines.append(f"trial          {trial.name}: {cpus:g} CPU, {gpus:g} GPU, {trial.config.training.epochs} epochs")
     return "\n".join(lines)
@@ -120,7 +120,7 @@ def main(args):
         return
     from genray.tuning.run import bundles
 
-    print(plan_text(grid, bundles(grid)))
+    print(plan_text(grid, bundles(grid, 0)))
     if args.dry_run:
         return
     began = time.perf_counter()

@@ -29,10 +29,13 @@ class RunRecorder:
         folder: where everything goes.
         progress: what the user sees.
         state: the checkpoint of a resumed run.
+        on_epoch: called with the record of each finished epoch; with those that are replayed after a fault, too.
     """
 
-    def __init__(self, setup: RunSetup, folder: RunFolder, progress: Progress, state: dict | None = None):
-        self.setup, self.folder, self.progress = setup, folder, progress
+    def __init__(
+        self, setup: RunSetup, folder: RunFolder, progress: Progress, state: dict | None = None, on_epoch=None
+    ):
+        self.setup, self.folder, self.progress, self.on_epoch = setup, folder, progress, on_epoch
         self.writer = Writer(progress.say)
         self.began, self.seconds_before = time.perf_counter(), 0.0
         self.devices, self.newest = None, None
@@ -128,6 +131,8 @@ class RunRecorder:
         self.events.add(record)
         self.progress.steps(window.stop)
         self.progress.epoch(self._headline(record))
+        if self.on_epoch:
+            self.on_epoch(record)
 
     def _write_metrics(self):
         records = list(self.records)

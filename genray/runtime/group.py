@@ -51,7 +51,7 @@ class ActorGroup:
 
     def _start(self):
         deadline = time.monotonic() + self.timeouts.startup_timeout_s
-        self.group = reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
+        self.group = self.placement.group or reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
         small, arrays = pack(self.setup)
         arrays, small = ray.put(arrays), ray.put(small)
         for name, place in self.placement.learners.items():
@@ -103,5 +103,5 @@ class ActorGroup:
             if actor is not None:
                 with suppress(ValueError):  # never started
                     ray.kill(actor)
-        if self.group is not None:
+        if self.group is not None and self.placement.group is None:
             remove_placement_group(self.group)

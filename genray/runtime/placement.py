@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 
 import ray
+from ray.util import get_current_placement_group
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -12,6 +13,7 @@ from genray.learners.plan import RunPlan
 
 # The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
 COPIES_IN_GLOBAL_LEARNER = 4
+DRIVER_BUNDLE = {"memory": float(64 << 20)}
 SHARED_GPU_SHARE = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
 
 
@@ -32,6 +34,7 @@ class Placement:
     learners: name -> `Place`.
     global_learner, evaluator: their `Place`.
     strategy: Ray's placement strategy.
+    group: the placement group that holds the bundles already (a Tune trial's), or None.
     """
 
     bundles: list[dict]
@@ -39,6 +42,7 @@ class Placement:
     global_learner: Place
     evaluator: Place
     strategy: str
+    group: object = None
 
     @property
     def num_cpus(self) -> float:
@@ -67,6 +71,32 @@ def make_placement(plan: RunPlan, weight_bytes: int, available: dict) -> Placeme
     evaluator = _place_evaluator(plan, learners, bundles, available)
     strategy = plan.config.runtime.placement.upper()
     return Placement(bundles, learners, global_place, evaluator, strategy)
+
+
+def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dict]:
+    """What a Tune trial of this run reserves: a bundle for its driver, which only waits, then those of the run.
+
+    Its evaluator shares a learner's bundle, so that more trials fit.
+
+    Args:
+        num_gpus: of the cluster, for learners with num_gpus: auto.
+    """
+    return [DRIVER_BUNDLE, *make_placement(plan, weight_bytes, {"GPU": num_gpus}).bundles]
+
+
+def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
+    """The places in the group that this process's Tune trial reserved; None outside of one."""
+    group = get_current_placement_group()
+    if group is None:
+        return None
+    held = group.bundle_specs
+    num_gpus = sum(bundle.get("GPU", 0) for bundle in held)
+    if held != trial_bundles(plan, weight_bytes, num_gpus):
+        return None  # somebody else's group
+    inside = make_placement(plan, weight_bytes, {"GPU": num_gpus})
+    learners = {name: replace(place, bundle=place.bundle + 1) for name, place in inside.learners.items()}
+    others = [replace(place, bundle=place.bundle + 1) for place in (inside.global_learner, inside.evaluator)]
+    return Placement(inside.bundles, learners, *others, inside.strategy, group)
 
 
 def _gpus_of(wanted, config, available) -> float:

@@ -11,7 +11,7 @@ from genray.evaluation import chunks, join_flags
 from genray.learners.recovery import run_with_recovery
 from genray.runtime.cluster import connected
 from genray.runtime.group import ActorGroup
-from genray.runtime.placement import free_again, free_at_the_start, make_placement
+from genray.runtime.placement import free_again, free_at_the_start, make_placement, placement_in_trial
 from genray.types import WeightSnapshot
 
 POLL_S = 0.2
@@ -63,6 +63,9 @@ class _Attempts:
             raise LostError("the cluster", str(error)) from None
 
     def _place(self, setup):
+        in_trial = placement_in_trial(setup.plan, setup.weight_bytes)
+        if in_trial is not None:
+            return in_trial
         if self.lost is None:
             free = free_at_the_start()
         else:

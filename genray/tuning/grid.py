@@ -31,6 +31,7 @@ KEYS = {
     "metric",
     "mode",
     "scheduler",
+    "runtime",
     "evaluate",
     "max_failures",
 }
@@ -69,6 +70,7 @@ class Grid:
         metric, mode: what is better; `metric` is reported after every evaluated epoch.
         scheduler: {} for none, or the settings of ASHA.
         evaluate: {} or the arguments of `genray.evaluate` that every finished run is judged with.
+        runtime: "ray" (a trial's learners in actors of their own) or "local" (one process a trial: for small runs).
         max_failures: how often a trial may fail and go on from its checkpoint.
         source: the file as plain data, for the record.
     """
@@ -79,6 +81,7 @@ class Grid:
     mode: str
     scheduler: dict
     evaluate: dict
+    runtime: str
     max_failures: int
     source: dict = field(repr=False)
 
@@ -103,6 +106,7 @@ def load_grid(path, overrides=()) -> Grid:
         "mode": reader.one_of("mode", ("max", "min"), "max"),
         "scheduler": reader.scheduler(),
         "evaluate": reader.evaluate(),
+        "runtime": reader.one_of("runtime", ("ray", "local"), "ray"),
         "max_failures": reader.whole("max_failures", 2, 0),
     }
     if problems:

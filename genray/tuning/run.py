@@ -12,10 +12,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genray.config import to_dict
 from genray.errors import PlacementError, RunFolderError
+from genray.learners.setup import prepare
 from genray.recording import Progress
 from genray.recording.storage import Storage
+from genray.runtime.placement import trial_bundles
 from genray.tuning.grid import Grid, plain
-from genray.tuning.trial import bundles_of, run_trial
+from genray.tuning.trial import run_trial
 
 RECORD = "grid.json"
 VISIBLE_TIMEOUT_S = 120
@@ -33,15 +35,29 @@ class Outcome:
     failed: dict = field(default_factory=dict)
 
 
-def bundles(grid: Grid) -> dict:
-    """Trial name -> its bundles, the trial's own first."""
-    made = {}
-    for trial in grid.trials:
-        shape = json.dumps([to_dict(trial.config)[key] for key in ("data", "model", "base_learners", "device")])
-        made.setdefault(shape, None)
-        made[shape] = made[shape] or bundles_of(trial.config)
-        made[trial.name] = made[shape]
-    return {trial.name: made[trial.name] for trial in grid.trials}
+def bundles(grid: Grid, num_gpus: float) -> dict:
+    """Trial name -> its bundles, the trial's own first.
+
+    Args:
+        num_gpus: of the cluster.
+    """
+    made, found = {}, {}
+    for trial in grid.trials:  # many trials, few kinds: the data is read once a kind
+        kind = json.dumps([to_dict(trial.config)[key] for key in ("data", "model", "base_learners", "device")])
+        if kind not in made:
+            setup = prepare(trial.config)
+            local = grid.runtime == "local"
+            made[kind] = (
+                [_alone(setup.config, num_gpus)] if local else trial_bundles(setup.plan, setup.weight_bytes, num_gpus)
+            )
+        found[trial.name] = made[kind]
+    return found
+
+
+def _alone(config, num_gpus):
+    """The one bundle of a trial that trains its learners one after another."""
+    gpu = {"GPU": 1.0} if num_gpus and config.device != "cpu" else {}
+    return {"CPU": float(max(learner.resources.num_cpus for learner in config.base_learners.values())), **gpu}
 
 
 def open_folder(grid: Grid, storage: str, resume: bool) -> str:
@@ -77,7 +93,7 @@ def run_grid(grid: Grid, folder: str, *, train, evaluate, max_concurrent: int | 
     Raises:
         PlacementError: a trial's bundles do not fit the cluster, or a node does not see the folder.
     """
-    wanted = bundles(grid)
+    wanted = bundles(grid, ray.cluster_resources().get("GPU", 0))
     check_fits(wanted)
     check_visible(folder)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command, and --resume goes on
@@ -95,7 +111,13 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
     configs = {trial.name: to_dict(trial.config) for trial in grid.trials}
     strategies = {trial.name: trial.config.runtime.placement.upper() for trial in grid.trials}
     trainable = tune.with_parameters(
-        run_trial, configs=configs, storage=folder, train=train, evaluate=evaluate, judged_by=grid.evaluate
+        run_trial,
+        configs=configs,
+        storage=folder,
+        runtime=grid.runtime,
+        train=train,
+        evaluate=evaluate,
+        judged_by=grid.evaluate,
     )
 
     def resources(config):

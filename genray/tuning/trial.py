@@ -5,20 +5,10 @@ import json
 from ray import tune
 
 from genray.config import load_stored_config
-from genray.learners.setup import prepare
 from genray.recording import RunFolder
-from genray.runtime.placement import make_placement
-
-DRIVER = {"memory": float(64 << 20)}  # the trial's own bundle: it waits for its learners and needs no CPU
 
 
-def bundles_of(config) -> list[dict]:
-    """What a trial holds: a bundle for itself, then those of the run; its evaluator shares a learner's."""
-    setup = prepare(config)
-    return [DRIVER, *make_placement(setup.plan, setup.weight_bytes, None).bundles]
-
-
-def run_trial(tuned, *, configs, storage, train, evaluate, judged_by):
+def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     """The function that Tune calls in a process of its own.
 
     A run folder that is there already is gone on with: a finished one is only reported, an unfinished one continues
@@ -28,6 +18,7 @@ def run_trial(tuned, *, configs, storage, train, evaluate, judged_by):
         tuned: {"point": {"trial": name, ...}}, what Tune varies.
         configs: name -> plain configuration.
         storage: folder or URI of the runs.
+        runtime: as in `genray.train`.
         train, evaluate: `genray.train` and what judges a run folder: (folder, config, arguments) -> metrics.
         judged_by: arguments of the evaluation of a finished run, or {}.
     """
@@ -37,7 +28,7 @@ def run_trial(tuned, *, configs, storage, train, evaluate, judged_by):
     for record in folder.read_metrics():
         report(record)
     if not folder.storage.exists("results.json"):
-        train(config, storage=storage, resume=True, on_epoch=report)
+        train(config, runtime=runtime, storage=storage, resume=True, on_epoch=report)
     results = json.loads(folder.storage.read("results.json"))
     final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}
     if judged_by:
