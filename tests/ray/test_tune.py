@@ -1,0 +1,119 @@
+"""Grids on a real Ray: trials are runs, they end clean, and --resume repeats nothing."""
+
+import json
+import time
+
+import pytest
+import ray
+import torch
+import yaml
+from ray.util.state import list_placement_groups
+
+import genray
+from genray.config import to_dict
+from genray.errors import GenrayError, PlacementError
+from genray.reporting.trials import read_trials
+from genray.tune import _run_all
+from genray.tuning.grid import load_grid
+
+pytestmark = pytest.mark.ray
+TINY = {
+    "training.epochs": 2,
+    "training.batch_size": 48,
+    "data.train_examples": 200,
+    "data.test_examples": 30,
+    "data.validation_examples": 40,
+    "model.width": 4,
+    "base_learners.linf.attack.num_steps": 1,
+    "evaluation.attack.num_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="genray")
+    yield
+    ray.shutdown()
+
+
+def write(tmp_path, name="small", **content):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"set": TINY, **content}))
+    return path
+
+
+def weights(folder):
+    return genray.load_model(folder).state_dict()
+
+
+def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path):
+    path = write(
+        tmp_path,
+        grid={"global_learner.sync_every": [1, 2], "global_learner.warmup_epochs": [1]},
+        seeds=[3, 4],
+        evaluate={"attacks": ["pgd20"], "examples": 20, "engine": "genray"},
+    )
+    trials = genray.tune(path, storage=str(tmp_path / "runs"))
+    assert [row["status"] for row in trials.rows] == ["finished"] * 4
+    assert trials.measures == ("natural", "pgd20")
+    folder, grid = tmp_path / "runs" / "small", load_grid(path)
+    for trial, row in zip(grid.trials, trials.rows):
+        alone = tmp_path / "alone"
+        genray.train(trial.config, runtime="local", storage=str(alone))
+        mine, theirs = weights(folder / trial.name), weights(alone / trial.name)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+        judged = json.loads((folder / trial.name / "evaluation" / "results.json").read_text())
+        assert judged["norms"]["linf"]["columns"]["pgd20"]["value"] == row["pgd20"]
+    assert len({tuple(value.sum().item() for value in weights(folder / t.name).values()) for t in grid.trials}) == 4
+
+    for name in ("table.md", "trials.csv", "trials.parquet"):
+        assert (folder / name).stat().st_size > 0
+    lost, kept = grid.trials[1].name, grid.trials[0].name
+    before = weights(folder / lost)
+    (folder / lost / "results.json").unlink()  # as if the tuner had died in this trial
+    stamp = (folder / kept / "model.pt").stat().st_mtime_ns
+    with pytest.raises(GenrayError, match="a grid of this name exists; give it another name, or --resume"):
+        genray.tune(path, storage=str(tmp_path / "runs"))
+    again = genray.tune(path, storage=str(tmp_path / "runs"), resume=True)
+    assert [row["status"] for row in again.rows] == ["finished"] * 4
+    assert (folder / kept / "model.pt").stat().st_mtime_ns == stamp
+    after = weights(folder / lost)
+    assert all(torch.equal(before[key], after[key]) for key in after)
+
+
+def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
+    path = write(
+        tmp_path,
+        "asha",
+        methods={"good": None, "bad": {"set": {"base_learners.linf.lr": 0, "base_learners.natural.lr": 0}}},
+        set=TINY | {"training.epochs": 6},
+        scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2},
+        max_failures=0,
+    )
+    trials = genray.tune(path, storage=str(tmp_path / "runs"), max_concurrent=1)
+    assert [row["status"] for row in trials.rows] == ["finished", "unfinished"]
+    end = time.monotonic() + 60
+    while any(g.state != "REMOVED" for g in list_placement_groups()) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert all(g.state == "REMOVED" for g in list_placement_groups())
+    left = [actor for actor in ray.util.state.list_actors() if actor.state == "ALIVE"]
+    assert [actor.class_name for actor in left] == []
+
+
+def test_what_cannot_be_placed_is_said_before_any_trial(cluster, tmp_path):
+    path = write(tmp_path, "wide", grid={"base_learners.linf.resources.num_cpus": [1, 64]})
+    grid = load_grid(path)
+    with pytest.raises(PlacementError, match=r"trial 1_num_cpus-64_seed-0: wants 65 CPU, 0 GPU"):
+        _run_all(grid, str(tmp_path / "runs"), None, None, False)
+    assert all(row["status"] == "not started" for row in read_trials(str(tmp_path / "runs" / "wide")).rows)
+
+
+def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_path):
+    path = write(
+        tmp_path, "half", methods={"good": None, "bad": {"set": {"base_learners.linf.lr": 1e30}}}, max_failures=0
+    )
+    with pytest.raises(GenrayError, match=r"1 of 2 trials failed, first 1_bad_seed-0: .*NonFiniteError.*--resume"):
+        genray.tune(path, storage=str(tmp_path / "runs"))
+    rows = read_trials(str(tmp_path / "runs" / "half")).rows
+    assert [row["status"] for row in rows] == ["finished", "unfinished"]
+    assert to_dict(load_grid(path).trials[0].config)["name"] == rows[0]["trial"]
