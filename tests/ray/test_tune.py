@@ -1,13 +1,16 @@
 """Grids on a real Ray: trials are runs, they end clean, and --resume repeats nothing."""
 
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 import ray
 import torch
 import yaml
-from ray.util.state import list_placement_groups
+from conftest import descendants
+from ray.util import placement_group_table
 
 import genray
 from genray.config import to_dict
@@ -93,11 +96,25 @@ def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
     trials = genray.tune(path, storage=str(tmp_path / "runs"), max_concurrent=1)
     assert [row["status"] for row in trials.rows] == ["finished", "unfinished"]
     end = time.monotonic() + 60
-    while any(g.state != "REMOVED" for g in list_placement_groups()) and time.monotonic() < end:
+    while left() and time.monotonic() < end:
         time.sleep(0.2)
-    assert all(g.state == "REMOVED" for g in list_placement_groups())
-    left = [actor for actor in ray.util.state.list_actors() if actor.state == "ALIVE"]
-    assert [actor.class_name for actor in left] == []
+    assert left() == []
+
+
+def left():
+    """Placement groups and actors of trials that still exist."""
+    groups = [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    titles = [process_title(pid) for pid in descendants(os.getpid())]
+    return groups + [
+        title for title in titles if title.startswith(("ray::BaseLearner", "ray::Evaluator", "ray::Global"))
+    ]
+
+
+def process_title(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_what_cannot_be_placed_is_said_before_any_trial(cluster, tmp_path):
