@@ -173,6 +173,9 @@ class _Watch(tune.Callback):
         self.progress = Progress()
         self.progress.phase(f"{self.number} trials,", sum(self.epochs.values()), unit="epochs")
 
+    def __getstate__(self):  # Tune keeps a copy of it on disk, where a terminal has no place
+        return {name: value for name, value in vars(self).items() if name != "progress"}
+
     def on_trial_result(self, iteration, trials, trial, result, **info):
         self.done[_name(trial)] = max(self.done[_name(trial)], result.get("epoch", 0))
         self.progress.steps(sum(self.done.values()))
