@@ -85,18 +85,45 @@ def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dic
 
 
 def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
-    """The places in the group that this process's Tune trial reserved; None outside of one."""
+    """The places in the group that this process's Tune trial reserved; None outside of one.
+
+    A trial may train more than one run (RST's teacher comes first), so each of the run's bundles is looked for among
+    those of the trial.
+
+    Raises:
+        PlacementError: the trial does not hold what the run needs; nothing is placed outside of it.
+    """
     group = get_current_placement_group()
-    if group is None:
+    if group is None or group.bundle_specs[0] != DRIVER_BUNDLE:
         return None
     held = group.bundle_specs
-    num_gpus = sum(bundle.get("GPU", 0) for bundle in held)
-    if held != trial_bundles(plan, weight_bytes, num_gpus):
-        return None  # somebody else's group
-    inside = make_placement(plan, weight_bytes, {"GPU": num_gpus})
-    learners = {name: replace(place, bundle=place.bundle + 1) for name, place in inside.learners.items()}
-    others = [replace(place, bundle=place.bundle + 1) for place in (inside.global_learner, inside.evaluator)]
-    return Placement(inside.bundles, learners, *others, inside.strategy, group)
+    gpus = [bundle.get("GPU", 0) for bundle in held]
+    for num_gpus in (sum(gpus), max(gpus)):
+        wanted = make_placement(plan, weight_bytes, {"GPU": num_gpus})
+        at = _fitted(wanted.bundles, held)
+        if at:
+            return _moved(wanted, at, group)
+    raise PlacementError(f"the trial holds {held[1:]}, its run needs {wanted.bundles}")
+
+
+def _fitted(wanted, held):
+    """Index of the held bundle that each wanted one takes, the first that is large enough; None if one finds none."""
+    taken = [0]
+    for bundle in wanted:
+        fits = (
+            i for i, there in enumerate(held) if i not in taken and all(there.get(k, 0) >= bundle[k] for k in bundle)
+        )
+        taken.append(next(fits, None))
+    return None if None in taken else taken[1:]
+
+
+def _moved(placement, at, group):
+    def move(place):
+        return replace(place, bundle=at[place.bundle])
+
+    learners = {name: move(place) for name, place in placement.learners.items()}
+    others = move(placement.global_learner), move(placement.evaluator)
+    return Placement(placement.bundles, learners, *others, placement.strategy, group)
 
 
 def _gpus_of(wanted, config, available) -> float:
