@@ -59,7 +59,9 @@ def _run_all(grid, storage, address, max_concurrent, resume):
     with connected(address, num_cpus=widest):
         folder = open_folder(grid, storage, resume)
         try:
-            outcome = run_grid(grid, folder, train=train, evaluate=judge, max_concurrent=max_concurrent)
+            outcome = run_grid(
+                grid, folder, train=train, evaluate=judge, joined=bool(address), max_concurrent=max_concurrent
+            )
         finally:
             write_files(read_trials(folder), folder)
     if outcome.failed:

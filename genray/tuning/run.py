@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genray.config import to_dict
@@ -81,20 +82,21 @@ def open_folder(grid: Grid, storage: str, resume: bool) -> str:
     return place.uri
 
 
-def run_grid(grid: Grid, folder: str, *, train, evaluate, max_concurrent: int | None = None) -> Outcome:
+def run_grid(grid: Grid, folder: str, *, train, evaluate, joined: bool, max_concurrent: int | None = None) -> Outcome:
     """Runs the trials that are not finished, on the Ray that is connected.
 
     Args:
         grid: the grid.
         folder: of its runs, as `open_folder` gave it.
         train, evaluate: as in `run_trial`.
+        joined: the cluster is not our own, so it may grow.
         max_concurrent: at most so many trials at once; None for what fits.
 
     Raises:
         PlacementError: a trial's bundles do not fit the cluster, or a node does not see the folder.
     """
     wanted = bundles(grid, ray.cluster_resources().get("GPU", 0))
-    check_fits(wanted)
+    check_fits(wanted, patience_s=grid.trials[0].config.runtime.startup_timeout_s if joined else 0)
     check_visible(folder)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command, and --resume goes on
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
@@ -217,26 +219,36 @@ def _cause(error) -> str:
 # --- before the first trial -------------------------------------------------------------------------------------------
 
 
-def check_fits(wanted: dict):
+def check_fits(wanted: dict, patience_s: float = 0):
     """Whether each trial fits the cluster when it has all of it.
 
     Args:
         wanted: trial name -> bundles.
+        patience_s: how long to wait for an autoscaler where one does not fit.
 
     Raises:
         PlacementError: names the first trial that does not, what it wants and what is there.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, trial in wanted.items():
-        if any(not any(_holds(node, bundle) for node in nodes) for bundle in trial) or not _holds(
-            _sum(nodes), _sum(trial)
-        ):
+        each_fits = all(any(_holds(node, bundle) for node in nodes) for bundle in trial)
+        fits = each_fits and _holds(_sum(nodes), _sum(trial))
+        if not fits and not (patience_s and _grows(trial, patience_s)):
             text = ", ".join(f"{_sum(trial).get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
             there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise PlacementError(
                 f"trial {name}: wants {text} in bundles of one learner each, the cluster has {len(nodes)} nodes "
                 f"({there}); lower base_learners.<name>.resources, or add nodes"
             )
+
+
+def _grows(trial, patience_s):
+    """Whether the cluster makes room for a trial when it is asked to."""
+    group = placement_group(trial)
+    try:
+        return bool(ray.wait([group.ready()], timeout=patience_s)[0])
+    finally:
+        remove_placement_group(group)
 
 
 def _holds(node, bundle):

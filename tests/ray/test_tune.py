@@ -52,7 +52,7 @@ def weights(folder):
 def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path):
     path = write(
         tmp_path,
-        grid={"global_learner.sync_every": [1, 2], "global_learner.warmup_epochs": [1]},
+        grid={"base_learners.linf.lr": [0.1, 0.05], "global_learner.warmup_epochs": [1]},
         seeds=[3, 4],
         evaluate={"attacks": ["pgd20"], "examples": 20, "engine": "genray"},
     )
