@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genray.errors import RunFolderError
+from genray.evaluation.job import STAGE
 from genray.recording.storage import Storage
 from genray.tuning.grid import short_names
 
@@ -53,18 +54,24 @@ def read_trials(folder: str) -> Trials:
     for name, trial in stated.items():
         row = {"trial": name, METHOD: trial["method"], "seed": trial["seed"], "status": "not started"}
         row |= {key: _cell(trial["point"].get(key)) for key in keys}
-        found, text = _numbers(storage, name)
+        found, text = _numbers(storage, name, _data_name(trial["config"]["data"]))
         about = text or about
         measures |= dict.fromkeys(key for key in found if key not in ("best_epoch", "wall_s", "status"))
         rows.append(row | found)
     return Trials(storage.uri.rstrip("/").rpartition("/")[2], rows, keys, tuple(measures), about)
 
 
+def _data_name(data):
+    """What the images are called: their folder's name where the source is only a file format."""
+    folder = str(data.get("path") or "").partition("?")[0].rstrip("/").rpartition("/")[2]
+    return folder if data["source"] in ("parquet", "image_folder") and folder else data["source"]
+
+
 def _cell(value):
     return value if value is None or isinstance(value, (int, float, str)) else json.dumps(value)
 
 
-def _numbers(storage, name):
+def _numbers(storage, name, data):
     """(accuracies of theta_g and the state of the run, what was measured)."""
     if not storage.exists(f"{name}/results.json"):
         begun = storage.exists(f"{name}/metrics.jsonl")
@@ -73,19 +80,18 @@ def _numbers(storage, name):
         results = json.loads(storage.read(f"{name}/results.json"))
         numbers = {attack: record["value"] for attack, record in results["models"]["global"].items()}
         protocol = results["protocol"]
-        about = f"{protocol['examples']} test images of {protocol['data']}, {protocol['threat_model']}"
+        about = f"{protocol['examples']} test images of {data}, {protocol['threat_model']}"
         if storage.exists(f"{name}/evaluation/results.json"):
             judged = json.loads(storage.read(f"{name}/evaluation/results.json"))
             numbers = {"natural": judged["natural"]["value"]}
             for norm, part in judged["norms"].items():
                 several = len(judged["norms"]) > 1
-                numbers |= {f"{norm}/{c}" if several else c: r["value"] for c, r in part["columns"].items()}
+                columns = {c: r["value"] for c, r in part["columns"].items() if not c.startswith(STAGE)}
+                numbers |= {f"{norm}/{c}" if several else c: value for c, value in columns.items()}
             numbers |= {"union": judged["union"]["value"]} if judged.get("union") else {}
             stated = judged["protocol"]
             radii = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in stated["threats"])
-            about = (
-                f"{stated['data']['examples']} test images of {stated['data']['source']}, {radii}, {stated['engine']}"
-            )
+            about = f"{stated['data']['examples']} test images of {data}, {radii}, engine {stated['engine']}"
         ended = {"status": "finished", "best_epoch": results["best_epoch"], "wall_s": results["wall_s"]}
         return numbers | ended, about
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -159,7 +159,7 @@ def _scheduler(grid):
     longest = max(trial.config.training.epochs for trial in grid.trials)
     return ASHAScheduler(
         time_attr="epoch",
-        max_t=grid.scheduler.get("max_epochs", longest),
+        max_t=grid.scheduler.get("max_epochs", longest + 1),  # a run's last epoch is not its end: it is judged then
         grace_period=grid.scheduler.get("grace_period", max(1, longest // 4)),
         reduction_factor=grid.scheduler.get("reduction_factor", 2),
     )

@@ -88,9 +88,13 @@ def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
     path = write(
         tmp_path,
         "asha",
-        methods={"good": None, "bad": {"set": {"base_learners.linf.lr": 0, "base_learners.natural.lr": 0}}},
-        set=TINY | {"training.epochs": 6},
-        scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2},
+        methods={
+            "a": None,
+            "b": {"set": {"base_learners.linf.lr": 0, "base_learners.natural.lr": 0}},
+        },  # b stands still
+        set=TINY
+        | {"training.epochs": 5, "training.batch_size": 8, "global_learner.decay": 0.5, "global_learner.mix": "raw"},
+        scheduler={"name": "asha", "grace_period": 4, "reduction_factor": 2},
         max_failures=0,
     )
     trials = genray.tune(path, storage=str(tmp_path / "runs"), max_concurrent=1)
@@ -126,10 +130,9 @@ def test_what_cannot_be_placed_is_said_before_any_trial(cluster, tmp_path):
 
 
 def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_path):
-    path = write(
-        tmp_path, "half", methods={"good": None, "bad": {"set": {"base_learners.linf.lr": 1e30}}}, max_failures=0
-    )
-    with pytest.raises(GenrayError, match=r"1 of 2 trials failed, first 1_bad_seed-0: .*NonFiniteError.*--resume"):
+    methods = {"a": None, "b": {"set": {"base_learners.linf.lr": 1e30}}}
+    path = write(tmp_path, "half", methods=methods, max_failures=0)
+    with pytest.raises(GenrayError, match=r"1 of 2 trials failed, first 1_b_seed-0: .*NonFiniteError.*--resume"):
         genray.tune(path, storage=str(tmp_path / "runs"))
     rows = read_trials(str(tmp_path / "runs" / "half")).rows
     assert [row["status"] for row in rows] == ["finished", "unfinished"]
