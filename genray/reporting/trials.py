@@ -74,7 +74,7 @@ def _cell(value):
 def _numbers(storage, name, data):
     """(accuracies of theta_g and the state of the run, what was measured)."""
     if not storage.exists(f"{name}/results.json"):
-        begun = storage.exists(f"{name}/metrics.jsonl")
+        begun = storage.exists(f"{name}/config.yaml")
         return {"status": "unfinished" if begun else "not started"}, ""
     try:
         results = json.loads(storage.read(f"{name}/results.json"))
