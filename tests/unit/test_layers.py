@@ -26,8 +26,8 @@ LAYERS = [
     {"train", "evaluate", "tune", "report"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# The local runtime evaluates, an objective names its attack; the other way round would be a circle.
-SIBLINGS = {("learners", "evaluation"), ("objectives", "attacks")}
+# The local runtime evaluates, an objective names its attack, a grid trains and evaluates; the reverse is a circle.
+SIBLINGS = {("learners", "evaluation"), ("objectives", "attacks"), ("tune", "train"), ("tune", "evaluate")}
 USES_RAY = {"runtime", "tuning"}
 
 
