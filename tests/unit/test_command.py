@@ -27,7 +27,7 @@ def test_dry_run_says_everything_and_starts_nothing(genray_command, tmp_path):
         "epochs: 16",
         "data           digits: 1237 train, 200 validation, 360 test; 1x8x8, 10 classes",
         "steps          16 epochs x 20 = 320 a learner, batches of 64",
-        "linf: linf 0.2 (0.2), 10 steps of 0.05; lr 0.1 ->",
+        "linf: adversarial; linf 0.2 (0.2), 10 steps of 0.05; lr 0.1 ->",
         "windows        16, 2 redistributions (epoch_end, c = 5, t' = 10), the first after epoch 10",
         "checkpoints    every 1 epochs, 2 kept",
         "placement      a private Ray on this machine: one actor a learner",
