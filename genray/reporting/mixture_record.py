@@ -17,7 +17,10 @@ def build_row(kind: str, name: str, weights: dict | None, record: dict) -> dict:
         weights: learner -> exact weight, for a mixture.
         record: what `genray.evaluate` gave.
     """
-    columns = {norm: values["columns"] for norm, values in record["norms"].items()}
+    columns = {  # not the members of the cascade, whose last is `aa`
+        threat["norm"]: {a["name"]: record["norms"][threat["norm"]]["columns"][a["name"]] for a in threat["attacks"]}
+        for threat in record["protocol"]["threats"]
+    }
     lowest = min((value for by_name in columns.values() for value in by_name.values()), key=lambda v: v["value"])
     findings = list(record["findings"]) + [f for values in record["norms"].values() for f in values["findings"]]
     return {

@@ -20,7 +20,7 @@ from genray.data.datasets import load_image_data, validation_split
 from genray.evaluate import main, parse_args
 from genray.evaluation.job import run_task
 from genray.evaluation.mixtures import Mixture, mix, parse_mixtures
-from genray.reporting.mixture_record import choose, curve_table, mark_pareto
+from genray.reporting.mixture_record import build_row, choose, curve_table, mark_pareto
 
 TWO, THREE = ("natural", "linf"), ("natural", "linf", "l2")
 QUICK = ["--attacks", "pgd20", "--examples", 40, "--block-size", 20]
@@ -426,6 +426,18 @@ def test_a_run_without_learners_files_gives_those_of_its_checkpoint(three_run, t
     assert command(old, "--mixtures", "l2=1", "--output", tmp_path / "none") == 2
     assert "expected base learners in learners/ or a checkpoint, there are none" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_members_of_the_cascade_are_no_columns():
+    def accuracy_of(correct):
+        return {"value": correct / 10, "low": 0.0, "high": 1.0, "examples": 10, "per_class": {}}
+
+    columns = {"pgd20": accuracy_of(7), "aa_apgd_ce": accuracy_of(8), "aa_square": accuracy_of(6), "aa": accuracy_of(6)}
+    record = {"natural": accuracy_of(9), "findings": [], "norms": {"linf": {"columns": columns, "findings": ["weak"]}}}
+    record["protocol"] = {"threats": [{"norm": "linf", "attacks": [{"name": "pgd20"}, {"name": "aa"}]}]}
+    row = build_row("mixture", "a", {"linf": Fraction(1)}, record)
+    assert {norm: list(by_name) for norm, by_name in row["columns"].items()} == {"linf": ["pgd20", "aa"]}
+    assert row["robust"]["value"] == 0.6 and row["findings"] == ["weak"]
 
 
 # --- Pareto ---------------------------------------------------------------------------------------------------------
