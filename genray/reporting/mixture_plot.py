@@ -60,7 +60,7 @@ def _over_gamma(axes, rows, gamma_of):
         low, high = ([100 * a[end] for a in accuracies] for end in ("low", "high"))
         axes.fill_between(gammas, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set(xlabel=f"gamma (weight of {gamma_of})", ylabel="accuracy, %")
-    axes.legend()
+    axes.legend(loc="center left")  # "best" is a slow search
     axes.grid(alpha=0.3)
 
 
@@ -87,7 +87,7 @@ def _against(axes, rows, gamma_of, chosen):
             marker, color = KINDS[row["kind"]]
             axes.plot(*_place(row), marker, color=color, markersize=5, label=row["name"], zorder=0)
     if any(row["kind"] in KINDS for row in rows):
-        axes.legend()
+        axes.legend(loc="lower left")
     axes.set(xlabel="natural accuracy, %", ylabel=f"{_robust(rows[0])}, %", title="full: Pareto-optimal")
     axes.margins(0.15)
     axes.grid(alpha=0.3)

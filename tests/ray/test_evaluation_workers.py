@@ -68,11 +68,11 @@ def test_the_cascade_gives_the_same_bytes_too(model, digits, tmp_path, on_ray):
 
 def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray):
     line = [str(trained_run), "--mixtures", "0.3", "--attacks", "pgd20", "--examples", "30", "--block-size", "15"]
-    for name, extra in (("local", []), ("two", ["--workers", "2"])):
+    for name, extra in (("local", []), ("worker", ["--workers", "1"])):
         argv = [*line, "--split", "test", "--output", str(tmp_path / name), *extra]
         assert run_command(main, parse_args(argv)) == 0
     for name in ("results.json", "curve.csv", "curve_test.svg", "test/natural=0.7,linf=0.3/results.parquet"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+        assert (tmp_path / "worker" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
 def test_a_worker_that_dies_is_named_and_resume_finishes(model, digits, tmp_path, on_ray, monkeypatch):
