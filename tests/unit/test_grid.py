@@ -5,6 +5,7 @@ import math
 
 import pytest
 import yaml
+from presets import CONFIGS, GRIDS, header, overrides_in
 
 from genray.config import load_config, to_dict
 from genray.errors import ConfigError
@@ -98,6 +99,17 @@ def test_samples_lie_in_their_ranges_and_are_repeatable(grid_file):
 
 def test_every_evaluated_epoch_reports_these():
     assert reported(load_config(None, ["evaluation.attack.num_steps=7"])) == ("score", "natural", "pgd7")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_shipped_grids_are_what_their_headers_say(name):
+    lines = header(name)
+    assert len(lines[0]) > 20
+    (command,) = [line for line in lines if line.startswith("python -m genray.tune")]
+    assert f"configs/{name}" in command.split()
+    grid = load_grid(CONFIGS / name, overrides_in(command))
+    assert f"{len(grid.trials)} runs" in command
+    assert grid.name == (CONFIGS / name).stem and len({t.seed for t in grid.trials}) == 3
 
 
 BAD = {
