@@ -299,7 +299,11 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, small_run, monkeypatch):
 
     monkeypatch.setattr(RunRecorder, "save", save)
     argv = ["--runtime", "local", "--storage", str(tmp_path), *small_run, "runtime.grace_period_s=600"]
-    assert run_command(main, parse_args(argv)) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
+    try:
+        assert run_command(main, parse_args(argv)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert 1 <= time.monotonic() - began[0] < 60
 
 
