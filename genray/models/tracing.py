@@ -5,8 +5,6 @@ import operator
 import torch.nn.functional as F
 from torch import fx, nn
 
-from genray.models.relu import relu_
-
 
 def trace(network: nn.Module) -> fx.GraphModule | None:
     """The network as a graph over its own modules; None where it cannot be traced (its forward looks at values)."""
@@ -67,7 +65,9 @@ def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
         elif node.target is operator.add and isinstance(node.args[1], fx.Node):
             overwritable.add(node)
             node.target = operator.iadd if free and node.args[0] is not node.args[1] else operator.add
-        elif free and (node.target is F.relu or kind is nn.ReLU):
-            node.op, node.target, node.args, node.kwargs = "call_function", relu_, node.args[:1], {}
+        elif free and node.target is F.relu:
+            node.kwargs = {**node.kwargs, "inplace": True}
+        elif free and kind is nn.ReLU:
+            traced.get_submodule(node.target).inplace = True
     traced.recompile()
     return traced
