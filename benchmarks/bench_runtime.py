@@ -11,6 +11,9 @@ import argparse
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
 
 import ray
 import torch
@@ -18,7 +21,10 @@ from common import machine, paired, text_of, write_json
 
 import genray
 from genray.config import load_config, to_dict
+from genray.learners.base_learner import BaseLearner
 from genray.learners.setup import prepare
+from genray.recording import RunRecorder
+from genray.recording.storage import Storage
 from genray.runtime.cluster import connected
 from genray.runtime.group import ActorGroup
 from genray.runtime.placement import make_placement
@@ -129,27 +135,50 @@ def checkpoints(args):
 def recovery(args):
     """What it costs to be able to go on: the digits run with its checkpoints, beside the same with one at the end.
 
-    In seconds on Ray; and in CPU seconds of one process with all its threads, which a busy machine leaves as they are.
+    In seconds on Ray; and as the share of the CPU time of a run in one process that goes into making and writing
+    checkpoints, which a busy machine leaves as it is.
     """
-    rare = ["checkpoint.every_epochs=1000"]
-    ways = {"every epoch": ([], "ray"), "at the end": (rare, "ray")}
-    record = _compare("checkpoint every epoch / at the end only", args, [], ways)
-    cpu = {name: [] for name in ways}
-    for _ in range(args.run_rounds):
-        for name, (overrides, _) in ways.items():
-            cpu[name].append(_cpu_seconds([record["epochs"], *overrides]))
-    ratio = paired(*cpu.values())
-    print(
-        f"the same in one process, CPU seconds: {text_of(ratio)} ({statistics.median(cpu['at the end']):.1f} s a run)"
-    )
-    return {**record, "cpu_seconds": cpu, "cpu_ratio": ratio}
+    ways = {"every epoch": ([], "ray"), "at the end": (["checkpoint.every_epochs=1000"], "ray")}
+    return {**_compare("checkpoint every epoch / at the end only", args, [], ways), "cpu": checkpoint_share(args)}
 
 
-def _cpu_seconds(overrides):
-    with tempfile.TemporaryDirectory() as folder:
+def checkpoint_share(args):
+    """CPU seconds of all threads in checkpoints, and of the whole run; ten epochs of digits in one process."""
+    rounds = [_cpu_of_checkpoints(["training.epochs=10"]) for _ in range(args.run_rounds)]
+    shares = [inside / whole for inside, whole, _ in rounds]
+    number, share = rounds[0][2], statistics.median(shares)
+    each = 1e3 * statistics.median(inside for inside, _, _ in rounds) / number
+    print(f"checkpoints: {100 * share:.2f} % of the CPU time of a digits run, {each:.1f} ms each")
+    return {"rounds": [dict(zip(("checkpoints_s", "run_s", "number"), r)) for r in rounds], "share": share}
+
+
+def _cpu_of_checkpoints(overrides):
+    spent = []
+
+    def timed(function, counts=lambda *args: True):
+        def call(*args, **kwargs):
+            began = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if counts(*args):
+                    spent.append(time.thread_time() - began)
+
+        return call
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
+        is_state = lambda storage, name, data: name.startswith("checkpoints/")  # noqa: E731
+        for owner, name, counts in (
+            (BaseLearner, "state_dict", lambda *args: True),
+            (RunRecorder, "write_state", lambda *args: True),
+            (Storage, "write", is_state),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), counts)))
         began = time.process_time()
         genray.train(None, overrides, runtime="local", storage=folder)
-        return time.process_time() - began
+        whole = time.process_time() - began
+        number = len((Path(folder) / "digits" / "metrics.jsonl").read_text().splitlines())
+    return sum(spent), whole, number
 
 
 def _compare(title, args, base, ways):
@@ -175,6 +204,7 @@ PARTS = {
     "generalist": generalist,
     "checkpoints": checkpoints,
     "recovery": recovery,
+    "checkpoint_share": checkpoint_share,
 }
 
 
