@@ -18,8 +18,8 @@ from genray.config import load_config, schema
 from genray.config.values import Schedule
 from genray.errors import GenrayError
 from genray.learners.setup import prepare
-from genray.recording.writer import Writer
 from genray.models import build_model
+from genray.recording.writer import Writer
 from genray.runtime.placement import make_placement
 
 TINY = [
