@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def wait_for(condition, what, process=None, seconds=600):
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.1)
     return found
+
+
+@contextmanager
+def every_write_made():
+    """Files are written at once: beside the training, a slow disk skips checkpoints that a newer one replaces."""
+    from genray.recording.writer import Writer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "put", lambda self, key, write: write())
+        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import CTRL_C, ROOT
+from conftest import CTRL_C, ROOT, every_write_made
 from tensorboardX.proto.event_pb2 import Event
 
 import genray
@@ -85,7 +85,8 @@ def test_a_terminal_gets_a_bar_with_accuracy_and_time_left(tmp_path, small_run):
 
 
 def test_run_folder(tmp_path, small_run):
-    results = genray.train(None, small_run, runtime="local", storage=str(tmp_path))
+    with every_write_made():
+        results = genray.train(None, small_run, runtime="local", storage=str(tmp_path))
     folder = tmp_path / "digits"
 
     stored = json.loads((folder / "results.json").read_text())

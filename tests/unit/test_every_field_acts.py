@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import every_write_made
 from PIL import Image
 
 import genray
@@ -19,7 +20,6 @@ from genray.config.values import Schedule
 from genray.errors import GenrayError
 from genray.learners.setup import prepare
 from genray.models import build_model
-from genray.recording.writer import Writer
 from genray.runtime.placement import make_placement
 
 TINY = [
@@ -278,9 +278,9 @@ def prepared(overrides, folders):
 
 
 @pytest.fixture(autouse=True)
-def every_write_is_made(monkeypatch):
-    """At once: beside the training, a slow disk would skip checkpoints that a newer one replaces."""
-    monkeypatch.setattr(Writer, "put", lambda self, key, write: write())
+def all_checkpoints():
+    with every_write_made():
+        yield
 
 
 def fingerprint(overrides, storage, chunks=False):

@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from conftest import every_write_made
 from torch import nn
 
 import genray
@@ -385,7 +386,8 @@ def three_run(tmp_path_factory):
     storage = tmp_path_factory.mktemp("three")
     options = ["training.epochs=2", "training.batch_size=100", "data.test_examples=60", "data.validation_examples=0"]
     options += ["evaluation.select_on=test", "model.width=8", "name=three", "base_learners.linf.attack.num_steps=2"]
-    genray.train(None, [*options, L2, *MIXED_THREE], runtime="local", storage=str(storage))
+    with every_write_made():
+        genray.train(None, [*options, L2, *MIXED_THREE], runtime="local", storage=str(storage))
     return storage / "three"
 
 
