@@ -165,27 +165,21 @@ def test_broken_examples_leave_the_batch(trained):
     assert sum(alone) == len(x) + (len(x) - robust) + robust  # clean, confirmations, last iterate
 
 
-def test_runs_at_once_begin_where_they_would_one_by_one(trained, monkeypatch):
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_runs_at_once_begin_where_they_would_one_by_one(trained, norm, monkeypatch):
     """Also those after a run that breaks somebody: fewer examples then draw other noise."""
     model, x, y = trained(10)
-    found, starts, voided, ascend = [], [], [], ascent.Climb.ascend
-
-    def recorded(climb, start, *rest):
-        number, a_run = climb.valid, len(start) // climb.valid
-        ascend(climb, start, *rest)
-        starts.append(start[: climb.valid * a_run])
-        voided.append(number - climb.valid)
-        assert (climb.order < climb.valid).all(), "who begins again left at once"
-
-    monkeypatch.setattr(ascent.Climb, "ascend", recorded)
+    how = {"member": "apgd_t", "norm": norm, "epsilon": EPSILON[norm], "seed": 5, "num_classes": 10}
+    found, sizes = [], []
     for full in (1, 1000):
         monkeypatch.setitem(outcome.FULL_BATCH, "cpu", full)
-        found.append(apgd(model, x, y, member="apgd_t", norm="l2", epsilon=0.8, seed=5, num_classes=10))
-        found.append(torch.cat(starts))
-        starts.clear()
-    assert any(voided), "somebody should fall in a run before others of the same time"
-    assert torch.equal(found[1], found[3])
-    assert torch.equal(correct(model, found[0], y), correct(model, found[2], y))
+        watched = Watched(model)
+        found.append(apgd(watched, x, y, **how))
+        sizes.append([len(p) for p, graded in zip(watched.seen, watched.graded) if graded])
+    assert len(sizes[1]) < 0.8 * len(sizes[0])
+    ends = [small for large, small in zip(sizes[1], sizes[1][1:]) if small < large - 3]
+    assert ends, "somebody should fall while several runs are made"
+    assert torch.allclose(*found, atol=1e-5)
 
 
 def test_only_the_point_inside_the_ball_counts():
