@@ -1,5 +1,6 @@
 """Shared by all tests: quiet, private Ray clusters and small runs on real data."""
 
+import json
 import os
 import secrets
 import signal
@@ -69,6 +70,20 @@ def wait_for(condition, what, process=None, seconds=600):
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.1)
     return found
+
+
+def run_outcome(folder):
+    """All of a run that must not depend on what happened to it."""
+    import torch  # not before the threads are set above
+
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["wall_s"]
+        for learner in record["learners"].values():
+            del learner["seconds"]
+    weights = [torch.load(folder / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")]
+    tensors = [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in weights]
+    return records, tensors, json.loads((folder / "results.json").read_text())["models"]
 
 
 @contextmanager

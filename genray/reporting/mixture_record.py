@@ -3,6 +3,7 @@
 import csv
 import io
 
+from genray.reporting.pareto import pareto
 from genray.types import fraction_text
 
 CHOSEN_ON = "validation"
@@ -41,10 +42,9 @@ def _plain(accuracy):
 def mark_pareto(rows: list[dict]):
     """Says of each mixture whether no other mixture is at least as good in both accuracies and better in one."""
     mixtures = [row for row in rows if row["kind"] == "mixture"]
-    points = {_both(row) for row in mixtures}
+    front = pareto([_both(row) for row in mixtures])
     for row in mixtures:
-        mine = _both(row)
-        row["pareto"] = not any(other != mine and all(o >= m for o, m in zip(other, mine)) for other in points)
+        row["pareto"] = _both(row) in front
 
 
 def choose(rows: list[dict]) -> str:

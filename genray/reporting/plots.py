@@ -3,6 +3,7 @@
 import io
 
 from genray.errors import ConfigError
+from genray.reporting.pareto import pareto
 from genray.reporting.trials import METHOD, Trials, groups
 from genray.tuning.grid import short_names
 
@@ -83,11 +84,6 @@ def scatter(trials: Trials, across: str = "natural", up: str | None = None) -> b
         axes.set_ylabel(f"{up}, %")
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return _png(figure, pyplot)
-
-
-def pareto(points) -> list[tuple]:
-    """The points that no other one matches or beats in both coordinates, from left to right."""
-    return sorted({p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)})
 
 
 def _label(row, trials):

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from genray.errors import RunFolderError
 from genray.evaluation.job import STAGE
 from genray.recording.storage import Storage
-from genray.tuning.grid import short_names
+from genray.tuning.grid import RECORD, short_names
 
-RECORD = "grid.json"
 METHOD = "method"
 
 

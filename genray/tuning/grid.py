@@ -37,6 +37,7 @@ KEYS = {
 }
 SCHEDULER_KEYS = {"name", "grace_period", "reduction_factor", "max_epochs"}
 EVALUATE_KEYS = {"attacks", "norms", "epsilon", "step_size", "examples", "engine", "block_size", "seed"}
+RECORD = "grid.json"  # in a grid's folder: its trials, as they were run
 MOST_TRIALS = 10_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

@@ -17,10 +17,9 @@ from genray.learners.setup import prepare
 from genray.recording import Progress
 from genray.recording.storage import Storage
 from genray.runtime.placement import trial_bundles
-from genray.tuning.grid import Grid, plain
+from genray.tuning.grid import RECORD, Grid, plain
 from genray.tuning.trial import run_trial
 
-RECORD = "grid.json"
 VISIBLE_TIMEOUT_S = 120
 
 

@@ -3,7 +3,6 @@
 `benchmarks/chaos.py` is the long part of this: more kills, at random moments.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import threading
 import pytest
 import ray
 import torch
-from conftest import ROOT, SMALL_RUN, command_of, descendants, wait_for
+from conftest import ROOT, SMALL_RUN, command_of, descendants, run_outcome, wait_for
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
@@ -31,22 +30,11 @@ QUICK_TO_NOTICE = {
 }
 
 
-def outcome(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["wall_s"]
-        for learner in record["learners"].values():
-            del learner["seconds"]
-    weights = [torch.load(folder / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")]
-    tensors = [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in weights]
-    return records, tensors, json.loads((folder / "results.json").read_text())["models"]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     storage = tmp_path_factory.mktemp("undisturbed")
     genray.train(None, RUN, runtime="local", storage=str(storage))
-    return outcome(storage / "digits")
+    return run_outcome(storage / "digits")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +109,7 @@ def test_every_actor_and_a_node_may_die(two_nodes, tmp_path, undisturbed, capsys
     err = capsys.readouterr().err
     assert err.count("going on from step") >= 4
     assert "global learner: " in err and "evaluator: " in err and "base_learners." in err
-    assert outcome(tmp_path / "digits") == undisturbed
+    assert run_outcome(tmp_path / "digits") == undisturbed
     assert [record["epoch"] for record in undisturbed[0]] == list(range(1, EPOCHS + 1))
     wait_for(lambda: all(g["state"] == "REMOVED" for g in placement_group_table().values()), "end of all groups")
     assert not ours(b"ray::BaseLearner")
@@ -147,8 +135,8 @@ def test_rollback_gives_the_bits_of_the_run_in_one_process(two_nodes, tmp_path, 
     overrides += ["training.on_non_finite=rollback"]
     genray.train(None, overrides, runtime="local", storage=str(tmp_path / "local"))
     genray.train(None, overrides, storage=str(tmp_path / "halted"), resume=True)
-    expected = outcome(tmp_path / "local" / "digits")
-    assert outcome(tmp_path / "halted" / "digits") == expected
+    expected = run_outcome(tmp_path / "local" / "digits")
+    assert run_outcome(tmp_path / "halted" / "digits") == expected
     assert expected[0][-1]["learners"]["linf"]["rollbacks"] == 2
     assert all(torch.isfinite(v).all() for v in _last_weights(tmp_path / "halted"))
 
@@ -167,6 +155,6 @@ def test_killed_driver_resumes_and_leaves_no_process(tmp_path, undisturbed):
     process.communicate()
     done = subprocess.run([*line, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert outcome(tmp_path / "digits") == undisturbed
+    assert run_outcome(tmp_path / "digits") == undisturbed
 
     wait_for(lambda: not any(map(command_of, started)), "the end of all processes")  # Ray's helpers may need a minute

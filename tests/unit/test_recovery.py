@@ -1,6 +1,5 @@
 """What a run survives in one process: NaNs, broken checkpoints, full disks, being stopped, a second run of its name."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT
+from conftest import ROOT, run_outcome
 
 import genray
 from genray.command_line import run_command
@@ -35,16 +33,7 @@ def train(storage, overrides, **options):
 
 
 def outcome(storage):
-    """All of a run that must not depend on what happened to it."""
-    folder = storage / "digits"
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["wall_s"]
-        for learner in record["learners"].values():
-            del learner["seconds"]
-    weights = [torch.load(folder / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")]
-    tensors = [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in weights]
-    return records, tensors, json.loads((folder / "results.json").read_text())["models"]
+    return run_outcome(storage / "digits")
 
 
 @pytest.fixture(scope="module")
