@@ -72,15 +72,21 @@ def wait_for(condition, what, process=None, seconds=600):
     return found
 
 
+def timeless(metrics):
+    """Records of a metrics.jsonl without what a clock gave."""
+    records = [json.loads(line) for line in metrics.splitlines()]
+    for record in records:
+        del record["wall_s"]
+        for name, learner in record["learners"].items():
+            record["learners"][name] = {key: value for key, value in learner.items() if not key.endswith("seconds")}
+    return records
+
+
 def run_outcome(folder):
     """All of a run that must not depend on what happened to it."""
     import torch  # not before the threads are set above
 
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["wall_s"]
-        for learner in record["learners"].values():
-            del learner["seconds"]
+    records = timeless((folder / "metrics.jsonl").read_text())
     weights = [torch.load(folder / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")]
     tensors = [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in weights]
     return records, tensors, json.loads((folder / "results.json").read_text())["models"]

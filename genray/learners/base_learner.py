@@ -18,6 +18,7 @@ from genray.errors import NonFiniteError
 from genray.learners.passes import Passes
 from genray.learners.plan import RunPlan
 from genray.learners.setup import memory_format
+from genray.learners.stopwatch import Stopwatch
 from genray.learners.weight_perturbation import WeightPerturbation
 from genray.objectives import TrainingStep, build_objective
 from genray.types import WeightSnapshot
@@ -25,7 +26,15 @@ from genray.types import WeightSnapshot
 
 @dataclass(frozen=True)
 class WindowStats:
-    """What a learner did in a window; sums over its training images, on the inputs it trained on."""
+    """What a learner did in a window; sums over its training images, on the inputs it trained on.
+
+    Attributes:
+        seconds: the window took, and of these
+        attack_seconds: crafting adversarial images, and
+        averaging_seconds: the learner's average and its share of theta_g; the rest are its optimiser steps.
+        transfer_seconds: before the window, copying its share out of the device's memory and theta_g into it.
+        waiting_seconds: since its last window, apart from that: for theta_g, for other learners, for its next call.
+    """
 
     start: int
     stop: int
@@ -34,6 +43,10 @@ class WindowStats:
     num_examples: int
     learning_rate: float
     seconds: float
+    attack_seconds: float = 0.0
+    averaging_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    waiting_seconds: float = 0.0
 
 
 class BaseLearner:
@@ -68,6 +81,8 @@ class BaseLearner:
         self.stochastic = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.step = 0
         self.on_step = None  # called after every step, to show progress
+        self.stopwatch = Stopwatch(self.device)
+        self.rests_since, self.transferred = None, 0.0  # since when there is no window; seconds of hand-over in it
 
     def run_window(self, start: int, stop: int) -> WindowStats:
         """Takes steps [start, stop).
@@ -80,6 +95,8 @@ class BaseLearner:
             raise ValueError(f"{self.name}: expected a window from step {self.step}, got one from {start}")
         torch.set_num_threads(self.threads)
         began = time.perf_counter()
+        rested = 0.0 if self.rests_since is None else began - self.rests_since
+        self.stopwatch.begin(stop - start)
         loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
         num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
         num_examples, losses = 0, []
@@ -90,12 +107,16 @@ class BaseLearner:
             num_correct += correct
             num_examples += size
             self.step += 1
+            self.stopwatch.next_step()
             if self.on_step:
                 self.on_step()
         self._check_finite(loss_sum, losses, start)
         rate = self.plan.learning_rate(self.name, stop - 1)
-        seconds = time.perf_counter() - began
-        return WindowStats(start, stop, float(loss_sum), int(num_correct), num_examples, rate, seconds)
+        sums = float(loss_sum), int(num_correct), num_examples
+        times = self.stopwatch.seconds("attack"), self.stopwatch.seconds("averaging"), self.transferred
+        self.rests_since, self.transferred = time.perf_counter(), 0.0
+        seconds = self.rests_since - began
+        return WindowStats(start, stop, *sums, rate, seconds, *times, max(0.0, rested - times[-1]))
 
     def _take_step(self, step):
         """One optimiser step, then both averages. No host synchronisation."""
@@ -108,7 +129,8 @@ class BaseLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(self.name, step)
         self.optimizer.step()
-        self._update_averages(step)
+        with self.stopwatch.part("averaging"):
+            self._update_averages(step)
         return loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)
 
     def _training_step(self, step, x, y, craft):
@@ -149,7 +171,8 @@ class BaseLearner:
         key = (self.plan.config.seed, self.name, "attack", step, *([number] if number else []))
         values = {"tau": int(self.plan.tau(self.name, step))} if isinstance(attack, FriendlyAttack) else {}
         draw = StreamDraw(generator(self.device, *key))
-        return attack(self.passes.attacked(attack.mode), x, y, draw, **values)
+        with self.stopwatch.part("attack"):
+            return attack(self.passes.attacked(attack.mode), x, y, draw, **values)
 
     @torch.no_grad()
     def _update_averages(self, step):
@@ -191,7 +214,8 @@ class BaseLearner:
 
     def contribution(self, *, private: bool = True) -> WeightSnapshot:
         """The learner's share G_k of theta_g; `private` as in `FlatWeights.snapshot`."""
-        return self.flat.snapshot(self.step, self.share, private=private)
+        with self._transfer():
+            return self.flat.snapshot(self.step, self.share, private=private)
 
     def model_snapshot(self) -> WeightSnapshot:
         """The learner's own model: its averaged weights, or the raw ones where averaging is off."""
@@ -201,7 +225,14 @@ class BaseLearner:
         """Redistribution: weights and buffers become theta_g's; optimiser, averages and share stay (methods A1)."""
         if theta_g.step != self.step:
             raise ValueError(f"{self.name}: expected theta_g of step {self.step}, got step {theta_g.step}")
-        self.flat.load(theta_g)
+        with self._transfer():
+            self.flat.load(theta_g)
+
+    @contextmanager
+    def _transfer(self):
+        began = time.perf_counter()
+        yield
+        self.transferred += time.perf_counter() - began
 
     def state_dict(self) -> dict:
         """All of the learner's state, as arrays and numbers in host memory."""

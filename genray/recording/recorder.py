@@ -17,6 +17,8 @@ from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
+TIMES = ("seconds", "attack_seconds", "averaging_seconds", "transfer_seconds", "waiting_seconds")  # of `WindowStats`
+
 
 class RunRecorder:
     """Keeps the books of one run; both runtimes call it with the same things in the same order.
@@ -145,7 +147,7 @@ class RunRecorder:
             "train_accuracy": sum(p.num_correct for p in parts) / examples,
             "learning_rate": parts[-1].learning_rate,
             "rollbacks": self.setup.plan.rollbacks.get(name, 0),
-            "seconds": round(sum(p.seconds for p in parts), 4),
+            **{name: round(sum(getattr(p, name) for p in parts), 4) for name in TIMES},
         }
 
     def _headline(self, record):

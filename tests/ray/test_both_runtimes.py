@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, timeless
 from PIL import Image
 
 import genray
@@ -28,16 +28,6 @@ E_AT = [
 
 def _weights(folder, name="model.pt"):
     return torch.load(folder / name, weights_only=True)["state_dict"]
-
-
-def _timeless(text):
-    """Metrics without what a clock gave."""
-    records = [json.loads(line) for line in text.splitlines()]
-    for record in records:
-        record.pop("wall_s")
-        for learner in record["learners"].values():
-            learner.pop("seconds")
-    return records
 
 
 KINDS = {
@@ -65,8 +55,8 @@ def test_ray_and_local_give_the_same_bits(tmp_path, small_run, kind):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert local["models"] == on_ray["models"]
     ours, theirs = ((tmp_path / kind / "digits" / "metrics.jsonl").read_text() for kind in ("local", "ray"))
-    assert _timeless(ours) == _timeless(theirs)
-    assert _timeless(ours)[-1]["redistributions"] > 3
+    assert timeless(ours) == timeless(theirs)
+    assert timeless(ours)[-1]["redistributions"] > 3
 
 
 def test_resumed_on_the_other_runtime(tmp_path, small_run):

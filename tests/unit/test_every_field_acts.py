@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import json
 import typing
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import every_write_made
+from conftest import every_write_made, timeless
 from PIL import Image
 
 import genray
@@ -298,11 +297,7 @@ def fingerprint(overrides, storage, chunks=False):
         state = genray.load_model(file).state_dict()
         for value in state.values():
             weights.update(value.numpy().tobytes())
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        record.pop("wall_s")
-        for learner in record["learners"].values():
-            learner.pop("seconds")
+    records = timeless((folder / "metrics.jsonl").read_text())
     results["protocol"].pop("unlabeled", None)  # words; what they say has to act as well
     states = sorted(p.name for p in (folder / "checkpoints").iterdir())
     seen = [repr(placement), weights.hexdigest(), records, results["models"], results["protocol"], states, config.name]
