@@ -62,7 +62,9 @@ def _lean(model, dtype, gradients):
         gradients: it is for passes with gradients; Square instead keeps activations, which may not be overwritten.
     """
     try:
-        return AttackCopy(model, in_place=gradients, dtype=dtype).to(memory_format=torch.channels_last)
+        on_cpu = all(tensor.device.type == "cpu" for tensor in model.parameters())
+        lean = AttackCopy(model, in_place=gradients, lean_gradients=gradients and on_cpu, dtype=dtype)
+        return lean.to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to something outside
         return model
 

@@ -37,7 +37,10 @@ class Passes:
 
     @cached_property
     def _copy(self):
-        copy = AttackCopy(self.network, fold=self.compute.fold_batch_norm, in_place=True, dtype=self.dtype)
+        # The compiler would have to leave its graph for each of them.
+        lean = self.device.type == "cpu" and self.compute.channels_last and not self.compute.compile
+        fold = self.compute.fold_batch_norm
+        copy = AttackCopy(self.network, fold=fold, in_place=True, lean_gradients=lean, dtype=self.dtype)
         return copy, self._compiled(copy)
 
     def _compiled(self, module):

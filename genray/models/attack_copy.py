@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from genray.models.lean_gradients import use_lean_gradients
 from genray.models.normalize import Normalize
 from genray.models.tracing import foldable_pairs, overwrite_activations, pool_before_relu, trace
 
@@ -23,11 +24,18 @@ class AttackCopy(nn.Module):
         network: eval-mode and train-mode alike; stays as it is.
         fold: fold each BatchNorm that directly follows a convolution (pre-activation blocks have some that do not).
         in_place: activations overwrite each other where they may; a little faster, for passes that end in a gradient.
+        lean_gradients: some convolutions get a cheaper gradient to their input, the same up to rounding; for a CPU.
         dtype: of weights and activations; images are normalised, and logits computed by the classifier, in float32.
     """
 
     def __init__(
-        self, network: nn.Module, *, fold: bool = True, in_place: bool = False, dtype: torch.dtype = torch.float32
+        self,
+        network: nn.Module,
+        *,
+        fold: bool = True,
+        in_place: bool = False,
+        lean_gradients: bool = False,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         pairs = foldable_pairs(trace(network)) if fold else []
@@ -45,6 +53,7 @@ class AttackCopy(nn.Module):
             self.body = pool_before_relu(traced)
             if in_place:
                 overwrite_activations(self.body)
+        self._lean = [self.body.get_submodule(n) for n in (use_lean_gradients(self.body) if lean_gradients else ())]
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +71,8 @@ class AttackCopy(nn.Module):
                 shift = shift + convolution.bias * scale
             torch.mul(convolution.weight, scale.view(-1, 1, 1, 1), out=mine.weight)
             mine.bias.copy_(shift)
+        for convolution in self._lean:
+            convolution.prepare()
 
     def _fold(self, network, convolution_name, norm_name):
         """Replaces one pair in the copy; returns (folded convolution, network's convolution, network's BatchNorm)."""
