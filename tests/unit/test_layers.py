@@ -23,7 +23,7 @@ LAYERS = [
     {"tuning"},
     {"reporting"},
     {"command_line"},
-    {"train", "evaluate", "tune", "report"},
+    {"train", "evaluate", "tune", "report", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The local runtime evaluates, an objective names its attack, a grid trains and evaluates; the reverse is a circle.
@@ -122,7 +122,8 @@ def test_only_runtime_and_tuning_import_ray_at_module_level():
 
 def test_nothing_imports_what_is_not_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = project["dependencies"] + project["optional-dependencies"]["plot"]
+    extras = project["optional-dependencies"]
+    declared = project["dependencies"] + extras["plot"] + extras["onnx"]
     names = {re.match(r"[A-Za-z0-9_-]+", line).group() for line in declared}
     known = {IMPORT_NAMES.get(name, name) for name in names} | {"genray"} | sys.stdlib_module_names
     foreign = {(root, name) for name in MODULES for root in roots(name) if root not in known}

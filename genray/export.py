@@ -1,0 +1,90 @@
+"""Write a model for other programs: `python -m genray.export RUN_OR_MODEL --layout onnx`, or `genray.export(...)`."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+from genray.command_line import Parser, make_callable, run_command
+from genray.errors import RunFolderError
+
+LAYOUTS = {"trades": "model_trades.pt", "robustbench": "model_robustbench.pt", "onnx": "model.onnx"}
+
+
+def export(source, layout: str, output=None, *, force: bool = False) -> str:
+    """Writes the model of a run as a file that other programs read.
+
+    The file gives the logits of `genray.load_model(source)` for images in [0, 1], normalisation included.
+
+    Args:
+        source: a run folder, or a model file written by genray.
+        layout: "onnx", or "trades" or "robustbench": a plain state dict that their own classes load strictly
+            (`genray.models.published_layouts` says which classes, and what they cannot hold).
+        output: path or URI of the file; by default `model.onnx`, `model_trades.pt` or `model_robustbench.pt` beside
+            the model.
+        force: replace a file that is there.
+
+    Returns:
+        Where the file is.
+
+    Raises:
+        InputError: the source, the output or the layout will not do; nothing was written.
+        GenrayError: writing failed, or the ONNX file does not give the same logits.
+    """
+    from genray.errors import ConfigError
+    from genray.models.checkpoint_layouts import read_metadata
+    from genray.models.load import load_model
+    from genray.recording.storage import Storage
+
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+    file = Path(source) / "model.pt" if Path(source).is_dir() else Path(source)
+    output = str(output) if output is not None else str(file.with_name(LAYOUTS[layout]))
+    folder, _, name = output.rpartition("/")
+    if not name or os.path.isdir(output):
+        raise RunFolderError(f"{output}: expected the name of a file, got a folder")
+    storage = Storage(folder or ("." if not output.startswith("/") else "/"))
+    storage.check_writable()
+    if storage.exists(name) and not force:
+        raise RunFolderError(f"{output}: exists; choose another --output, or --force")
+    model = load_model(file)
+    storage.write(name, _content(model, read_metadata(file)["architecture"], layout, str(source)))
+    return output
+
+
+def _content(model, architecture, layout, source):
+    import torch
+
+    import genray
+
+    if layout == "onnx":
+        from genray.models.onnx_file import onnx_bytes
+
+        shape = (architecture["in_channels"], *architecture["image_size"])
+        notes = {"genray": genray.__version__, "source": source, "images": "float32 in [0, 1]; normalised inside"}
+        return onnx_bytes(model, shape, notes)
+    from genray.models.published_layouts import published_state
+
+    stream = io.BytesIO()
+    torch.save(published_state(model, architecture, layout), stream)
+    return stream.getvalue()
+
+
+def main(args):
+    print(f"the model is in {export(args.source, args.layout, args.output, force=args.force)}")
+
+
+def parse_args(argv):
+    parser = Parser(prog="genray.export", description=__doc__)
+    parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a model file written by genray")
+    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="what the file is to look like")
+    parser.add_argument("--output", metavar="FILE", help="path or URI (default: beside the model)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse_args(sys.argv[1:])))
+
+make_callable(__name__, "export")
