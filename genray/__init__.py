@@ -8,12 +8,12 @@ Importing genray starts nothing heavy: torch and ray are imported by what uses t
 """
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "export", "load_model", "train", "tune"]
+__all__ = ["__version__", "evaluate", "export", "load_model", "report", "train", "tune"]
 
 
 def __getattr__(name):
     # These are modules (for `python -m genray.train`) that can also be called.
-    if name in ("evaluate", "export", "train", "tune"):
+    if name in ("evaluate", "export", "report", "train", "tune"):
         from importlib import import_module
 
         return import_module(f".{name}", __name__)

@@ -136,16 +136,18 @@ def _report(folder):
     """Tables always; plots where matplotlib is."""
     from genray.errors import ConfigError
     from genray.recording.storage import Storage
-    from genray.reporting import plots
+    from genray.reporting.plots import heat_map, trials_scatter
     from genray.reporting.trials import read_trials, write_files
 
     trials = read_trials(folder)
     write_files(trials, folder)
     storage = Storage(folder)
+    if not trials.measures:
+        return
     try:
-        storage.write("scatter.png", plots.scatter(trials))
+        storage.write("scatter.png", trials_scatter(trials)["png"])
         for measure in trials.measures:
-            storage.write(f"heat_{measure.replace('/', '_')}.png", plots.heat_map(trials, measure))
+            storage.write(f"heat_{measure.replace('/', '_')}.png", heat_map(trials, measure)["png"])
     except ConfigError as error:
         print(f"note: {error}", file=sys.stderr)
 

@@ -32,7 +32,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_yaml(text: str, where: str):
+def parse_yaml(text: str, where: str):
     """The content of YAML text: safe tags only, a finite tree.
 
     Raises:
@@ -76,7 +76,7 @@ def read_yaml(path) -> dict:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise ConfigError(f"{path}: expected a YAML text file, got bytes that are not UTF-8") from None
-    data = _parse_yaml(text, f"{path}:")
+    data = parse_yaml(text, f"{path}:")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected key: value lines, got {type(data).__name__}")
     return data
@@ -96,7 +96,7 @@ def apply_overrides(data: dict, overrides) -> dict:
             problems.append(f"{override!r}: expected key=value, for example training.epochs=10")
             continue
         try:
-            value = _parse_yaml(text, f"{key}: value {text if len(text) < 80 else text[:77] + '...'!r}")
+            value = parse_yaml(text, f"{key}: value {text if len(text) < 80 else text[:77] + '...'!r}")
         except ConfigError as error:
             problems += error.problems
             continue

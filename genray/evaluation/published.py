@@ -1,6 +1,7 @@
 """Published rows to print beside our own numbers."""
 
 import csv
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +23,72 @@ ROWS = {
     objectives.IatObjective(alpha=1.0): ("IAT",),
     objectives.RstObjective(beta=0.5, natural_weight=0.9, robust_weight=0.5): ("RST",),
 }
+
+ON_TEST = "the best checkpoint was selected on the test set"
+SLIDES, APPENDIX = "slides of Generalist (CVPR 2023)", "appendix of Generalist (CVPR 2023)"
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table of the literature, as printed.
+
+    Attributes:
+        name: of its file in `published/`.
+        title: what it shows, and where it stands.
+        data: source of the images.
+        network: as the papers write it; "" where a column says it.
+        comparable: its rows are methods, trained and attacked as `row_of_run` asks for.
+        notes: what a reader has to know.
+    """
+
+    name: str
+    title: str
+    data: str
+    network: str
+    comparable: bool
+    notes: tuple[str, ...] = ()
+
+    def read(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows, as text, digit for digit."""
+        with open(FOLDER / f"{self.name}.csv", newline="") as file:
+            heads, *rows = csv.reader(file)
+        return heads, rows
+
+
+_FIVE_RUNS = ("five runs, mean and standard deviation", ON_TEST)
+TABLES = (
+    PublishedTable("cifar10_resnet18", f"ResNet-18 on CIFAR-10, linf 8/255 ({SLIDES})", "cifar10", "ResNet-18", True,
+                   (ON_TEST, "PGD100 of TRADES (lambda=6) stands 2.04 points below its PGD20 there; the released "
+                    "attack code runs 10 steps under both names")),
+    PublishedTable("cifar10_wrn32_10", f"WRN-32-10 on CIFAR-10, linf 8/255 ({SLIDES})", "cifar10", "WRN-32-10", True,
+                   (ON_TEST,)),
+    PublishedTable("cifar100_resnet18", f"ResNet-18 on CIFAR-100, linf 8/255 ({APPENDIX}, Table 3)", "cifar100",
+                   "ResNet-18", True,
+                   (ON_TEST, "AA of AT (beta=1) stands above its own APGD_t there, which is a part of AA")),
+    PublishedTable("mnist_resnet18", f"ResNet-18 on MNIST, linf 0.3 ({APPENDIX}, Table 2)", "mnist", "ResNet-18", True,
+                   _FIVE_RUNS),
+    PublishedTable("svhn_resnet18", f"ResNet-18 on SVHN, linf 8/255 ({APPENDIX}, Table 2)", "svhn", "ResNet-18", True,
+                   _FIVE_RUNS),
+    PublishedTable("cifar10_resnet18_cost", f"Cost, ResNet-18 on CIFAR-10, one RTX 3090 ({APPENDIX}, Table 4)",
+                   "cifar10", "ResNet-18", False,
+                   ("five runs, mean and standard deviation; this TRADES is tuned for natural accuracy",)),
+    PublishedTable("cifar10_resnet18_learning_rates",
+                   f"Learning rates of the two learners, ResNet-18 on CIFAR-10 ({APPENDIX}, Table 5)", "cifar10",
+                   "ResNet-18", False, ("AA of the first row stands as 46.07 in the main table",)),
+    PublishedTable("cifar10_generalistpp", "Generalist++ (arXiv 2510.13361, Table I) on CIFAR-10, linf AA", "cifar10",
+                   "", False, ("second hand: rows that a public comparison copied",)),
+    PublishedTable("cifar100_generalistpp", "Generalist++ (arXiv 2510.13361, Table II) on CIFAR-100, linf AA",
+                   "cifar100", "", False, ("second hand: rows that a public comparison copied",)),
+    PublishedTable("cifar10_msd", "Several norms on CIFAR-10 (readme of MSD's code, arXiv 1909.04068)", "cifar10",
+                   "PreActResNet-18", False, ("first 1,000 test images, 10 restarts",)),
+    PublishedTable("mnist_msd", "Several norms on MNIST (readme of MSD's code, arXiv 1909.04068)", "mnist",
+                   "four-layer CNN", False, ("first 1,000 test images, 10 restarts",)),
+)  # fmt: skip
+
+
+def in_the_tables_ball(data: str, norm: str, epsilon: Fraction) -> bool:
+    """Whether the papers' tables of these data attack within this ball."""
+    return norm == "linf" and epsilon in THREATS.get(data, THREAT)[0]
 
 
 def published_row(table: str, method: str) -> dict:

@@ -69,6 +69,11 @@ class Storage:
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         return sorted(f.base_name for f in self.filesystem.get_file_info(selector) if f.is_file)
 
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted; none where it does not exist."""
+        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+        return sorted(f.base_name for f in self.filesystem.get_file_info(selector) if f.type == fs.FileType.Directory)
+
     def write(self, name: str, data: bytes):
         """Writes a file atomically: aside, flushed to disk, then renamed (object stores are atomic by themselves).
 

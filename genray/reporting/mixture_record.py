@@ -4,6 +4,7 @@ import csv
 import io
 
 from genray.reporting.pareto import pareto
+from genray.reporting.table import Cell, Table, TableRow, cell_of, head_of, one_line
 from genray.types import fraction_text
 
 CHOSEN_ON = "validation"
@@ -115,6 +116,33 @@ def _notes(results, split, num_columns):
 
 def _cell(accuracy):
     return f"{100 * accuracy['value']:6.2f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+
+
+def study_table(results: dict, split: str, name: str) -> Table:
+    """The same as a table of a report.
+
+    Args:
+        name: of the table's files.
+    """
+    part = results["splits"][split]
+    protocol, rows = part["protocol"], part["rows"]
+    names = list(dict.fromkeys((norm, column) for row in rows for norm, of in row["columns"].items() for column in of))
+    threats = ", ".join(f"{t['norm']} {t['epsilon']} ({t['epsilon_decimal']:.6g})" for t in protocol["threats"])
+    lines = []
+    for row in rows:
+        accuracies = [
+            row["natural"],
+            *(row["columns"].get(norm, {}).get(column) for norm, column in names),
+            row["robust"],
+        ]
+        cells = tuple(cell_of(a["value"], None, a["low"], a["high"]) if a else Cell() for a in accuracies)
+        lines.append(TableRow((row["name"], _marks(row, results)), cells))
+    heads = [head_of(column if len(results["norms"]) == 1 else f"{norm}/{column}") for norm, column in names]
+    title = f"{results['run']}: {protocol['data']['examples']} {split} images of {results['data']}, {threats}"
+    findings = (f"CAUTION: {row['name']}: {finding}" for row in rows for finding in row["findings"])
+    notes = (_batch_norm(results), *_notes(results, split, len(names)), *findings)
+    heads = ("NAT", *heads, "robust")
+    return Table(name, one_line(title), ("model", "marks"), heads, tuple(lines), notes).ranked()
 
 
 def curve_csv(results: dict) -> str:

@@ -20,8 +20,9 @@ from genray.recording.base_learners import load_base_learners
 from genray.recording.progress import Progress
 from genray.recording.run_folder import model_bytes
 from genray.recording.storage import Storage
-from genray.reporting.mixture_plot import MISSING, draw_curve
+from genray.reporting.mixture_plot import AGAIN, draw_curve
 from genray.reporting.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
+from genray.reporting.style import MissingMatplotlib
 from genray.types import fraction_text
 
 SPLITS = (CHOSEN_ON, "test")
@@ -194,10 +195,8 @@ def _show(study, results):
         for split in results["splits"]:
             for ending, content in draw_curve(results, split).items():
                 study.storage.write(f"curve_{split}.{ending}", content)
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        print(MISSING)
+    except MissingMatplotlib:
+        print(AGAIN)
     print(f"everything is in {study.where}")
 
 

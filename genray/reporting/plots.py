@@ -1,98 +1,126 @@
-"""Plots of a grid. Needs matplotlib, which is an optional extra."""
+"""Figures of results: accuracies against each other, over two fields of a grid, over epsilon."""
 
-import io
+from dataclasses import dataclass
 
 from genray.errors import ConfigError
 from genray.reporting.pareto import pareto
-from genray.reporting.trials import METHOD, Trials, groups
+from genray.reporting.style import BLUE, GREY, colours_of, draw, label_text, legend_below
+from genray.reporting.trials import METHOD, Trials, groups, varying
 from genray.tuning.grid import short_names
 
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "savefig.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "svg.hashsalt": "genray",
-}
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vP*X"
+MOST_NAMED = 8  # points that a legend names; of more, only those on the front are named
 
 
-def _pyplot():
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ConfigError("plots: matplotlib is not installed; pip install 'genray[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+@dataclass(frozen=True)
+class Point:
+    """A model in the natural/robust plane, in per cent; bars are one standard deviation, or None."""
 
-    return pyplot
+    label: str
+    natural: float
+    robust: float
+    natural_bar: float | None = None
+    robust_bar: float | None = None
 
 
-def heat_map(trials: Trials, measure: str) -> bytes:
-    """A PNG of a two-way grid: rows and columns are its two keys, cells the mean over seeds in per cent.
+def scatter(points: list[Point], robust_name: str, published: list[Point] = (), published_name: str = "") -> dict:
+    """Robust over natural accuracy, with the Pareto front of `points` as a line; published ones as grey points.
+
+    Returns:
+        {"png": bytes, "svg": bytes}.
+    """
+
+    def paint(axes):
+        front = pareto([(p.natural, p.robust) for p in points])
+        axes.plot(*zip(*front), color=GREY, linewidth=1, linestyle="--", zorder=1, label="Pareto front")
+        named = points if len(points) <= MOST_NAMED else [p for p in points if (p.natural, p.robust) in front]
+        looks = colours_of(p.label for p in named[:28])
+        rest = [p for p in points if p.label not in looks]
+        for point in rest:
+            _with_bars(axes, point, color=BLUE, marker="o", fillstyle="none", alpha=0.7)
+        for point in points:
+            if point.label in looks:
+                _with_bars(axes, point, label=label_text(point.label), **looks[point.label])
+        for i, point in enumerate(published):
+            axes.plot(point.natural, point.robust, "o", color=GREY, markersize=4, zorder=0,
+                      **({"label": label_text(published_name)} if i == 0 else {}))  # fmt: skip
+            axes.annotate(label_text(point.label), (point.natural, point.robust), xytext=(4, 3),
+                          textcoords="offset points", fontsize=6.5, color=GREY)  # fmt: skip
+        axes.set(xlabel="natural accuracy, %", ylabel=f"{robust_name}, %")
+        axes.margins(0.12)
+        legend_below(axes)
+
+    return draw(paint, height=4.2)
+
+
+def _with_bars(axes, point, **look):
+    bars = {"xerr": point.natural_bar, "yerr": point.robust_bar}
+    axes.errorbar(point.natural, point.robust, **bars, linestyle="", elinewidth=0.8, zorder=2, **look)
+
+
+def trials_scatter(trials: Trials) -> dict:
+    """One point a method or place of a grid; up is the last measure, AutoAttack's or the union where there is one."""
+    up = trials.measures[-1]
+    points = [
+        Point(trials.place_of(row), *(100 * row[m][0] for m in ("natural", up)),
+              *(100 * row[m][1] if row[m][1] else None for m in ("natural", up)))
+        for row in groups(trials)
+        if row["natural"] and row[up]
+    ]  # fmt: skip
+    return scatter(points, up)
+
+
+def heat_map(trials: Trials, measure: str) -> dict:
+    """A two-way grid: rows and columns are its two fields, cells the mean over seeds in per cent.
 
     Raises:
-        ConfigError: the grid has not exactly two keys that vary, or matplotlib is not installed.
+        ConfigError: not exactly two fields vary (the message says which do), or matplotlib is not installed.
     """
-    rows = [row for row in groups(trials) if row[measure]]
-    keys = [key for key in trials.keys if len({row[key] for row in rows}) > 1]
+    keys = varying(trials)
     if len(keys) != 2:
-        raise ConfigError(f"heat map: expected a grid over two keys, got {len(keys)} that vary")
-    down, across = (list(dict.fromkeys(row[key] for row in rows)) for key in keys)
+        names = dict(zip((METHOD, *trials.keys), (METHOD, *short_names(trials.keys))))
+        raise ConfigError(
+            "no heat map: expected a grid in which two fields vary, this one varies "
+            + (", ".join(names[key] for key in keys) or "none")
+        )
+    rows = [row for row in groups(trials) if row[measure]]
+    down, across = (list(dict.fromkeys(row[key] for row in trials.rows)) for key in keys)
     values = [[float("nan")] * len(across) for _ in down]
     for row in rows:
         values[down.index(row[keys[0]])][across.index(row[keys[1]])] = 100 * row[measure][0]
-    pyplot = _pyplot()
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(1.6 + 0.8 * len(across), 1.2 + 0.5 * len(down)))
-        image = axes.imshow(values, cmap="cividis", aspect="auto")
-        axes.set_xticks(range(len(across)), [str(v) for v in across])
-        axes.set_yticks(range(len(down)), [str(v) for v in down])
-        axes.set_xlabel(short_names(keys)[1])
-        axes.set_ylabel(short_names(keys)[0])
+    names = short_names(keys)
+
+    def paint(axes):
+        axes.grid(False)
+        image = axes.imshow(values, aspect="auto")
+        axes.set_xticks(range(len(across)), [label_text(v, 16) for v in across])
+        axes.set_yticks(range(len(down)), [label_text(v, 16) for v in down])
+        axes.set(xlabel=label_text(names[1]), ylabel=label_text(names[0]), title=f"{measure}, % (theta_g)")
         low, high = image.get_clim()
         for i, line in enumerate(values):
             for j, value in enumerate(line):
-                light = value < (low + high) / 2
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if light else "black")
-        axes.set_title(f"{measure}, % (theta_g)")
-        return _png(figure, pyplot)
+                if value == value:
+                    light = value < (low + high) / 2
+                    axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="#fefefe" if light else "#010101")
+
+    return draw(paint, width=min(9, max(3.2, 1.6 + 0.8 * len(across))), height=max(2.2, 1.3 + 0.5 * len(down)))
 
 
-def scatter(trials: Trials, across: str = "natural", up: str | None = None) -> bytes:
-    """A PNG with one point a method or place, bars of one standard deviation, and the Pareto front as a line.
+def over_epsilon(curves: dict[str, dict[float, tuple]], norm: str) -> dict:
+    """Accuracy over the radius, one curve an attack, with 95 % intervals.
 
     Args:
-        across, up: measures of the axes; `up` is the last one by default, AutoAttack's or the union where there is one.
+        curves: column -> {epsilon: (value, low, high)}, fractions; epsilon 0 is the natural accuracy.
+        norm: of the ball.
     """
-    up = up or trials.measures[-1]
-    rows = [row for row in groups(trials) if row[across] and row[up]]
-    pyplot = _pyplot()
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(5.5, 4))
-        for i, row in enumerate(rows):
-            spreads = [100 * (row[measure][1] or 0) for measure in (across, up)]
-            point = [100 * row[measure][0] for measure in (across, up)]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
-            axes.errorbar(*point, xerr=spreads[0], yerr=spreads[1], label=_label(row, trials), linestyle="", **style)
-        front = pareto([(row[across][0], row[up][0]) for row in rows])
-        axes.plot([100 * x for x, _ in front], [100 * y for _, y in front], color="0.6", linewidth=1, zorder=0)
-        axes.set_xlabel(f"{across}, %")
-        axes.set_ylabel(f"{up}, %")
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        return _png(figure, pyplot)
 
+    def paint(axes):
+        for name, look in colours_of(curves).items():
+            radii = sorted(curves[name])
+            values, low, high = ([100 * curves[name][radius][i] for radius in radii] for i in range(3))
+            axes.plot(radii, values, label=label_text(name), **look)
+            axes.fill_between(radii, low, high, alpha=0.15, color=look["color"], linewidth=0)
+        axes.set(xlabel=f"epsilon ({norm})", ylabel="accuracy, %", ylim=(0, 101))
+        axes.set_xlim(left=0)
+        legend_below(axes, 3)
 
-def _label(row, trials):
-    parts = [row[METHOD], *(f"{short}={row[key]}" for short, key in zip(short_names(trials.keys), trials.keys))]
-    return " ".join(part for part in parts if part)
-
-
-def _png(figure, pyplot):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return draw(paint)

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import statistics
 from dataclasses import dataclass
 
@@ -12,8 +11,11 @@ import pyarrow.parquet as pq
 
 from genray.errors import RunFolderError
 from genray.evaluation.job import STAGE
+from genray.evaluation.suite import COLUMNS
 from genray.recording.storage import Storage
+from genray.reporting.table import Cell, Table, TableRow, as_markdown, cell_of, head_of
 from genray.tuning.grid import RECORD, short_names
+from genray.types import NORMS
 
 METHOD = "method"
 
@@ -34,6 +36,11 @@ class Trials:
     measures: tuple[str, ...]
     about: str
 
+    def place_of(self, row: dict) -> str:
+        """Method and place in the grid of a row, in words."""
+        parts = [row[METHOD], *(f"{short}={row[key]}" for short, key in zip(short_names(self.keys), self.keys))]
+        return " ".join(part for part in parts if part) or self.name
+
 
 def read_trials(folder: str) -> Trials:
     """Reads all runs of a grid folder, whatever state they are in.
@@ -53,14 +60,22 @@ def read_trials(folder: str) -> Trials:
     for name, trial in stated.items():
         row = {"trial": name, METHOD: trial["method"], "seed": trial["seed"], "status": "not started"}
         row |= {key: _cell(trial["point"].get(key)) for key in keys}
-        found, text = _numbers(storage, name, _data_name(trial["config"]["data"]))
+        found, text = _numbers(storage, name, data_name(trial["config"]["data"]))
         about = text or about
         measures |= dict.fromkeys(key for key in found if key not in ("best_epoch", "wall_s", "status"))
         rows.append(row | found)
+    measures = sorted(measures, key=_in_the_papers_order)
     return Trials(storage.uri.rstrip("/").rpartition("/")[2], rows, keys, tuple(measures), about)
 
 
-def _data_name(data):
+def _in_the_papers_order(measure):
+    norm, _, column = measure.rpartition("/")
+    known = ("natural", *COLUMNS)
+    last = measure == "union"
+    return last, NORMS.index(norm) if norm in NORMS else -1, known.index(column) if column in known else len(known)
+
+
+def data_name(data: dict) -> str:
     """What the images are called: their folder's name where the source is only a file format."""
     folder = str(data.get("path") or "").partition("?")[0].rstrip("/").rpartition("/")[2]
     return folder if data["source"] in ("parquet", "image_folder") and folder else data["source"]
@@ -145,21 +160,37 @@ def _one_kind(values):
     return len({float if isinstance(v, (int, float)) else type(v) for v in values if v is not None}) <= 1
 
 
-def markdown(trials: Trials) -> str:
-    """The papers' layout: one row a method or place, accuracies in per cent, best bold, second best underlined."""
+def varying(trials: Trials) -> list[str]:
+    """The grid's keys, and the method, that take more than one value."""
+    return [key for key in (METHOD, *trials.keys) if len({row[key] for row in trials.rows}) > 1]
+
+
+def trials_table(trials: Trials) -> Table:
+    """The papers' layout: one row a method or place, accuracies in per cent, mean and standard deviation over seeds."""
     rows = groups(trials)
     with_method = [METHOD] if any(row[METHOD] for row in rows) else []
     places, heads = [*with_method, *trials.keys], [*with_method, *short_names(trials.keys)]
-    ranks = {measure: _ranks(rows, measure) for measure in trials.measures}
-    lines = [_line([*heads, *trials.measures]), "|" + "---|" * len(heads) + "---:|" * len(trials.measures)]
-    for number, row in enumerate(rows):
-        cells = [_accuracy(row[measure], ranks[measure].get(number)) for measure in trials.measures]
-        lines.append(_line([*(str(row[place]) for place in places), *cells]))
-    return "\n".join([*lines, "", _legend(trials)]) + "\n"
+    lines = [
+        TableRow(
+            tuple(str(row[place]) for place in places) or (trials.name,),
+            tuple(cell_of(*row[measure]) if row[measure] else Cell() for measure in trials.measures),
+        )
+        for row in rows
+    ]
+    columns = tuple(head_of(measure) for measure in trials.measures)
+    return Table(
+        f"grid_{trials.name}",
+        f"Grid {trials.name}",
+        tuple(heads) or ("grid",),
+        columns,
+        tuple(lines),
+        (_legend(trials),),
+    ).ranked()
 
 
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"
+def markdown(trials: Trials) -> str:
+    table = trials_table(trials)
+    return "\n".join([as_markdown(table), *table.notes]) + "\n"
 
 
 def _legend(trials):
@@ -170,18 +201,3 @@ def _legend(trials):
         f"Accuracy of theta_g in %, {spread}; {trials.about}; {done} of {len(trials.rows)} trials finished. "
         "Best in bold, second best underlined."
     )
-
-
-def _ranks(rows, measure):
-    """Row number -> 1 for the best mean, 2 for the second; ties share a rank, and one row alone has none."""
-    means = {i: round(row[measure][0], 6) for i, row in enumerate(rows) if row[measure]}
-    best = sorted(set(means.values()), reverse=True)[:2]
-    return {i: best.index(mean) + 1 for i, mean in means.items() if mean in best} if len(means) > 1 else {}
-
-
-def _accuracy(value, rank):
-    if value is None:
-        return "-"
-    mean, spread = value
-    text = f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None and not math.isnan(spread) else "")
-    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)

@@ -1,0 +1,309 @@
+"""Accuracies that may be compared, side by side: a board is one data set, network and threat model, measured alike."""
+
+import json
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from fractions import Fraction
+from os.path import commonprefix
+
+from genray.config import RunConfig, to_dict
+from genray.evaluation.published import TABLES, in_the_tables_ball, row_of_run
+from genray.reporting.found import Evaluation, Found, Run
+from genray.reporting.paper import paper_table
+from genray.reporting.table import DIFFERENCE, HEADS, PUBLISHED, Cell, Table, TableRow, cell_of, head_of, one_line
+from genray.reporting.trials import data_name
+
+NETWORKS = {"resnet18": "ResNet-18", "preact_resnet18": "PreActResNet-18", "small_cnn": "SmallCNN"}
+AT_THE_END, EVALUATED = "at the end of training", "genray.evaluate"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What has to be the same for two numbers to be compared.
+
+    Attributes:
+        data, network: what is classified, by what.
+        norm, epsilon, decimal: the ball; epsilon exact, as text.
+        examples: test images.
+        how: `AT_THE_END` (the run's own attack) or `EVALUATED`.
+    """
+
+    data: str
+    network: str
+    norm: str
+    epsilon: str
+    decimal: float
+    examples: int
+    how: str
+
+    @property
+    def threat(self) -> str:
+        same = self.epsilon == f"{self.decimal:.6g}"
+        return f"{self.norm} {self.epsilon}" + ("" if same else f" ({self.decimal:.6g})")
+
+    def __str__(self):
+        return f"{self.network} on {self.data}, {self.threat}, {self.examples} test images, {self.how}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model's accuracies in a setting: column -> record with value, low, high."""
+
+    label: str
+    path: str
+    seed: int | None
+    config: RunConfig | None
+    values: dict
+    findings: tuple[str, ...]
+    selected_on: str | None
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries that differ in nothing but their seed.
+
+    Attributes:
+        label: of the row.
+        entries: one a seed.
+    """
+
+    label: str
+    entries: list[Entry]
+
+    def mean(self, column: str) -> float | None:
+        values = self._values(column)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, column: str) -> float | None:
+        """Sample standard deviation over seeds; None with fewer than two."""
+        values = self._values(column)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def _values(self, column):
+        return [entry.values[column]["value"] for entry in self.entries if column in entry.values]
+
+    def cell(self, column: str) -> Cell:
+        mean = self.mean(column)
+        if mean is None:
+            return Cell()
+        record = self.entries[0].values.get(column)
+        alone = len(self.entries) == 1
+        return cell_of(mean, self.spread(column), *((record["low"], record["high"]) if alone else ()))
+
+
+@dataclass
+class Board:
+    """A setting and the groups of entries in it."""
+
+    setting: Setting
+    groups: list[Group] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        there = {column for group in self.groups for entry in group.entries for column in entry.values}
+        known = [column for column in HEADS if column in there]
+        return known + sorted(there - set(known) - {"union"}) + ["union"] * ("union" in there)
+
+    @property
+    def robust_columns(self) -> list[str]:
+        """What a natural/robust plot is drawn of: the strongest column, and PGD-20 beside AutoAttack."""
+        attacks = [column for column in self.columns if column != "natural"]
+        strongest = [c for c in ("union", "aa", *reversed(attacks)) if c in attacks][:1]
+        return list(dict.fromkeys([*strongest, *(["pgd20"] if "pgd20" in attacks else [])]))
+
+    @property
+    def published(self) -> list:
+        """Published tables of the same data, within the same ball."""
+        there = in_the_tables_ball(self.setting.data, self.setting.norm, Fraction(self.setting.epsilon))
+        return [table for table in TABLES if there and table.comparable and table.data == self.setting.data]
+
+
+def boards(found: Found) -> list[Board]:
+    """All comparisons that what was found allows; the problem of a run that is there twice is added to `found`."""
+    sorted_in = defaultdict(list)
+    for setting, entry in [*_of_evaluations(found), *_of_runs(found)]:
+        sorted_in[setting].append(entry)
+    made = [Board(setting, _groups(entries, found)) for setting, entries in sorted_in.items()]
+    return sorted(made, key=lambda board: (board.setting.how == AT_THE_END, board.setting.data, board.setting.norm))
+
+
+def _of_runs(found):
+    for run in found.runs:
+        if run.results is None:
+            continue
+        protocol = run.results["protocol"]
+        setting = Setting(
+            data_name(vars(run.config.data)), network_name(run.config), protocol["norm"], protocol["epsilon"],
+            float(protocol["epsilon_decimal"]), int(protocol["examples"]), AT_THE_END,
+        )  # fmt: skip
+        steps = f", step size {protocol['step_size']}" if "step_size" in protocol else ""
+        facts = (f"{protocol['attack']}{steps}", f"interval: {protocol.get('interval', '95 % Wilson')}")
+        yield setting, Entry(run.name, run.path, run.config.seed, run.config, run.results["models"]["global"], (),
+                             protocol["selected_on"], facts)  # fmt: skip
+
+
+def _of_evaluations(found):
+    for evaluation in found.evaluations:
+        run, label = owner_of(evaluation, found.runs)
+        record, protocol = evaluation.record, evaluation.record["protocol"]
+        for threat in protocol["threats"]:
+            part = record["norms"][threat["norm"]]
+            values = {a["name"]: part["columns"][a["name"]] for a in threat["attacks"]}
+            values = {"natural": record["natural"], **values}
+            values |= {"union": record["union"]} if "union" in record else {}
+            data = data_name(vars(run.config.data)) if run else one_line(protocol["data"]["source"])
+            setting = Setting(
+                data, network_name(run.config) if run else "model of a file", threat["norm"], threat["epsilon"],
+                float(threat["epsilon_decimal"]), int(protocol["data"]["examples"]), EVALUATED,
+            )  # fmt: skip
+            selected = run.config.evaluation.select_on if run else None
+            yield setting, Entry(label, evaluation.path, run.config.seed if run else None, run and run.config, values,
+                                 (*part["findings"], *record["findings"]), selected, _facts(protocol, threat))  # fmt: skip
+
+
+def _facts(protocol, threat):
+    notes = dict.fromkeys(note for attack in threat["attacks"] for note in attack["notes"])
+    return (f"protocol {protocol['hash']}, engine {protocol['engine']}, attack seed {protocol['seed']}", *notes)
+
+
+def owner_of(evaluation: Evaluation, runs: list[Run]) -> tuple[Run | None, str]:
+    """The run whose theta_g was evaluated, as far as that can be known, and what to call the model."""
+    owner = evaluation.owner
+    if owner and evaluation.path == f"{owner.path}/evaluation":
+        return owner, owner.name
+    for run in [owner] if owner else runs:
+        if fingerprint_of(run) == evaluation.model:
+            return run, run.name
+    short = evaluation.path.rpartition("/")[2] if owner is None else evaluation.path.removeprefix(f"{owner.path}/")
+    name = one_line(short.removesuffix(".eval"), 80)
+    return None, f"{owner.name}: {name}" if owner else name
+
+
+def fingerprint_of(run: Run) -> str | None:
+    """Of the run's theta_g, as an evaluation writes it down; None where the model cannot be read."""
+    from genray.models.load import load_model
+    from genray.recording.evaluation_folder import fingerprint
+
+    try:
+        model = load_model(run.path)
+    except Exception:  # a damaged file of any kind: the evaluation is shown without its run
+        return None
+    return fingerprint(model.state_dict() | dict(model.named_buffers()))
+
+
+def network_name(config: RunConfig) -> str:
+    name = config.model.name
+    text = NETWORKS.get(name, name.upper().replace("_", "-") if name.startswith("wrn") else name)
+    return f"{text}, width {config.model.width}" if config.model.width else text
+
+
+def _groups(entries, found):
+    alike = defaultdict(list)
+    for entry in entries:
+        alike[_without_seed(entry)].append(entry)
+    groups = []
+    for members in alike.values():
+        one_a_seed = {}
+        for entry in members:
+            if entry.seed in one_a_seed and entry.config is not None:
+                reason = f"same configuration and seed as {one_a_seed[entry.seed].path}: counted once"
+                if (entry.path, reason) not in found.problems:
+                    found.problems.append((entry.path, reason))
+            else:
+                one_a_seed[entry.seed] = entry
+        groups.append(Group(_common_label(list(one_a_seed.values())), list(one_a_seed.values())))
+    return groups
+
+
+def _without_seed(entry):
+    if entry.config is None:
+        return entry.path
+    plain = to_dict(entry.config)
+    same = {
+        key: value for key, value in plain.items() if key not in ("name", "seed", "device", "runtime", "checkpoint")
+    }
+    same["data"] = {key: value for key, value in same["data"].items() if key not in ("path", "download")}
+    return json.dumps(same, sort_keys=True, default=str)
+
+
+def _common_label(entries):
+    labels = list(dict.fromkeys(entry.label for entry in entries))
+    if len(labels) == 1:
+        return labels[0]
+    common = commonprefix(labels).rstrip("0123456789").rstrip(" _-.=")
+    common = common.removesuffix("seed").rstrip(" _-.=")
+    return common or f"{labels[0]} and {len(labels) - 1} more"
+
+
+# --- as a table -------------------------------------------------------------------------------------------------------
+
+
+def board_table(board: Board, number: int) -> Table:
+    """The paper's layout: our rows, below each the published row of the same setting with the difference where there is
+    one, and the published table of the same data, ball and network."""
+    columns = board.columns
+    rows, matched = [], []
+    for group in board.groups:
+        seeds = len(group.entries)
+        rows.append(TableRow((group.label, str(seeds)), tuple(map(group.cell, columns))))
+        beside = _published_beside(group, board.setting)
+        if beside:
+            matched.append(beside["row"])
+            rows += _beside(group, beside, columns)
+    for table in _same_network(board):
+        published = paper_table(table)
+        by_head = [dict(zip(published.heads, row.cells)) for row in published.rows]
+        for row, cells in zip(published.rows, by_head):
+            found = tuple(cells.get(head_of(column), Cell()) for column in columns)
+            rows.append(TableRow((f"published {row.labels[0]}", ""), found, PUBLISHED))
+    heads = tuple(map(head_of, columns))
+    table = Table(f"table_{number}", str(board.setting), ("model", "seeds"), heads, tuple(rows))
+    return Table(**{**vars(table.ranked()), "notes": tuple(_notes(board, matched))})
+
+
+def _published_beside(group, setting):
+    config = group.entries[0].config
+    if config is None or not in_the_tables_ball(setting.data, setting.norm, Fraction(setting.epsilon)):
+        return None
+    return row_of_run(config, setting.norm)
+
+
+def _beside(group, published, columns):
+    values, name = published["values"], published["row"].removeprefix("published ")
+    there = [column for column in columns if column in values and group.mean(column) is not None]
+    differences = {column: 100 * group.mean(column) - values[column] for column in there}
+    cells = tuple(Cell(f"{differences[c]:+.2f}") if c in differences else Cell() for c in columns)
+    return [TableRow((f"{group.label} minus published {name}", ""), cells, DIFFERENCE)] if there else []
+
+
+def _same_network(board):
+    return [table for table in board.published if table.network.lower() == board.setting.network.lower()]
+
+
+def _notes(board, matched):
+    several = [group for group in board.groups if len(group.entries) > 1]
+    entries = [entry for group in board.groups for entry in group.entries]
+    yield "accuracy of theta_g in %; best in bold, second best underlined"
+    alone = len(several) < len(board.groups)
+    yield "; ".join(
+        ["mean ± standard deviation over seeds"] * bool(several)
+        + ["of one seed: 95 % Wilson interval in brackets, which knows nothing of other seeds"] * alone
+    )
+    widest = max((r["high"] - r["low"]) / 2 for entry in entries for r in entry.values.values())
+    yield f"with {board.setting.examples} test images a number is known to ±{100 * widest:.1f} points at worst"
+    for fact in dict.fromkeys(fact for entry in entries for fact in entry.facts):
+        yield fact
+    on_test = [entry.label for entry in entries if entry.selected_on == "test"]
+    if on_test:
+        yield f"CAUTION: epoch chosen on the test images (evaluation.select_on: test): {', '.join(on_test)}"
+    if any(entry.selected_on is None for entry in entries):
+        yield "how a file's model was trained and chosen is not known here"
+    if board.setting.how == EVALUATED and len({entry.facts[0] for entry in entries}) > 1:
+        yield "CAUTION: not all rows have the same protocol; compare those with equal protocol only"
+    for entry in entries:
+        for finding in entry.findings:
+            yield f"CAUTION: {entry.label}: {finding}"
+    if matched or _same_network(board):
+        yield "published: the best checkpoint was selected on the test set; ours was not, unless said otherwise"

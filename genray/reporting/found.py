@@ -1,0 +1,323 @@
+"""What lies in folders: runs, evaluations, mixtures and grids, and what is wrong with the rest, a line each."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from genray.config import RunConfig, load_stored_config
+from genray.config.load import parse_yaml
+from genray.errors import GenrayError, RunFolderError
+from genray.recording.storage import Storage
+from genray.reporting.table import one_line
+from genray.reporting.trials import Trials, read_trials
+from genray.tuning.grid import RECORD
+
+DEEPEST = 8  # folders below those given
+PARTS = {"checkpoints", "tensorboard", "blocks", "teacher", "tune"}  # of runs, evaluations and grids
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: of the folder.
+        config: as it was run.
+        records: of `metrics.jsonl`.
+        results: the content of `results.json`; None for a run that has not ended.
+        grid: path of the grid it is a trial of, or "".
+        point: method and place in that grid, in words.
+    """
+
+    path: str
+    config: RunConfig
+    records: list[dict]
+    results: dict | None
+    grid: str = ""
+    point: str = ""
+
+    @property
+    def name(self) -> str:
+        return one_line(self.point or self.config.name, 80)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its folder, its record, its model's fingerprint, and the run below which it lies."""
+
+    path: str
+    record: dict
+    model: str
+    owner: Run | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Operating points of a run (`--mixtures`)."""
+
+    path: str
+    results: dict
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attributes:
+    runs, evaluations, studies: what can be shown.
+    grids: (path, its trials).
+    problems: (path, why it is left out, or shown only in part).
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
+    grids: list[tuple[str, Trials]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.runs or self.evaluations or self.studies or self.grids)
+
+
+class Damaged(ValueError):
+    """A file is not what it should be; the message says how."""
+
+
+def find(paths) -> Found:
+    """Everything below the folders given, each folder once.
+
+    Args:
+        paths: folders or URIs.
+    """
+    search = _Search()
+    for path in paths:
+        search.root(str(path))
+    return search.found
+
+
+class _Search:
+    def __init__(self):
+        self.found, self.seen, self.again = Found(), set(), False
+
+    def problem(self, path, reason):
+        self.found.problems.append((one_line(path), one_line(reason, 300)))
+
+    def root(self, path):
+        try:
+            storage = Storage(path)
+            if not storage.exists():
+                self.problem(path, "there is nothing")
+                return
+            if storage.is_local and not Path(storage.root).is_dir():
+                self.problem(path, "expected the folder of a run, an evaluation or a grid, this is a file")
+                return
+            before, self.again = self._number(), False
+            self._walk(path.rstrip("/") or path, 0, None, "", {})
+            if self._number() == before and not self.again:
+                self.problem(path, "no run, evaluation or grid in it")
+        except (GenrayError, OSError) as error:
+            self.problem(path, error)
+
+    def _number(self):
+        found = self.found
+        return sum(map(len, (found.runs, found.evaluations, found.studies, found.grids, found.problems)))
+
+    def _walk(self, path, depth, owner, grid, points):
+        storage = Storage(path)
+        key = str(Path(storage.root).resolve()) if storage.is_local else path
+        if key in self.seen:
+            self.again = True
+            return
+        self.seen.add(key)
+        names = storage.names()
+        if RECORD in names:
+            grid, points = self._grid(path, storage)
+        elif "config.yaml" in names:
+            owner = self._run(path, storage, names, grid, points.get(path.rpartition("/")[2], ""))
+        elif "request.json" in names:
+            self._evaluation(path, storage, names, owner)
+            return
+        elif "results.json" in names:
+            self._study(path, storage)
+            return
+        if depth < DEEPEST:
+            for name in storage.folders():
+                if name not in PARTS and not name.startswith("."):
+                    self._walk(f"{path}/{name}", depth + 1, owner, grid, points)
+
+    def _grid(self, path, storage):
+        try:
+            trials = read_trials(path)
+            self.found.grids.append((path, trials))
+            left = [row["trial"] for row in trials.rows if row["status"] == "not started"]
+            if left:
+                self.problem(path, f"{len(left)} of {len(trials.rows)} trials have not started, first {left[0]}")
+            return path, {row["trial"]: trials.place_of(row) for row in trials.rows}
+        except (GenrayError, ValueError, TypeError, KeyError, AttributeError) as error:
+            self.problem(path, _reason(error).removeprefix(f"{path}: "))
+            return "", {}
+
+    def _run(self, path, storage, names, grid, point):
+        try:
+            plain = parse_yaml(storage.read("config.yaml").decode(), "config.yaml")
+            config = load_stored_config(plain)
+        except (GenrayError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            self.problem(path, f"config.yaml is not of a genray run: {_reason(error)}")
+            return None
+        records, results = self._records(path, storage, names), None
+        try:
+            results = check_results(_json(storage, "results.json")) if "results.json" in names else None
+        except (GenrayError, Damaged) as error:
+            self.problem(path, f"{_reason(error)}; its table is left out")
+        else:
+            if results is None:
+                self.problem(path, f"unfinished: {len(records)} of {config.training.epochs} epochs; only its curves")
+        if results is None and not records:
+            return None
+        run = Run(path, config, records, results, grid, point)
+        self.found.runs.append(run)
+        return run
+
+    def _records(self, path, storage, names):
+        if "metrics.jsonl" not in names:
+            self.problem(path, "no metrics.jsonl, so no curves")
+            return []
+        records = []
+        for number, line in enumerate(storage.read("metrics.jsonl").splitlines(), 1):
+            try:
+                records.append(check_record(json.loads(line)))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                self.problem(path, f"metrics.jsonl: line {number} is damaged; curves end before it")
+                break
+        return records
+
+    def _evaluation(self, path, storage, names, owner):
+        if "results.json" not in names:
+            blocks = len(storage.names("blocks"))
+            self.problem(path, f"unfinished evaluation: {blocks} blocks are done; genray.evaluate --resume goes on")
+            return
+        try:
+            record = check_evaluation(_json(storage, "results.json"))
+            model = str(_json(storage, "request.json").get("model"))
+            self.found.evaluations.append(Evaluation(path, record, model, owner))
+        except (GenrayError, Damaged, AttributeError) as error:
+            self.problem(path, _reason(error))
+
+    def _study(self, path, storage):
+        try:
+            self.found.studies.append(Study(path, check_study(_json(storage, "results.json"))))
+        except (GenrayError, Damaged) as error:
+            self.problem(path, _reason(error))
+
+
+def _reason(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _json(storage, name):
+    try:
+        return json.loads(storage.read(name))
+    except RunFolderError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{name} is damaged: {_reason(error)}") from None
+
+
+# --- what files must hold ---------------------------------------------------------------------------------------------
+
+
+def _accuracy(record):
+    """An accuracy with its interval, or an error."""
+    value, low, high = (float(record[key]) for key in ("value", "low", "high"))
+    if not 0 <= low <= value <= high <= 1 or isinstance(record["examples"], bool) or int(record["examples"]) < 1:
+        raise ValueError(f"not an accuracy: {record}")
+
+
+def _checked(what):
+    """Turns whatever goes wrong while a file is looked through into one line."""
+
+    def decorate(check):
+        def run(content):
+            try:
+                check(content)
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+                raise Damaged(f"results.json is not {what}: {one_line(repr(error), 120)}") from None
+            return content
+
+        return run
+
+    return decorate
+
+
+@_checked("of a genray run")
+def check_results(results):
+    for by_attack in results["models"].values():
+        for record in by_attack.values():
+            _accuracy(record)
+    _accuracy(results["models"]["global"]["natural"])
+    protocol = results["protocol"]
+    texts = [protocol[key] for key in ("data", "norm", "epsilon", "selected_on", "attack")]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("protocol")
+    (
+        Fraction(protocol["epsilon"]),
+        float(protocol["epsilon_decimal"]),
+        int(protocol["examples"]),
+        int(results["seed"]),
+        int(results["best_epoch"]),
+    )
+    dict(results["versions"])
+
+
+@_checked("of a genray evaluation")
+def check_evaluation(record):
+    _accuracy(record["natural"])
+    protocol = record["protocol"]
+    for threat in protocol["threats"]:
+        part = record["norms"][threat["norm"]]
+        float(threat["epsilon_decimal"]), Fraction(threat["epsilon"])
+        for attack in threat["attacks"]:
+            _accuracy(part["columns"][attack["name"]])
+            list(attack["notes"]), int(attack["num_steps"])
+        list(part["findings"])
+    if "union" in record:
+        _accuracy(record["union"])
+    str(protocol["hash"]), str(protocol["engine"]), int(protocol["data"]["examples"]), list(record["findings"])
+    str(protocol["data"]["source"]), int(protocol["seed"])
+
+
+@_checked("of a run, an evaluation or a study of mixtures")
+def check_study(results):
+    for part in results["splits"].values():
+        int(part["protocol"]["data"]["examples"])
+        for threat in part["protocol"]["threats"]:
+            str(threat["norm"]), str(threat["epsilon"]), float(threat["epsilon_decimal"])
+        for row in part["rows"]:
+            _accuracy(row["natural"])
+            _accuracy(row["robust"])
+            str(row["name"]), str(row["kind"]), dict(row["weights"] or {}), list(row["findings"])
+            for by_name in row["columns"].values():
+                for record in by_name.values():
+                    _accuracy(record)
+    for key in ("run", "data", "chosen", "theta_g_selected_on"):
+        results[key]
+    list(results["learners"]), list(results["norms"])
+    if results["batch_norm"] not in ("mix", "reestimate"):
+        raise ValueError("batch_norm")
+    if results["gamma_of"] is not None:
+        for part in results["splits"].values():
+            [Fraction(row["weights"][results["gamma_of"]]) for row in part["rows"] if row["kind"] == "mixture"]
+            [row["pareto"] for row in part["rows"] if row["kind"] == "mixture"]
+
+
+def check_record(record: dict) -> dict:
+    """One line of `metrics.jsonl`."""
+    int(record["epoch"]), int(record["redistributions"]), float(record["wall_s"])
+    numbers = [v for values in record["learners"].values() for v in values.values()]
+    numbers += list((record["global"] or {}).values()) + list(record["mixing_weights"].values())
+    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+        raise TypeError("not numbers")
+    if not all(0 <= rate <= 1 and math.isfinite(rate) for rate in (record["global"] or {}).values()):
+        raise ValueError("not accuracies")
+    return record

@@ -1,0 +1,267 @@
+"""Test images with the predictions of two models: easy, hard, and adversarial for one and not for the other.
+
+The layout is that of the slides' picture. Images and attack are those of the run's own evaluation: the same test images,
+threat model, steps and random numbers.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from genray.attacks import ExampleDraw, build_attack
+from genray.config import RunConfig, load_stored_config
+from genray.config.load import read_yaml
+from genray.data.datasets import load_image_data
+from genray.errors import CheckpointError, ConfigError, DataError
+from genray.evaluation.robust import full_precision, pgd_name
+from genray.evaluation.sources import data_of
+from genray.models.load import load_model
+from genray.recording.run_folder import LEARNERS
+from genray.reporting.style import draw, label_text
+from genray.reporting.table import one_line
+
+A_KIND = 5  # images shown of each kind
+BLOCK = 50
+KINDS = ("easy", "hard", "first", "second")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: what it is called, its network, and the configuration of its run."""
+
+    name: str
+    network: torch.nn.Module
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image: (C, H, W) arrays in [0, 1] of the image, its magnified perturbation and the attacked image; what
+    both models say of the image and of the attacked one."""
+
+    index: int
+    label: str
+    image: torch.Tensor
+    perturbation: torch.Tensor
+    attacked: torch.Tensor
+    clean: tuple[str, str]
+    under_attack: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Attributes:
+    names: of the two models.
+    examined: the first so many test images were looked at.
+    attack: in words.
+    cards: kind -> at most five.
+    """
+
+    names: tuple[str, str]
+    examined: int
+    attack: str
+    cards: dict[str, list[Card]]
+
+    def heading(self, kind: str) -> tuple[str, str]:
+        """Title and explanation of a kind."""
+        first, second = self.names
+        only = "{0} is fooled by the attack on itself; {1} is right on that image, and under the attack on itself."
+        return {
+            "easy": ("Easy", "Both models are right, and stay right under attack."),
+            "hard": ("Hard", "At least one model is wrong without any attack."),
+            "first": (f"Adversarial for {first}", only.format(first, second)),
+            "second": (f"Adversarial for {second}", only.format(second, first)),
+        }[kind]
+
+
+def side_of(text: str) -> Side:
+    """A model from what a user writes: a run folder (its theta_g), RUN:LEARNER, or a model file in a run folder.
+
+    Raises:
+        InputError: it is not one of these.
+    """
+    path, learner = Path(text), ""
+    if not path.exists() and ":" in text:
+        head, _, learner = text.rpartition(":")
+        path = Path(head)
+    run = next((f for f in (path, *path.parents) if (f / "config.yaml").is_file()), None)
+    if run is None or not path.exists():
+        raise CheckpointError(f"--gallery: expected a run folder, RUN:LEARNER or a model file in a run, got {text!r}")
+    try:
+        config = load_stored_config(read_yaml(run / "config.yaml"))
+    except (ConfigError, TypeError, ValueError):
+        raise CheckpointError(f"{run / 'config.yaml'}: not of a genray run") from None
+    if learner and learner not in config.base_learners:
+        names = ", ".join(config.base_learners)
+        raise CheckpointError(f"--gallery: expected a base learner of {path} ({names}), got {learner!r}")
+    file = path / LEARNERS / f"{learner}.pt" if learner else path
+    what = learner or ("theta_g" if path == run else path.stem)
+    device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
+    return Side(one_line(f"{config.name}: {what}", 60), load_model(file, device), config)
+
+
+def default_sides(runs) -> tuple[str, str] | None:
+    """theta_g and the (first) robust base learner of the first run that has both."""
+    for run in runs:
+        robust = [name for name, learner in run.config.base_learners.items() if learner.is_robust]
+        names = robust or list(run.config.base_learners)
+        files = [Path(run.path) / "model.pt", *(Path(run.path) / LEARNERS / f"{name}.pt" for name in names[:1])]
+        if run.results and len(run.config.base_learners) > 1 and all(file.is_file() for file in files):
+            return run.path, f"{run.path}:{names[0]}"
+    return None
+
+
+def make_gallery(first: str, second: str, most: int, progress) -> Gallery:
+    """Looks at test images of the first model's run, in their order, until every kind is full.
+
+    Args:
+        first, second: as `side_of` takes them.
+        most: at most so many images.
+        progress: a `Progress`.
+
+    Raises:
+        InputError: a model or the images cannot be read, or do not fit each other.
+    """
+    sides = [side_of(first), side_of(second)]
+    if sides[0].config is not sides[1].config and sides[0].config.name == sides[1].config.name:
+        short = [side.name.rpartition(": ")[2] for side in sides]
+        sides = [Side(n, s.network, s.config) for n, s in zip(short, sides)] if len(set(short)) > 1 else sides
+    config = sides[0].config
+    data = load_image_data(**{**data_of(config), "download": False})  # a report fetches nothing
+    number = min(most, len(data.test))
+    _check_fits(sides, data)
+    looker = _Looker(sides, data, config)
+    progress.phase(f"gallery: attacking {number} images,", number, unit="images")
+    examined = 0
+    while examined < number and not looker.full:
+        stop = min(number, examined + BLOCK)
+        looker.look(examined, stop)
+        progress.steps(stop)
+        examined = stop
+    attack = config.evaluation.attack
+    words = f"{pgd_name(attack)}, {attack.norm}, epsilon {float(attack.epsilon):.6g}"
+    return Gallery(tuple(side.name for side in sides), examined, words, looker.chosen())
+
+
+def _check_fits(sides, data):
+    x = data.test.images[:1].float() / 255
+    for side in sides:
+        device = next(side.network.parameters()).device
+        try:
+            with torch.no_grad():
+                classes = side.network(x.to(device)).shape[1]
+        except RuntimeError:
+            classes = None
+        if classes != data.num_classes:
+            got = "other images" if classes is None else f"one of {classes}"
+            raise DataError(f"--gallery: expected a model of {data.num_classes} classes for {side.name}, got {got}")
+
+
+class _Looker:
+    """Attacks images with both models and sorts them into kinds."""
+
+    def __init__(self, sides, data, config):
+        self.sides, self.data, self.config = sides, data, config
+        self.attack = build_attack(config.evaluation.attack)
+        self.found = {kind: [] for kind in KINDS}  # (how good an example, index, attacked image, predictions)
+
+    @property
+    def full(self):
+        return all(len(cards) >= A_KIND for cards in self.found.values())
+
+    def look(self, start, stop):
+        x = self.data.test.images[start:stop].float().div(255)
+        y = self.data.test.labels[start:stop]
+        attacked = [self._attacked(side, x, y, range(start, stop)) for side in self.sides]
+        clean = [self._shares(side, x) for side in self.sides]  # each (n, K): what a model gives to each class
+        under = [[self._shares(side, images) for side in self.sides] for images in attacked]  # [attack on][model]
+        for i, label in enumerate(y.tolist()):
+            right = [bool(shares[i].argmax() == label) for shares in clean]
+            holds = [[bool(shares[i].argmax() == label) for shares in of] for of in under]
+            own = [float(under[k][k][i, label]) for k in (0, 1)]
+            words = tuple(self._name(shares[i]) for shares in clean)
+            shown = [tuple(self._name(shares[i]) for shares in of) for of in under]
+            if all(right) and holds[0][0] and holds[1][1]:
+                self._keep("easy", -min(own), start + i, x[i], attacked[0][i], words, shown[0])
+            elif not all(right):
+                score = sum(float(shares[i, label]) for shares in clean)
+                self._keep("hard", score, start + i, x[i], attacked[0][i], words, shown[0])
+            for kind, me, other in (("first", 0, 1), ("second", 1, 0)):
+                if all(right) and not holds[me][me] and holds[me][other] and holds[other][other]:
+                    self._keep(kind, own[me], start + i, x[i], attacked[me][i], words, shown[me])
+
+    def _attacked(self, side, x, y, indices):
+        device = next(side.network.parameters()).device
+        draw_ = ExampleDraw(self.config.seed, pgd_name(self.config.evaluation.attack), indices)
+        with full_precision():
+            return self.attack(side.network, x.to(device), y.to(device), draw_).detach().cpu()
+
+    @staticmethod
+    @torch.no_grad()
+    def _shares(side, x):
+        device = next(side.network.parameters()).device
+        with full_precision():
+            return side.network(x.to(device)).softmax(1).cpu()
+
+    def _name(self, shares):
+        return one_line(self.data.class_names[int(shares.argmax())], 24)
+
+    def _keep(self, kind, score, index, image, attacked, clean, under_attack):
+        self.found[kind].append((score, index, image, attacked, clean, under_attack))
+        self.found[kind].sort(key=lambda entry: entry[:2])
+        del self.found[kind][A_KIND:]
+
+    def chosen(self):
+        return {kind: [self._card(entry) for entry in entries] for kind, entries in self.found.items()}
+
+    def _card(self, entry):
+        _, index, image, attacked, clean, under_attack = entry
+        label = one_line(self.data.class_names[int(self.data.test.labels[index])], 24)
+        return Card(index, label, image, self._magnified(attacked - image), attacked, clean, under_attack)
+
+    def _magnified(self, delta):
+        """Grey where nothing is changed; the largest change that is allowed (linf) or made becomes black or white."""
+        config = self.config.evaluation.attack
+        largest = float(config.epsilon) if config.norm == "linf" else float(delta.abs().max())
+        return (0.5 + delta / (2 * largest)).clamp(0, 1) if largest else torch.full_like(delta, 0.5)
+
+
+def png_of(image: torch.Tensor) -> bytes:
+    """A (C, H, W) image in [0, 1] as a PNG file; of other than one or three channels, the first."""
+    from PIL import Image
+
+    pixels = _pixels(image)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _pixels(image):
+    channels = image if len(image) in (1, 3) else image[:1]
+    return channels.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def draw_gallery(gallery: Gallery) -> dict:
+    """The whole gallery as one figure: {"png": bytes, "svg": bytes}."""
+    kinds = [kind for kind in KINDS if gallery.cards[kind]]
+
+    def paint(axes):
+        axes = axes if isinstance(axes, list) else [axes]
+        for axis in axes:
+            axis.axis("off")
+        for row, kind in enumerate(kinds):
+            for column, card in enumerate(gallery.cards[kind]):
+                axis = axes[row * A_KIND + column]
+                strip = torch.cat([card.image, card.perturbation, card.attacked], 2)
+                pixels = _pixels(strip)
+                axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255,
+                            interpolation="nearest")  # fmt: skip
+                said = [f"{n}: {c} → {u}" for n, c, u in zip(gallery.names, card.clean, card.under_attack)]
+                axis.set_title("\n".join([label_text(f"label {card.label}"), *(label_text(s, 40) for s in said)]),
+                               fontsize=6.5, loc="left")  # fmt: skip
+            axes[row * A_KIND].text(-0.02, 0.5, label_text(gallery.heading(kind)[0], 40), rotation=90, fontsize=7,
+                                    ha="right", va="center", transform=axes[row * A_KIND].transAxes)  # fmt: skip
+
+    return draw(paint, width=12, height=1.5 * max(1, len(kinds)), rows=max(1, len(kinds)), columns=A_KIND)

@@ -1,0 +1,163 @@
+"""A report as one page of HTML that needs nothing else, and as Markdown."""
+
+import base64
+from html import escape
+from pathlib import Path
+
+from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
+from genray.reporting.gallery import KINDS, Gallery, png_of
+from genray.reporting.style import inline_svg
+from genray.reporting.table import Table, as_html, as_markdown, markdown_text, one_line
+
+STYLE = Path(__file__).parent / "page.css"
+FOLDED = {"published", "protocol"}  # sections that a reader opens
+
+
+def as_page(report: Report) -> str:
+    """The page: no scripts, no links to elsewhere; images and styles are inside. The same bytes for the same report."""
+    contents = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in report.sections)
+    cautions = _list(report.cautions)
+    body = "".join(map(_section, report.sections))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="color-scheme" content="light dark">
+<title>genray report</title>
+<style>
+{STYLE.read_text()}</style>
+</head>
+<body>
+<a class="skip" href="#content">To the content</a>
+<header>
+<h1>genray report</h1>
+<p class="lead">Accuracy on natural and on attacked images, in per cent.</p>
+<div class="summary"><h2>In short</h2>{_list(report.summary)}</div>
+{f'<div class="cautions"><h2>Before you rely on it</h2>{cautions}</div>' if report.cautions else ""}
+<nav aria-label="Sections"><ol>{contents}</ol></nav>
+</header>
+<main id="content">
+{body}
+</main>
+<footer>Made by python -m genray.report. It opens without a network and runs no scripts.</footer>
+</body>
+</html>
+"""
+
+
+def _list(lines):
+    return f"<ul>{''.join(f'<li>{escape(one_line(line, 600))}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _section(section: Section, level: int = 2) -> str:
+    inside = _blocks(section, level)
+    if section.key in FOLDED:
+        inside = f"<details><summary>Show</summary>{inside}</details>"
+    head = f"<h{level}>{escape(section.title)}</h{level}>"
+    return f'<section id="{section.key}">{head}{inside}</section>\n'
+
+
+def _blocks(section, level):
+    parts, figures = [], []
+    for number, block in enumerate([*section.blocks, None]):
+        if isinstance(block, Figure):
+            figures += [_figure(block, f"{section.key}-{number}")] if block.in_page else []
+            continue
+        if figures:
+            parts.append(f'<div class="figures">{"".join(figures)}</div>')
+            figures = []
+        if isinstance(block, Table):
+            parts.append(_marked(as_html(block)))
+        elif isinstance(block, Notes):
+            parts.append(
+                _marked(f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in block.lines)}</ul>')
+            )
+        elif isinstance(block, Gallery):
+            parts.append(_gallery(block))
+        elif isinstance(block, Section):
+            parts.append(_section(block, level + 1))
+    return "".join(parts)
+
+
+def _marked(html):
+    """Notes that warn stand out."""
+    return html.replace(f"<li>{CAUTION}", '<li class="caution">Caution: ')
+
+
+def _figure(figure, prefix):
+    alt = escape(figure.caption)
+    return f"<figure>{inline_svg(figure.files['svg'], prefix, alt)}<figcaption>{alt}</figcaption></figure>"
+
+
+def _gallery(gallery):
+    parts = [
+        f'<p class="lead">{escape(gallery.names[0])} and {escape(gallery.names[1])} on the first {gallery.examined} test '
+        f"images; {escape(gallery.attack)}. Each card: the image, what the attack adds (grey: nothing; magnified until the "
+        "largest change is black or white), the attacked image. Underlined predictions are wrong.</p>"
+    ]
+    for kind in KINDS:
+        title, explanation = gallery.heading(kind)
+        cards = "".join(_card(card, gallery.names) for card in gallery.cards[kind])
+        none = f"<p>None among the {gallery.examined} images.</p>"
+        parts.append(f"<h3>{escape(title)}</h3><p class=lead>{escape(explanation)}</p>")
+        parts.append(f'<div class="cards">{cards}</div>' if cards else none)
+    return "".join(parts)
+
+
+def _card(card, names):
+    label = escape(card.label)
+    images = [
+        (card.image, f"test image {card.index}, label {label}"),
+        (card.perturbation, "what the attack adds, magnified"),
+        (card.attacked, "the attacked image"),
+    ]
+    strip = "".join(f'<img src="{_data_uri(png_of(image))}" alt="{alt}">' for image, alt in images)
+    said = "".join(
+        f"<dt>{escape(name)}</dt><dd>{_said(clean, card.label)} → {_said(under, card.label)}</dd>"
+        for name, clean, under in zip(names, card.clean, card.under_attack)
+    )
+    return f'<div class="card"><div class="strip">{strip}</div><p>Label: <b>{label}</b></p><dl>{said}</dl></div>'
+
+
+def _said(prediction, label):
+    text = escape(prediction)
+    return text if prediction == label else f'<span class="wrong" title="wrong">{text}</span>'
+
+
+def _data_uri(png):
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def as_document(report: Report, plot_folder: str | None) -> str:
+    """The report as Markdown.
+
+    Args:
+        report: what it says.
+        plot_folder: where PNG files of the figures lie beside it, or None.
+    """
+    lines = ["# genray report", "", *(f"- {markdown_text(line, 600)}" for line in report.summary), ""]
+    if report.cautions:
+        lines += ["**Before you rely on it:**", "", *(f"- {markdown_text(line, 600)}" for line in report.cautions), ""]
+    for section in report.sections:
+        lines += _document_section(section, 2, plot_folder)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _document_section(section, level, plot_folder):
+    lines = [f"{'#' * level} {markdown_text(section.title)}", ""]
+    for block in section.blocks:
+        if isinstance(block, Table):
+            lines += [f"**{markdown_text(block.title, 300)}**", "", as_markdown(block)]
+            lines += [*(f"- {markdown_text(note, 1000)}" for note in block.notes), ""]
+        elif isinstance(block, Notes):
+            lines += [*(f"- {markdown_text(line, 600)}" for line in block.lines), ""]
+        elif isinstance(block, Figure) and plot_folder:
+            lines += [f"![{markdown_text(block.caption, 600)}]({plot_folder}/{block.name}.png)", ""]
+        elif isinstance(block, Section):
+            lines += _document_section(block, level + 1, plot_folder)
+    return lines
