@@ -1,4 +1,4 @@
-"""Tables, plots and one page from finished runs: `python -m genray.report RUN_OR_FOLDER...`, or `genray.report(paths)`."""
+"""Tables, plots and a page of finished runs: `python -m genray.report RUN_OR_FOLDER...`, or `genray.report(paths)`."""
 
 import sys
 
@@ -23,18 +23,18 @@ def report(
         paths: folders of runs, evaluations, mixtures and grids, or folders that hold such, in any mixture.
         output: folder or URI; a report that is there is overwritten, nothing else is.
         formats: of html, md, csv, tex, png, svg; all but svg by default.
-        gallery: two models, each a run folder, RUN:LEARNER or a model file in a run; None for theta_g and the robust base
-            learner of the first run that has both; () for no gallery.
+        gallery: two models, each a run folder, RUN:LEARNER or a model file in a run; None for theta_g and the robust
+            base learner of the first run that has both; () for no gallery.
         images: at most so many test images are attacked for the gallery.
 
     Returns:
-        The `Report`; `problems`, (folder, what is wrong with it).
+        (the `Report`, [(folder, why it is left out or shown only in part)]).
 
     Raises:
         InputError: nothing that could be shown was found, or an argument is wrong; nothing was written.
     """
     from genray.recording.progress import Progress
-    from genray.reporting.content import build_report
+    from genray.reporting.build import build_report
     from genray.reporting.found import find
     from genray.reporting.style import MissingMatplotlib, require_matplotlib
     from genray.reporting.write import DEFAULT_FORMATS, files_of, open_output, write_files
@@ -69,7 +69,7 @@ def _checked_formats(formats):
 
 
 def _gallery(found, wanted, images, progress):
-    """(gallery or None, why there is none). Two models that are asked for have to be there; by default they need not."""
+    """(gallery or None, why there is none). Models that are asked for have to be there; by default they need not."""
     from genray.reporting.gallery import default_sides, make_gallery
 
     if wanted is not None and len(wanted) == 0:

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os.path import commonprefix
 
@@ -154,13 +154,13 @@ def _of_evaluations(found):
             values = {"natural": record["natural"], **values}
             values |= {"union": record["union"]} if "union" in record else {}
             data = data_name(vars(run.config.data)) if run else one_line(protocol["data"]["source"])
-            setting = Setting(
-                data, network_name(run.config) if run else "model of a file", threat["norm"], threat["epsilon"],
-                float(threat["epsilon_decimal"]), int(protocol["data"]["examples"]), EVALUATED,
-            )  # fmt: skip
+            network = network_name(run.config) if run else "model of a file"
+            ball = threat["norm"], threat["epsilon"], float(threat["epsilon_decimal"])
+            setting = Setting(data, network, *ball, int(protocol["data"]["examples"]), EVALUATED)
+            of_run = (run.config.seed, run.config) if run else (None, None)
+            findings = *part["findings"], *record["findings"]
             selected = run.config.evaluation.select_on if run else None
-            yield setting, Entry(label, evaluation.path, run.config.seed if run else None, run and run.config, values,
-                                 (*part["findings"], *record["findings"]), selected, _facts(protocol, threat))  # fmt: skip
+            yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, _facts(protocol, threat))
 
 
 def _facts(protocol, threat):
@@ -214,7 +214,13 @@ def _groups(entries, found):
             else:
                 one_a_seed[entry.seed] = entry
         groups.append(Group(_common_label(list(one_a_seed.values())), list(one_a_seed.values())))
-    return groups
+    return [replace(group, label=_told_apart(group, groups)) for group in groups]
+
+
+def _told_apart(group, groups):
+    """Its label, with its folder where another group is called the same."""
+    same = sum(other.label == group.label for other in groups) > 1
+    return f"{group.label} ({one_line(group.entries[0].path, 80)})" if same else group.label
 
 
 def _without_seed(entry):
@@ -293,8 +299,7 @@ def _notes(board, matched):
     )
     widest = max((r["high"] - r["low"]) / 2 for entry in entries for r in entry.values.values())
     yield f"with {board.setting.examples} test images a number is known to ±{100 * widest:.1f} points at worst"
-    for fact in dict.fromkeys(fact for entry in entries for fact in entry.facts):
-        yield fact
+    yield from dict.fromkeys(fact for entry in entries for fact in entry.facts)
     on_test = [entry.label for entry in entries if entry.selected_on == "test"]
     if on_test:
         yield f"CAUTION: epoch chosen on the test images (evaluation.select_on: test): {', '.join(on_test)}"
@@ -302,8 +307,7 @@ def _notes(board, matched):
         yield "how a file's model was trained and chosen is not known here"
     if board.setting.how == EVALUATED and len({entry.facts[0] for entry in entries}) > 1:
         yield "CAUTION: not all rows have the same protocol; compare those with equal protocol only"
-    for entry in entries:
-        for finding in entry.findings:
-            yield f"CAUTION: {entry.label}: {finding}"
+    findings = (f"{group.label}: {finding}" for group in board.groups for e in group.entries for finding in e.findings)
+    yield from (f"CAUTION: {finding}" for finding in dict.fromkeys(findings))
     if matched or _same_network(board):
         yield "published: the best checkpoint was selected on the test set; ours was not, unless said otherwise"

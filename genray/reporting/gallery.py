@@ -1,10 +1,11 @@
 """Test images with the predictions of two models: easy, hard, and adversarial for one and not for the other.
 
-The layout is that of the slides' picture. Images and attack are those of the run's own evaluation: the same test images,
-threat model, steps and random numbers.
+The layout is that of the slides' picture. Images and attack are those of the run's own evaluation: the same test
+images, threat model, steps and random numbers.
 """
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,11 +211,18 @@ class _Looker:
 
     def _keep(self, kind, score, index, image, attacked, clean, under_attack):
         self.found[kind].append((score, index, image, attacked, clean, under_attack))
-        self.found[kind].sort(key=lambda entry: entry[:2])
-        del self.found[kind][A_KIND:]
 
     def chosen(self):
-        return {kind: [self._card(entry) for entry in entries] for kind, entries in self.found.items()}
+        return {kind: [self._card(entry) for entry in self._best(kind)] for kind in KINDS}
+
+    def _best(self, kind):
+        """The best of each class, then their second best, and so on."""
+        seen, rated = Counter(), []
+        for entry in sorted(self.found[kind], key=lambda entry: entry[:2]):
+            label = int(self.data.test.labels[entry[1]])
+            rated.append((seen[label], *entry))
+            seen[label] += 1
+        return [entry[1:] for entry in sorted(rated, key=lambda entry: entry[:3])[:A_KIND]]
 
     def _card(self, entry):
         _, index, image, attacked, clean, under_attack = entry

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 from genray.reporting.mixture_record import CHOSEN_ON
 from genray.reporting.style import BLUE, GREY, MARKERS, MISSING, ORANGE, VERMILION, draw, label_text, legend_below
+from genray.reporting.table import head_of
 
 AGAIN = f"{MISSING} and --resume draw them without measuring again"
 KINDS = {"base learner": ("s", GREY), "theta_g": ("D", VERMILION)}
@@ -62,7 +63,9 @@ def _over_gamma(axes, rows, gamma_of):
     gammas = [float(Fraction(row["weights"][gamma_of])) for row in points]
     curves = {"natural": [row["natural"] for row in points]}
     for norm, by_name in points[0]["columns"].items():
-        curves |= {f"{column} ({norm})": [row["columns"][norm][column] for row in points] for column in by_name}
+        curves |= {
+            f"{head_of(column)} ({norm})": [row["columns"][norm][column] for row in points] for column in by_name
+        }
     for marker, (name, accuracies) in zip(MARKERS * len(curves), curves.items()):
         values = [100 * a["value"] for a in accuracies]
         (line,) = axes.plot(gammas, values, marker=marker, markersize=3.5, label=label_text(name))
@@ -98,7 +101,7 @@ def _against(axes, rows, gamma_of, chosen):
 
 
 def _robust(row):
-    names = [f"{column} ({norm})" for norm, by_name in row["columns"].items() for column in by_name]
+    names = [f"{head_of(column)} ({norm})" for norm, by_name in row["columns"].items() for column in by_name]
     return f"accuracy under {names[0]}" if len(names) == 1 else "robust accuracy (see the table)"
 
 

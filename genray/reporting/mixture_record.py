@@ -141,7 +141,7 @@ def study_table(results: dict, split: str, name: str) -> Table:
     title = f"{results['run']}: {protocol['data']['examples']} {split} images of {results['data']}, {threats}"
     findings = (f"CAUTION: {row['name']}: {finding}" for row in rows for finding in row["findings"])
     notes = (_batch_norm(results), *_notes(results, split, len(names)), *findings)
-    heads = ("NAT", *heads, "robust")
+    heads = ("NAT", *heads, *["robust"] * (len(names) > 1))
     return Table(name, one_line(title), ("model", "marks"), heads, tuple(lines), notes).ranked()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
 from genray.reporting.gallery import KINDS, Gallery, png_of
 from genray.reporting.style import inline_svg
-from genray.reporting.table import Table, as_html, as_markdown, markdown_text, one_line
+from genray.reporting.table import Table, as_html, as_markdown, markdown_text, notes_html, one_line
 
 STYLE = Path(__file__).parent / "page.css"
 FOLDED = {"published", "protocol"}  # sections that a reader opens
@@ -71,9 +71,7 @@ def _blocks(section, level):
         if isinstance(block, Table):
             parts.append(_marked(as_html(block)))
         elif isinstance(block, Notes):
-            parts.append(
-                _marked(f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in block.lines)}</ul>')
-            )
+            parts.append(_marked(notes_html(block.lines)))
         elif isinstance(block, Gallery):
             parts.append(_gallery(block))
         elif isinstance(block, Section):
@@ -93,9 +91,9 @@ def _figure(figure, prefix):
 
 def _gallery(gallery):
     parts = [
-        f'<p class="lead">{escape(gallery.names[0])} and {escape(gallery.names[1])} on the first {gallery.examined} test '
-        f"images; {escape(gallery.attack)}. Each card: the image, what the attack adds (grey: nothing; magnified until the "
-        "largest change is black or white), the attacked image. Underlined predictions are wrong.</p>"
+        f'<p class="lead">{escape(" and ".join(gallery.names))} on the first {gallery.examined} test images; '
+        f"{escape(gallery.attack)}. Each card: the image, what the attack adds (grey: nothing; magnified until "
+        "the largest change is black or white), the attacked image. Underlined predictions are wrong.</p>"
     ]
     for kind in KINDS:
         title, explanation = gallery.heading(kind)

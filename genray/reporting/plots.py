@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from genray.errors import ConfigError
 from genray.reporting.pareto import pareto
 from genray.reporting.style import BLUE, GREY, colours_of, draw, label_text, legend_below
+from genray.reporting.table import head_of
 from genray.reporting.trials import METHOD, Trials, groups, varying
 from genray.tuning.grid import short_names
 
-MOST_NAMED = 8  # points that a legend names; of more, only those on the front are named
+MOST_NAMED = 14  # points that a legend names; of more, only those on the front are named
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def trials_scatter(trials: Trials) -> dict:
         for row in groups(trials)
         if row["natural"] and row[up]
     ]  # fmt: skip
-    return scatter(points, up)
+    return scatter(points, head_of(up))
 
 
 def heat_map(trials: Trials, measure: str) -> dict:
@@ -94,7 +95,7 @@ def heat_map(trials: Trials, measure: str) -> dict:
         image = axes.imshow(values, aspect="auto")
         axes.set_xticks(range(len(across)), [label_text(v, 16) for v in across])
         axes.set_yticks(range(len(down)), [label_text(v, 16) for v in down])
-        axes.set(xlabel=label_text(names[1]), ylabel=label_text(names[0]), title=f"{measure}, % (theta_g)")
+        axes.set(xlabel=label_text(names[1]), ylabel=label_text(names[0]), title=f"{head_of(measure)}, % (theta_g)")
         low, high = image.get_clim()
         for i, line in enumerate(values):
             for j, value in enumerate(line):

@@ -2,7 +2,9 @@
 
 from genray.reporting.found import Run
 from genray.reporting.style import COLOURS, GREY, HATCHES, INK, colours_of, draw, label_text, legend_below
+from genray.reporting.table import head_of
 
+DASHES = ("-", "--", ":", "-.")
 PARTS = ("attack", "step", "averaging", "transfer", "waiting")
 
 
@@ -18,7 +20,7 @@ def epochs(run: Run) -> dict:
         _redistributions(axes, run.records)
         for name, dashes in (("natural", "-"), (None, "-")):
             curve = _theta_g(run.records, name)
-            label = f"theta_g, {name or _attack_name(run.records)}"
+            label = f"theta_g, {head_of(name or _attack_name(run.records))}"
             marker = "o" if name else "s"
             axes.plot(*curve, linestyle=dashes, color=COLOURS[0], marker=marker, markersize=3.5, label=label)
         for learner in run.config.base_learners:
@@ -56,7 +58,7 @@ def _at_the_end(axes, run, looks):
             for attack, record in by_attack.items():
                 fill = "full" if attack == "natural" else "none"
                 axes.plot(last, 100 * record["value"], "D", color=looks[learner]["color"], fillstyle=fill, markersize=5,
-                          label=label_text(f"{learner}, test, {attack}"), clip_on=False)  # fmt: skip
+                          label=label_text(f"{learner}, test, {head_of(attack)}"), clip_on=False)  # fmt: skip
 
 
 def _redistributions(axes, records):
@@ -79,9 +81,10 @@ def schedules(run: Run) -> dict:
         for learner in run.config.base_learners:
             color = looks[learner]["color"]
             shares = [r["mixing_weights"].get(learner, float("nan")) for r in run.records]
-            weights.plot(at, shares, color=color, label=label_text(learner))
+            dashes = DASHES[list(run.config.base_learners).index(learner) % len(DASHES)]  # curves may coincide
+            weights.plot(at, shares, dashes, color=color, label=label_text(learner))
             lr = [r["learners"].get(learner, {}).get("learning_rate", float("nan")) for r in run.records]
-            rates.plot(at, lr, color=color)
+            rates.plot(at, lr, dashes, color=color)
         for axes in panels:
             _redistributions(axes, run.records)
         weights.set(ylabel="mixing weight", ylim=(-0.05, 1.05))
@@ -102,11 +105,11 @@ def grid_epochs(runs: list[Run]) -> dict:
             label = {} if run.point in labelled or len(looks) > 14 else {"label": label_text(run.point)}
             labelled.add(run.point)
             color = looks[run.point]["color"]
-            dashes = ("-", "--", ":", "-.")[list(looks).index(run.point) // len(COLOURS) % 4]
+            dashes = DASHES[list(looks).index(run.point) // len(COLOURS) % 4]
             panels[0].plot(*_theta_g(run.records, "natural"), color=color, linestyle=dashes, linewidth=1, **label)
             panels[1].plot(*_theta_g(run.records, None), color=color, linestyle=dashes, linewidth=1)
-        panels[0].set(ylabel="natural, %")
-        panels[1].set(xlabel="epoch", ylabel=f"{_attack_name([r for run in runs for r in run.records])}, %")
+        panels[0].set(ylabel="NAT, %")
+        panels[1].set(xlabel="epoch", ylabel=f"{head_of(_attack_name([r for run in runs for r in run.records]))}, %")
         legend_below(panels[0])
 
     return draw(paint, height=4.8, rows=2, share_x=True)

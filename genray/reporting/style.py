@@ -105,7 +105,8 @@ def inline_svg(svg: bytes, prefix: str, alt: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    for colour, name in ((INK, "ink"), (PAPER, "card"), (GRID, "rule"), (GREY, "faint"), (BLACK, "ink")):
+    series = zip(COLOURS, ("c1", "c2", "c3", "c4", "c5", "c6", "ink"))
+    for colour, name in ((INK, "ink"), (PAPER, "card"), (GRID, "rule"), (GREY, "faint"), *series):
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", text, flags=re.I)
     return re.sub(
         r"<svg ([^>]*)>", lambda found: f'<svg role="img" aria-label="{alt}" {_sized(found[1])}>', text, count=1

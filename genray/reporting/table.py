@@ -190,8 +190,8 @@ def as_html(table: Table) -> str:
     body = "".join(_html_row(row) for row in table.rows)
     title = escape(one_line(table.title, 300))
     return (
-        f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><caption>{title}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes_html(table.notes)}"
+        f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table>'
+        f"<caption><span>{title}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes_html(table.notes)}"
     )
 
 

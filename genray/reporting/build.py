@@ -1,0 +1,310 @@
+"""A report of what was found."""
+
+from collections import Counter, defaultdict
+from fractions import Fraction
+from functools import partial
+
+from genray.errors import ConfigError
+from genray.evaluation.published import published_row
+from genray.reporting import plots, run_plots
+from genray.reporting.boards import Board, board_table, boards
+from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
+from genray.reporting.found import Found
+from genray.reporting.gallery import Gallery, draw_gallery
+from genray.reporting.mixture_plot import draw_parts
+from genray.reporting.mixture_record import study_table
+from genray.reporting.paper import tables_of
+from genray.reporting.record_tables import attacks_table, models_table, time_table, versions_line
+from genray.reporting.style import MISSING
+from genray.reporting.table import head_of, one_line
+from genray.reporting.trials import trials_table
+
+MOST_RUNS = 12  # runs whose curves are drawn one by one
+
+
+def build_report(found: Found, gallery: Gallery | None, no_gallery: str, with_plots: bool) -> Report:
+    """Everything that can be said of what was found.
+
+    Args:
+        found: what lay in the folders; problems that turn up here are added to it.
+        gallery: the images, or None.
+        no_gallery: why there are none; "" where nobody wanted any.
+        with_plots: matplotlib is there.
+    """
+    make = _Make(found, with_plots)
+    sections = [
+        make.accuracy(), make.trade_off(), make.grids(), make.runs(), make.radii(), make.studies(), make.time(),
+        _gallery_section(gallery, no_gallery, with_plots), make.published(), make.protocols(), make.left_out(),
+    ]  # fmt: skip
+    if not with_plots:
+        sections.insert(1, Section("plots", "Plots", [Notes((MISSING,))]))
+    return Report(make.summary(), make.cautions(), [s for s in sections if s.blocks], make.tables)
+
+
+class _Make:
+    def __init__(self, found: Found, with_plots: bool):
+        self.found, self.with_plots = found, with_plots
+        self.boards = boards(found)
+        self.tables = [board_table(board, number) for number, board in enumerate(self.boards, 1)]
+        self.alone = [run for run in found.runs if not run.grid]
+        names = Counter(run.name for run in self.alone)
+        self.names = {
+            r.path: r.name if names[r.name] == 1 else f"{r.name} ({one_line(r.path, 80)})" for r in self.alone
+        }
+
+    def figure(self, name, caption, make):
+        """A list of one figure, of none without matplotlib."""
+        return [Figure(name, one_line(caption, 600), make())] if self.with_plots else []
+
+    # --- on top -----------------------------------------------------------------------------------------------------
+
+    def summary(self):
+        found = self.found
+        counts = {"run": self.alone, "grid": found.grids, "trial": [run for run in found.runs if run.grid]}
+        counts |= {"evaluation": found.evaluations, "study of operating points": found.studies}
+        lines = [f"Found: {', '.join(_counted(word, len(of)) for word, of in counts.items() if of)}."]
+        for board in self.boards:
+            lines += _best(board)
+        return tuple(lines)
+
+    def cautions(self):
+        notes = [note for table in self.tables for note in table.notes]
+        lines = [note.removeprefix(CAUTION) for note in notes if note.startswith(CAUTION)]
+        for study in self.found.studies:
+            if study.results["theta_g_selected_on"] == "test":
+                lines.append(f"{one_line(study.results['run'])}: theta_g's epoch was chosen on the test images")
+        few = sorted({board.setting.examples for board in self.boards if board.setting.examples < 1000})
+        if few:
+            lines.append(f"few test images ({', '.join(map(str, few))}): differences of a few points may be chance")
+        weak = [board for board in self.boards if not {"aa", "union"} & set(board.columns)]
+        if weak and len(weak) == len(self.boards):
+            lines.append("no AutoAttack: accuracy under PGD alone is an upper bound of robustness")
+        if self.found.problems:
+            lines.append(f"{len(self.found.problems)} folders are left out or shown only in part: see the end")
+        return tuple(dict.fromkeys(lines))
+
+    # --- sections ---------------------------------------------------------------------------------------------------
+
+    def accuracy(self):
+        return Section("accuracy", "Accuracy", list(self.tables))
+
+    def trade_off(self):
+        section = Section("trade-off", "Natural against robust accuracy")
+        for number, board in enumerate(self.boards, 1):
+            for column in board.robust_columns:
+                section.blocks += self._scatter(number, board, column)
+        return section
+
+    def _scatter(self, number, board, column):
+        points = [
+            plots.Point(group.label, 100 * natural, 100 * robust, *_bars(group, column))
+            for group in board.groups
+            if (natural := group.mean("natural")) is not None and (robust := group.mean(column)) is not None
+        ]
+        published = [
+            plots.Point(f"{row[0]}{'' if len(board.published) == 1 else f', {table.network}'}", *values)
+            for table in board.published
+            for row in table.read()[1]
+            if (values := _published_place(table.name, row[0], column))
+        ]
+        if len(points) + len(published) < 2 or not points:
+            return []
+        caption = f"{board.setting}: natural accuracy and {head_of(column)}; dashed: Pareto front of what was found"
+        caption += "; bars: one standard deviation over seeds" if any(p.natural_bar is not None for p in points) else ""
+        caption += "; grey: published, their epoch chosen on the test set." if published else "."
+        name = f"scatter_{number}_{column}"
+        return self.figure(name, caption, lambda: plots.scatter(points, head_of(column), published, "published"))
+
+    def grids(self):
+        section = Section("grids", "Grids")
+        for number, (path, trials) in enumerate(self.found.grids, 1):
+            part = Section(f"grid-{number}", f"{one_line(trials.name, 80)}")
+            section.blocks.append(part)
+            if not trials.measures:
+                part.blocks.append(Notes(("no trial has finished",)))
+                continue
+            part.blocks.append(trials_table(trials))
+            if not self.with_plots:
+                continue
+            name = f"grid_{number}"
+            try:
+                for measure in dict.fromkeys(("natural", trials.measures[-1])):
+                    caption = f"{trials.name}: {head_of(measure)} over the two fields, mean over seeds."
+                    of = partial(plots.heat_map, trials, measure)
+                    part.blocks += self.figure(f"{name}_heat_{measure.replace('/', '_')}", caption, of)
+            except ConfigError as error:
+                part.blocks.append(Notes((str(error),)))
+            runs = [run for run in self.found.runs if run.grid == path and run.records]
+            if runs:
+                caption = f"{trials.name}: theta_g of every trial over epochs, on what checkpoints are chosen on."
+                part.blocks += self.figure(f"{name}_epochs", caption, partial(run_plots.grid_epochs, runs))
+        return section
+
+    def runs(self):
+        section = Section("runs", "Runs")
+        for number, run in enumerate(self.alone, 1):
+            part = Section(f"run-{number}", self.names[run.path])
+            if run.results:
+                part.blocks.append(models_table(run, number))
+            if run.records and number <= MOST_RUNS:
+                curves = partial(run_plots.epochs, run)
+                part.blocks += self.figure(f"run_{number}_epochs", _epochs_caption(run), curves)
+                caption = f"{run.name}: mixing weights (a robust learner's is gamma) and learning rates."
+                part.blocks += self.figure(f"run_{number}_schedules", caption, partial(run_plots.schedules, run))
+            section.blocks.append(part)
+        if len(self.alone) > MOST_RUNS and self.with_plots:
+            text = f"curves of the first {MOST_RUNS} of {len(self.alone)} runs; name a run's folder to see its own"
+            section.blocks.append(Notes((text,)))
+        return section
+
+    def radii(self):
+        section = Section("epsilon", "Robust accuracy over epsilon")
+        for number, (label, norm, examples, curves) in enumerate(self._curves_over_epsilon(), 1):
+            caption = f"{label}: accuracy over the radius of the {norm} ball on {examples} test images, with 95 %"
+            caption += " intervals; epsilon 0 is natural accuracy."
+            section.blocks += self.figure(f"epsilon_{number}", caption, partial(plots.over_epsilon, curves, norm))
+        return section
+
+    def _curves_over_epsilon(self):
+        by_model = defaultdict(lambda: defaultdict(dict))
+        labels = {}
+        for evaluation in self.found.evaluations:
+            record = evaluation.record
+            for threat in record["protocol"]["threats"]:
+                key = evaluation.model, threat["norm"], record["protocol"]["data"]["examples"]
+                labels.setdefault(key, self._label_of(evaluation))
+                curves = by_model[key]
+                part = record["norms"][threat["norm"]]["columns"]
+                for attack in threat["attacks"]:
+                    name = head_of(attack["name"])
+                    curves[name][0.0] = _triple(record["natural"])
+                    curves[name][float(Fraction(threat["epsilon"]))] = _triple(part[attack["name"]])
+        for (model, norm, examples), curves in by_model.items():
+            several = {name: curve for name, curve in curves.items() if len(curve) > 2}
+            if several:
+                yield labels[model, norm, examples], norm, examples, several
+
+    def _label_of(self, evaluation):
+        for board in self.boards:
+            for group in board.groups:
+                for entry in group.entries:
+                    if entry.path == evaluation.path:
+                        return entry.label
+        return evaluation.path
+
+    def studies(self):
+        section = Section("operating-points", "Operating points of a trained run")
+        for number, study in enumerate(self.found.studies, 1):
+            part = Section(f"study-{number}", one_line(study.results["run"], 80))
+            for split in study.results["splits"]:
+                part.blocks.append(study_table(study.results, split, f"mixtures_{number}_{split}"))
+                if self.with_plots:
+                    for name, files in draw_parts(study.results, split).items():
+                        caption = one_line(_study_caption(study, split, name), 600)
+                        part.blocks.append(Figure(f"mixtures_{number}_{split}_{name}", caption, files))
+            section.blocks.append(part)
+        return section
+
+    def time(self):
+        section = Section("time", "Where time went")
+        measured = {self.names[run.path]: run_plots.times(run.records) for run in self.alone}
+        for path, trials in self.found.grids:
+            of_grid = [record for run in self.found.runs if run.grid == path for record in run.records]
+            measured[f"grid {one_line(trials.name, 80)}"] = run_plots.times(of_grid)
+        measured = {name: of for name, of in measured.items() if of}
+        older = [run.name for run in self.found.runs if run.records and not run_plots.times(run.records)]
+        if measured:
+            section.blocks.append(time_table(measured))
+            caption = "Seconds of each learner, cut into what they went for; of a grid, the sum over its trials."
+            section.blocks += self.figure("time", caption, partial(run_plots.time_split, measured))
+        if older:
+            names = one_line(", ".join(dict.fromkeys(older)), 160)
+            section.blocks.append(
+                Notes((f"not measured by {_counted('run', len(older))} of an older genray: {names}",))
+            )
+        return section
+
+    def published(self):
+        data = dict.fromkeys(board.setting.data for board in self.boards)
+        return Section("published", "Published tables of these data", [t for name in data for t in tables_of(name)])
+
+    def protocols(self):
+        section = Section("protocol", "How it was measured")
+        seen = {}
+        for evaluation in self.found.evaluations:
+            protocol = evaluation.record["protocol"]
+            seen.setdefault(protocol["hash"], (protocol, []))[1].append(self._label_of(evaluation))
+        for protocol, labels in seen.values():
+            section.blocks += [attacks_table(protocol, threat, labels) for threat in protocol["threats"]]
+        versions = dict.fromkeys(versions_line(run) for run in self.found.runs if run.results)
+        section.blocks += [Notes(tuple(versions))] if versions else []
+        return section
+
+    def left_out(self):
+        lines = tuple(f"{path}: {reason}" for path, reason in self.found.problems)
+        return Section("left-out", "Left out, or shown only in part", [Notes(lines)] if lines else [])
+
+
+def _counted(word, number):
+    several = word.replace("study", "studies") if word.startswith("study") else f"{word}s"
+    return f"{number} {word if number == 1 else several}"
+
+
+def _bars(group, column):
+    spreads = (group.spread(c) for c in ("natural", column))
+    return (None if spread is None else 100 * spread for spread in spreads)
+
+
+def _triple(record):
+    return record["value"], record["low"], record["high"]
+
+
+def _best(board: Board):
+    column = next(iter(board.robust_columns), None)
+    rated = [g for g in board.groups if column and g.mean("natural") is not None and g.mean(column) is not None]
+    if not rated:
+        return
+    best = max(rated, key=lambda g: g.mean("natural") + g.mean(column))
+    of = f"best sum of both among {len(rated)}: " if len(rated) > 1 else ""
+    cells = [f"{head_of(c)} {best.cell(c).number} %" for c in ("natural", column)]
+    yield f"{board.setting}: {of}{best.label} with {', '.join(cells)}."
+
+
+def _published_place(table, method, column):
+    values = published_row(table, method)["values"]
+    return (values["natural"], values[column]) if column in values else None
+
+
+def _epochs_caption(run):
+    on = run.config.evaluation.select_on
+    return (
+        f"{run.name}: theta_g on the {on} images, natural (circles) and under attack (squares); dashed: each learner "
+        "on its own training inputs, which for a robust learner are attacked; diamonds: base learners on the test "
+        "images at the end, filled natural, hollow under attack; grey bands: theta_g was handed back to the learners."
+    )
+
+
+def _study_caption(study, split, name):
+    of = f"{one_line(study.results['run'], 80)}, {split} images: "
+    if name == "over_gamma":
+        return f"{of}accuracy over gamma with 95 % intervals."
+    chosen = "; star: chosen on the validation images" if study.results["chosen"] else ""
+    return f"{of}robust over natural accuracy of the mixtures; filled points are Pareto-optimal{chosen}."
+
+
+def _gallery_caption(gallery):
+    return (
+        f"Each: image, magnified perturbation, attacked image, of the first {gallery.examined} test images; "
+        f"{gallery.attack}; a → b: prediction without and under attack."
+    )
+
+
+def _gallery_section(gallery, why_not, with_plots):
+    section = Section("gallery", "Images and predictions")
+    if gallery:
+        section.blocks.append(gallery)
+        if with_plots and any(gallery.cards.values()):
+            section.blocks.append(Figure("gallery", _gallery_caption(gallery), draw_gallery(gallery), in_page=False))
+    elif why_not:
+        section.blocks.append(Notes((f"no gallery: {why_not}",)))
+    return section

@@ -1,0 +1,69 @@
+"""Tables of what runs and evaluations say of themselves: all models of a run, where time went, how it was measured."""
+
+from genray.reporting import run_plots
+from genray.reporting.found import Run
+from genray.reporting.table import Cell, Table, TableRow, cell_of, head_of, one_line
+
+
+def models_table(run: Run, number: int) -> Table:
+    """All models of a finished run at the end of training: theta_g, the last one, the base learners."""
+    models, protocol = run.results["models"], run.results["protocol"]
+    columns = list(dict.fromkeys(name for by_attack in models.values() for name in by_attack))
+    names = {"global": f"theta_g, epoch {run.results['best_epoch']} (model.pt)", "global_last": "theta_g, last epoch"}
+    rows = [
+        TableRow((names.get(name, f"base learner {name}"),), tuple(
+            cell_of(r["value"], None, r["low"], r["high"]) if (r := by_attack.get(c)) else Cell() for c in columns))
+        for name, by_attack in models.items()
+    ]  # fmt: skip
+    title = f"{run.name}: all models on {protocol['examples']} test images, {protocol['norm']} {protocol['epsilon']}"
+    notes = (
+        f"accuracy in %, 95 % Wilson intervals; {protocol['attack']}; seed {run.results['seed']}",
+        f"checkpoint chosen on {protocol['selected_on']} images",
+    )
+    heads = tuple(map(head_of, columns))
+    return Table(f"run_{number}_models", one_line(title), ("model",), heads, tuple(rows), notes).ranked()
+
+
+def time_table(measured: dict) -> Table:
+    """Run -> learner -> part -> seconds."""
+    rows = []
+    for run, of in measured.items():
+        for learner, parts in of.items():
+            cells = tuple(Cell(f"{parts[part]:.1f}") for part in run_plots.PARTS)
+            rows.append(TableRow((run, learner), cells))
+    notes = (
+        "seconds; attack: crafting adversarial images; step: the rest of the optimiser steps; averaging: the learner's "
+        "average and its share of theta_g; transfer: copying weights out of and into the device's memory at the end of "
+        "a window; waiting: from one window to the next apart from that (for theta_g, for others; with --runtime local "
+        "for the other learners' turns and for evaluations)",
+        "on a GPU attack and averaging are measured in the first 32 steps of every window and scaled up",
+    )
+    return Table("time", "Seconds of each learner", ("run", "learner"), run_plots.PARTS, tuple(rows), notes)
+
+
+def attacks_table(protocol: dict, threat: dict, labels) -> Table:
+    """How each column of an evaluation was attacked."""
+    rows = []
+    for attack in threat["attacks"]:
+        size = attack.get("step_size")
+        cells = [attack["num_steps"], "" if size is None else f"{size:.6g}", attack.get("restarts", ""),
+                 attack.get("passes", ""), attack.get("queries", "")]  # fmt: skip
+        rows.append(
+            TableRow((head_of(attack["name"]), str(attack.get("loss", ""))), tuple(Cell(str(c)) for c in cells))
+        )
+    title = f"{threat['norm']} {threat['epsilon']} ({threat['epsilon_decimal']:.6g}), protocol {protocol['hash']}"
+    data = protocol["data"]
+    of = f"of {one_line(', '.join(dict.fromkeys(labels)), 160)}"
+    what = f"{data['examples']} {data.get('split', '')} images of {data['source']}"
+    how = f"blocks of {protocol.get('block_size', '?')}, engine {protocol['engine']}, seed {protocol['seed']}"
+    heads = ("steps", "step size", "restarts", "passes", "queries")
+    name = f"protocol_{protocol['hash']}_{threat['norm']}"
+    return Table(name, one_line(title), ("attack", "loss"), heads, tuple(rows), (f"{of}; {what}, {how}",))
+
+
+def versions_line(run: Run) -> str:
+    found = run.results["versions"]
+    packages = [f"{key} {one_line(found[key], 60)}" for key in ("genray", "torch", "ray", "python") if found.get(key)]
+    devices = found.get("devices")
+    names = dict.fromkeys(map(str, devices)) if isinstance(devices, list) else ()
+    return f"computed with {', '.join(packages)}" + (f"; on {one_line(', '.join(names), 120)}" if names else "")
