@@ -243,6 +243,12 @@ def _common_label(entries):
     return common or f"{labels[0]} and {len(labels) - 1} more"
 
 
+READING = (
+    "accuracy of theta_g in %; best of a column in bold, second best underlined",
+    "± standard deviation over seeds; of one seed its 95 % Wilson interval in brackets, which knows nothing of others",
+)
+
+
 # --- as a table -------------------------------------------------------------------------------------------------------
 
 
@@ -289,14 +295,7 @@ def _same_network(board):
 
 
 def _notes(board, matched):
-    several = [group for group in board.groups if len(group.entries) > 1]
     entries = [entry for group in board.groups for entry in group.entries]
-    yield "accuracy of theta_g in %; best in bold, second best underlined"
-    alone = len(several) < len(board.groups)
-    yield "; ".join(
-        ["mean ± standard deviation over seeds"] * bool(several)
-        + ["of one seed: 95 % Wilson interval in brackets, which knows nothing of other seeds"] * alone
-    )
     widest = max((r["high"] - r["low"]) / 2 for entry in entries for r in entry.values.values())
     yield f"with {board.setting.examples} test images a number is known to ±{100 * widest:.1f} points at worst"
     yield from dict.fromkeys(fact for entry in entries for fact in entry.facts)

@@ -7,7 +7,7 @@ from functools import partial
 from genray.errors import ConfigError
 from genray.evaluation.published import published_row
 from genray.reporting import plots, run_plots
-from genray.reporting.boards import Board, board_table, boards
+from genray.reporting.boards import READING, Board, board_table, boards
 from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
 from genray.reporting.found import Found
 from genray.reporting.gallery import Gallery, draw_gallery
@@ -86,7 +86,7 @@ class _Make:
     # --- sections ---------------------------------------------------------------------------------------------------
 
     def accuracy(self):
-        return Section("accuracy", "Accuracy", list(self.tables))
+        return Section("accuracy", "Accuracy", [Notes(READING), *self.tables] if self.tables else [])
 
     def trade_off(self):
         section = Section("trade-off", "Natural against robust accuracy")

@@ -130,11 +130,8 @@ def study_table(results: dict, split: str, name: str) -> Table:
     threats = ", ".join(f"{t['norm']} {t['epsilon']} ({t['epsilon_decimal']:.6g})" for t in protocol["threats"])
     lines = []
     for row in rows:
-        accuracies = [
-            row["natural"],
-            *(row["columns"].get(norm, {}).get(column) for norm, column in names),
-            row["robust"],
-        ]
+        accuracies = [row["natural"], *(row["columns"].get(norm, {}).get(column) for norm, column in names)]
+        accuracies += [row["robust"]] * (len(names) > 1)
         cells = tuple(cell_of(a["value"], None, a["low"], a["high"]) if a else Cell() for a in accuracies)
         lines.append(TableRow((row["name"], _marks(row, results)), cells))
     heads = [head_of(column if len(results["norms"]) == 1 else f"{norm}/{column}") for norm, column in names]

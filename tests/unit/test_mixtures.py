@@ -330,7 +330,7 @@ def test_without_matplotlib_the_table_comes_anyway(trained_run, study, tmp_path,
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert command(trained_run, "--mixtures", "0,0.4,1", *QUICK, "--output", out, "--resume") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].startswith("no plot: matplotlib is not installed; pip install 'genray[plot]'")
+    assert lines[-2].startswith("no plots: matplotlib is not installed; pip install 'genray[plot]'")
     assert any("gamma 0.4" in line for line in lines) and not list(out.glob("curve_*"))
 
 

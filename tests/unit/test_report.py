@@ -1,0 +1,518 @@
+"""`genray.report`: its numbers are those of the files, whatever else lies there; the page needs and runs nothing."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+import genray
+from genray.command_line import run_command
+from genray.config import load_config, to_dict
+from genray.errors import InputError
+from genray.evaluation.published import TABLES
+from genray.report import main, parse_args
+from genray.reporting.boards import board_table, boards
+from genray.reporting.found import find
+from genray.reporting.gallery import default_sides, make_gallery, side_of
+from genray.reporting.paper import paper_table
+from genray.reporting.plots import heat_map
+from genray.reporting.run_plots import times
+from genray.reporting.table import Cell, Table, TableRow, as_csv, as_latex, as_markdown
+from genray.reporting.trials import read_trials
+from genray.types import fraction_text
+
+HOSTILE = "<script>alert('x')</script> $\\frac{a}{b_|`*"
+
+
+# --- a folder with everything in it -----------------------------------------------------------------------------------
+
+
+def accuracy(value, examples=200):
+    return {"value": value, "low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05), "examples": examples}
+
+
+def write_run(folder, config, natural, robust, epochs=3, examples=200):
+    """A finished run, written by hand: its numbers are the test's."""
+    folder.mkdir(parents=True)
+    versions = {"genray": "0", "torch": "1", "ray": None, "python": "3", "devices": ["cpu"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**to_dict(config), "versions": versions}))
+    attack = config.evaluation.attack
+    column = f"pgd{attack.num_steps}"
+    model = {"natural": accuracy(natural, examples), column: accuracy(robust, examples)}
+    epsilon = fraction_text(attack.epsilon)
+    protocol = {"data": config.data.source, "norm": attack.norm, "epsilon": epsilon, "examples": examples,
+                "epsilon_decimal": float(attack.epsilon), "attack": f"{column}: PGD", "step_size": "0.05",
+                "selected_on": config.evaluation.select_on, "threat_model": f"linf {epsilon}"}  # fmt: skip
+    results = {"models": {"global": model, "global_last": model}, "protocol": protocol, "best_epoch": 2, "wall_s": 1.0,
+               "seed": config.seed, "versions": versions}  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    names = list(config.base_learners)
+    seconds = {"seconds": 10.0, "attack_seconds": 6.0, "averaging_seconds": 1.5, "transfer_seconds": 0.25,
+               "waiting_seconds": 3.0}  # fmt: skip
+    learner = {"loss": 1.0, "train_accuracy": 0.5, "learning_rate": 0.1, "rollbacks": 0, **seconds}
+    records = [
+        {"epoch": epoch, "step": epoch, "wall_s": 1.0, "redistributions": max(0, epoch - 1), "best_epoch": 2,
+         "learners": dict.fromkeys(names, learner), "mixing_weights": dict.fromkeys(names, 1 / len(names)),
+         "global": {"natural": natural, column: robust}}
+        for epoch in range(1, epochs + 1)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+GRID = {  # gamma, c -> natural and robust accuracy of seeds 0 and 1
+    (0.2, 1): ((0.91, 0.51), (0.93, 0.52)), (0.2, 2): ((0.90, 0.55), (0.90, 0.57)),
+    (0.7, 1): ((0.80, 0.60), (0.82, 0.64)), (0.7, 2): ((0.85, 0.40), (0.86, 0.42)),
+}  # fmt: skip
+
+
+def write_grid(folder, method="Generalist"):
+    trials = {}
+    for (gamma, c), of_seeds in GRID.items():
+        for seed, numbers in enumerate(of_seeds):
+            name = f"t{len(trials)}_{gamma}_{c}_{seed}"
+            config = load_config(None, [f"name={name}", f"seed={seed}", f"global_learner.sync_every={c}",
+                                        f"global_learner.gamma={gamma}"])  # fmt: skip
+            write_run(folder / name, config, *numbers)
+            point = {"global_learner.gamma": gamma, "global_learner.sync_every": c}
+            trials[name] = {"name": name, "method": method, "point": point, "seed": seed, "config": to_dict(config)}
+    (folder / "grid.json").write_text(json.dumps({"source": {}, "trials": trials}))
+
+
+@pytest.fixture(scope="module")
+def lab(trained_run, digits, tmp_path_factory):
+    """A real run with two real evaluations, a grid, and things that are not right."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(trained_run, folder / "digits")
+    model, (x, y) = genray.load_model(trained_run), digits
+    for epsilon, where in (("0.1", "digits/evaluation"), ("0.05", "apart")):
+        genray.evaluate(model, x[:60], y[:60], attacks="pgd20,mim", epsilon=epsilon, engine="genray",
+                        output=str(folder / where), data={"source": "digits", "split": "test"})  # fmt: skip
+    write_grid(folder / "grid", HOSTILE)
+    wrong = folder / "wrong"
+    write_run(wrong / "torn", load_config(None, ["name=torn", "seed=7"]), 0.5, 0.25)
+    text = (wrong / "torn" / "results.json").read_text()
+    (wrong / "torn" / "results.json").write_text(text[: len(text) // 2])
+    write_run(wrong / "half", load_config(None, ["name=half", "seed=8"]), 0.5, 0.25)
+    (wrong / "half" / "results.json").unlink()
+    with (wrong / "half" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 4, "st')
+    for name, content in (("foreign", "services: {web: {image: nginx}}"), ("bomb", "a: &a [*a]"), ("bytes", "\0\xff")):
+        (wrong / name).mkdir()
+        (wrong / name / "config.yaml").write_text(content)
+    (wrong / "nan").mkdir()
+    (wrong / "nan" / "results.json").write_text('{"splits": {"test": {"rows": NaN}}}')
+    (wrong / "begun" / "blocks").mkdir(parents=True)
+    (wrong / "begun" / "request.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(lab, tmp_path_factory):
+    """The report of it, made by the command: (folder, what was printed)."""
+    output = tmp_path_factory.mktemp("made") / "report"
+    done = command(lab, "--output", output, "--gallery-images", 40, "--format", "html,md,csv,tex,png,svg", hash_seed=1)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def command(*args, hash_seed=0):
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "genray.report", *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, env=environment)
+
+
+VOID = {"meta", "img", "br", "path", "use", "rect", "stop", "image"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask of a page, and checks that tags close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.tables, self.ids, self.links, self.text = [], [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.links += [value for key, value in attrs if key in ("href", "src", "xlink:href", "srcset", "action")]
+        if tag == "table":
+            self.tables.append({"caption": "", "rows": []})
+        if tag == "tr":
+            self.tables[-1]["rows"].append([])
+        if tag in ("th", "td"):
+            self.tables[-1]["rows"][-1].append("")
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("meta", "img", "br"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "caption" in self.open:
+            self.tables[-1]["caption"] += data
+        elif self.open and {"td", "th"} & set(self.open):
+            self.tables[-1]["rows"][-1][-1] += " " + data
+
+    def table(self, caption):
+        (found,) = [table["rows"] for table in self.tables if caption in table["caption"]]
+        return [[" ".join(cell.split()) for cell in row] for row in found]
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return Page((made[0] / "index.html").read_text())
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def as_printed(record):
+    return f"{100 * record['value']:.2f} [{100 * record['low']:.1f}, {100 * record['high']:.1f}]"
+
+
+def test_an_evaluation_is_shown_with_its_numbers_and_caveats(lab, page):
+    record = json.loads((lab / "digits/evaluation/results.json").read_text())
+    columns = record["norms"]["linf"]["columns"]
+    rows = page.table("SmallCNN, width 8 on digits, linf 0.1, 60 test images, genray.evaluate")
+    assert rows[0] == ["model", "seeds", "NAT", "PGD20", "MIM"]
+    assert rows[1] == ["digits", "1", *map(as_printed, (record["natural"], columns["pgd20"], columns["mim"]))]
+    text = " ".join("".join(page.text).split())
+    assert f"protocol {record['protocol']['hash']}, engine genray, attack seed 0" in text
+    assert "few test images (60, 120, 200)" in text
+
+
+def test_an_evaluation_that_lies_apart_is_known_by_its_models_fingerprint(page):
+    rows = page.table("linf 0.05, 60 test images, genray.evaluate")
+    assert rows[1][:2] == ["digits", "1"]
+
+
+def test_the_models_of_a_run(lab, page):
+    models = json.loads((lab / "digits/results.json").read_text())["models"]
+    rows = page.table("digits: all models on 120 test images")
+    assert [row[1:] for row in rows[1:]] == [list(map(as_printed, model.values())) for model in models.values()]
+    assert [row[0] for row in rows[2:]] == ["theta_g, last epoch", "base learner natural", "base learner linf"]
+
+
+def test_a_grid_has_mean_and_spread_over_seeds_and_the_best_marked(made, page):
+    rows = page.table("SmallCNN on digits, linf 0.2, 200 test images, at the end of training")
+    for row, ((gamma, c), numbers) in zip(rows[1:], GRID.items()):
+        means = [f"{100 * statistics.mean(of):.2f} ± {100 * statistics.stdev(of):.2f}" for of in zip(*numbers)]
+        assert row[0].endswith(f"gamma={gamma} sync_every={c}") and row[1:] == ["2", *means]
+    markdown = (made[0] / "report.md").read_text()
+    assert "| **92.00 ± 1.41** | 51.50 ± 0.71 |" in markdown and "| 81.00 ± 1.41 | **62.00 ± 2.83** |" in markdown
+    assert "| <u>90.00 ± 0.00</u> | <u>56.00 ± 1.41</u> |" in markdown
+    lines = list(csv.DictReader((made[0] / "tables/grid_grid.csv").open()))
+    assert [(line["gamma"], line["sync_every"], line["NAT"], line["PGD20_std"]) for line in lines] == [
+        ("0.2", "1", "92.00", "0.71"), ("0.2", "2", "90.00", "1.41"), ("0.7", "1", "81.00", "2.83"),
+        ("0.7", "2", "85.50", "1.41"),
+    ]  # fmt: skip
+
+
+def test_a_heat_map_is_of_two_fields_and_says_which_vary_otherwise(lab, tmp_path):
+    trials = read_trials(str(lab / "grid"))
+    svg = heat_map(trials, "natural")["svg"].decode()
+    assert [text for text in re.findall(r">([\d.]+)</text>", svg) if "." in text and len(text) == 4] == [
+        "92.0", "90.0", "81.0", "85.5"
+    ]  # fmt: skip
+    shutil.copytree(lab / "grid", tmp_path / "one")
+    record = json.loads((tmp_path / "one/grid.json").read_text())
+    for trial in record["trials"].values():
+        trial["point"]["global_learner.sync_every"] = 1
+    (tmp_path / "one/grid.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"no heat map: expected a grid in which two fields vary, .* varies gamma$"):
+        heat_map(read_trials(str(tmp_path / "one")), "natural")
+
+
+def test_the_split_of_time_is_the_sum_over_epochs(page):
+    records = [{"learners": {"a": {"seconds": 10.0, "attack_seconds": 6.0, "averaging_seconds": 1.5,
+                                   "transfer_seconds": 0.25, "waiting_seconds": 3.0}}}] * 3  # fmt: skip
+    assert times(records) == {"a": {"attack": 18, "step": 7.5, "averaging": 4.5, "transfer": 0.75, "waiting": 9}}
+    assert times([{"learners": {"a": {"seconds": 1.0}}}]) == {}, "an older run"
+    rows = page.table("Seconds of each learner")
+    assert ["grid grid", "linf", "144.0", "60.0", "36.0", "6.0", "72.0"] in rows, "8 trials of 3 epochs"
+
+
+# --- published --------------------------------------------------------------------------------------------------------
+
+PAPER = ROOT / "tests/data/paper"
+NUMBERS = re.compile(r"-?\d+(\.\d+)?")
+
+
+def transcript(name):
+    """A table as it was copied from its document, with what our layout calls its columns."""
+    rows = list(csv.DictReader((PAPER / f"{name}.csv").open()))
+    return rows
+
+
+def of_one(name, key, value):
+    return [{k: v for k, v in row.items() if k != key} for row in transcript(name) if row[key] == value]
+
+
+def norms_of(data):
+    rows = of_one("multi_norm_msd_paper", "dataset", data)
+    methods = [key for key in rows[0] if key != "metric"]
+    heads = {"clean": "NAT"}
+    return [{"method": m, **{heads.get(r["metric"], r["metric"]): r[m] for r in rows}} for m in methods]
+
+
+def second_hand(data):
+    rows = of_one("generalistpp_second_hand", "dataset", data)
+    names = {"variant": "method", "arch": "network", "AA_Linf": "AA"}
+    return [{names.get(k, k): v for k, v in row.items() if k != "paper_table"} for row in rows]
+
+
+EXPECTED = {
+    "cifar10_resnet18": transcript("cifar10_resnet18"),
+    "cifar10_wrn32_10": transcript("cifar10_wrn32_10"),
+    "cifar100_resnet18": transcript("cifar100_resnet18"),
+    "mnist_resnet18": of_one("mnist_svhn_resnet18", "dataset", "MNIST"),
+    "svhn_resnet18": of_one("mnist_svhn_resnet18", "dataset", "SVHN"),
+    "cifar10_resnet18_cost": transcript("cost_resnet18"),
+    "cifar10_resnet18_learning_rates": transcript("learning_rate_cifar10_resnet18"),
+    "cifar10_generalistpp": second_hand("cifar10"),
+    "cifar100_generalistpp": second_hand("cifar100"),
+    "cifar10_msd": norms_of("cifar10"),
+    "mnist_msd": norms_of("mnist"),
+}
+
+
+@pytest.mark.parametrize("published", TABLES, ids=lambda table: table.name)
+def test_published_tables_in_our_layout_digit_for_digit(published):
+    table, expected = paper_table(published), EXPECTED[published.name]
+    assert list(csv.DictReader(io.StringIO(as_csv(table)))) == expected
+    heads, _, *lines = as_markdown(table).splitlines()
+    heads = heads.strip("| ").split(" | ")
+    for line, row in zip(lines, expected, strict=True):
+        cells = dict(zip(heads, line.strip("| ").split(" | ")))
+        for head, cell in cells.items():
+            plain = re.sub(r"\*\*|</?u>|\\", "", cell)
+            spread = row.get(f"{head}_std")
+            assert plain == (f"{row[head]} ± {spread}" if spread else row[head] or "-")
+    latex = as_latex(table)
+    assert latex.count("\\\\\n") == len(expected) + 1 and all(row["NAT"] in latex for row in expected)
+
+
+def test_marks_of_a_published_table():
+    """Of the slides' table: the best and second best of three columns, read off by eye."""
+    (published,) = [table for table in TABLES if table.name == "cifar10_resnet18"]
+    lines = {line.split(" | ")[0].strip("| "): line for line in as_markdown(paper_table(published)).splitlines()}
+    assert "| **93.04** |" in lines["NT"] and "| <u>89.09</u> | <u>50.01</u> |" in lines["Generalist"]
+    assert "| **54.25** |" in lines["TRADES (lambda=6)"] and lines["TRADES (lambda=6)"].endswith("| **48.20** |")
+    assert lines["Generalist"].endswith("| **56.68** | <u>46.07</u> |")
+
+
+def published_board(tmp_path, name, *changes, numbers=(0.8812, 0.4933), source="cifar10_resnet18_generalist"):
+    for seed, shift in ((0, 0.0), (1, 0.01)):
+        config = load_config(ROOT / f"configs/paper/{source}.yaml", [f"name={name}_{seed}", f"seed={seed}", *changes])
+        write_run(tmp_path / name / str(seed), config, numbers[0] + shift, numbers[1] + shift, examples=10000)
+    (board,) = boards(find([tmp_path / name]))
+    return board_table(board, 1)
+
+
+def test_our_number_stands_beside_the_published_one_with_the_difference(tmp_path):
+    table = published_board(tmp_path, "same", "data.source=cifar10", "data.path=null")
+    rows = {row.labels[0]: [cell.number for cell in row.cells] for row in table.rows}
+    assert rows["same"] == ["88.62 ± 0.71", "49.83 ± 0.71"]
+    assert rows["same minus published Generalist"] == ["-0.47", "-0.18"], "of 89.09 and 50.01"
+    assert rows["published Generalist"] == ["89.09", "50.01"] and rows["published NT"] == ["93.04", "0.00"]
+    assert sum(label.startswith("published") for label in rows) == 9
+    assert any("selected on the test set" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "evaluation.attack.epsilon=4/255",
+        "model.name=preact_resnet18",
+        "base_learners.linf.attack.num_steps=7",
+        "data.train_examples=500",
+    ],
+)
+def test_nothing_is_compared_that_is_not_the_same(tmp_path, change):
+    table = published_board(tmp_path, "other", "data.source=cifar10", "data.path=null", change)
+    assert not [row for row in table.rows if "minus" in row.labels[0]]
+    beside = [row for row in table.rows if row.kind == "published"]
+    assert len(beside) == (0 if change.startswith(("evaluation", "model")) else 9), "of the same data, ball and network"
+
+
+def test_seeds_count_once(tmp_path):
+    for name in ("one", "copy"):
+        write_run(tmp_path / name, load_config(None, [f"name={name}"]), 0.9, 0.5)
+    found = find([tmp_path])
+    (board,) = boards(found)
+    assert [len(group.entries) for group in board.groups] == [1]
+    assert [reason for _, reason in found.problems] == [
+        f"same configuration and seed as {tmp_path}/copy: counted once"
+    ]  # fmt: skip
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_one_line_each_and_the_rest_is_made(lab, made, page):
+    lines = made[1].stderr.splitlines()
+    wrong = {line.split(": ")[1].rpartition("/")[2]: line for line in lines if "/wrong/" in line}
+    assert len(lines) == sum("/wrong/" in line for line in lines) == 8
+    assert "results.json is damaged" in wrong["torn"] and "its table is left out" in wrong["torn"]
+    assert sum("half" in line for line in lines) == 2
+    assert any("metrics.jsonl: line 4 is damaged" in line for line in lines)
+    assert any("unfinished: 3 of 30 epochs; only its curves" in line for line in lines)
+    for name in ("foreign", "bomb", "bytes"):
+        assert "config.yaml is not of a genray run" in wrong[name]
+    assert "results.json is not of a run, an evaluation or a study of mixtures" in wrong["nan"]
+    assert "unfinished evaluation: 0 blocks are done" in wrong["begun"]
+    text = " ".join("".join(page.text).split())
+    assert all(" ".join(line.removeprefix("note: ").split()) in text for line in lines)
+
+
+def test_nothing_usable_is_an_error_and_nothing_is_written(lab, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for folder in (lab / "wrong" / "foreign", tmp_path / "empty", tmp_path / "absent", ROOT / "README.md"):
+        args = parse_args([str(folder), "--output", str(tmp_path / "out")])
+        assert run_command(main, args) == 2 and not (tmp_path / "out").exists()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and str(folder) in line
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_and_runs_nothing(page):
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "foreignobject"}
+    assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    policy = [attrs.get("content") for tag, attrs in page.tags if attrs.get("http-equiv")]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_the_page_can_be_read_without_eyes(page):
+    assert ("html", {"lang": "en"}) in page.tags
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+    svgs = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(svgs) >= 8 and all(attrs["role"] == "img" and attrs["aria-label"] for attrs in svgs)
+    assert all(attrs.get("scope") in ("col", "row") for tag, attrs in page.tags if tag == "th")
+    assert all(table["caption"] for table in page.tables)
+
+
+def test_hostile_names_are_text(made, page):
+    assert any(HOSTILE in row[0] for table in page.tables for row in table["rows"]), "escaped, and whole"
+    markdown, latex = (made[0] / "report.md").read_text(), (made[0] / "tables/grid_grid.tex").read_text()
+    assert "<script" not in markdown.replace("\\<script", "")
+    assert r"\textbackslash{}frac\{a\}\{b\_|" in latex
+    for line in latex.splitlines():
+        assert line.startswith("%") or not re.search(r"(?<!\\)[$#](?!\\pm\$|\$)", line.replace(r"$\pm$", ""))
+    assert as_csv(Table("t", "", ("a",), ("b",), (TableRow(("=1+1",), (Cell("1.00"),)),))) == "a,b\n'=1+1,1.00\n"
+
+
+def test_the_same_input_gives_the_same_bytes(lab, made, tmp_path):
+    again = command(lab, "--output", tmp_path / "again", "--gallery-images", 40, "--format", "html,md,csv,tex,png,svg",
+                    hash_seed=2)  # fmt: skip
+    assert again.returncode == 0
+    files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in (made[0], tmp_path / "again")]
+    assert files[0] == files[1] and len(files[0]) > 30
+    for name in files[0]:
+        first, second = (hashlib.sha256((f / name).read_bytes()).hexdigest() for f in (made[0], tmp_path / "again"))
+        assert first == second, name
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def quick(*args):
+    main(parse_args([*map(str, args), "--no-gallery"]))
+
+
+def test_only_a_report_is_overwritten(lab, tmp_path, capsys):
+    output = tmp_path / "out"
+    quick(lab / "grid", "--output", output, "--format", "html,csv")
+    assert (output / "tables/table_1.csv").exists() and not list(output.rglob("*.tmp-*"))
+    (output / "mine.txt").write_text("kept")
+    quick(lab / "grid", "--output", output, "--format", "md")
+    assert sorted(p.name for p in output.rglob("*") if p.is_file()) == ["mine.txt", "report.json", "report.md"]
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name, content in (("notes.txt", ""), ("report.json", "[]"), ("report.json", '{"kind": "x", "files": []}'),
+                          ("report.json", '{"kind": "genray-report/1", "files": ["../notes"]}')):  # fmt: skip
+        (foreign / name).write_text(content)
+        with pytest.raises(InputError, match="--output .*: expected a new or empty folder or an earlier report"):
+            quick(lab / "grid", "--output", foreign)
+    with pytest.raises(InputError, match="--format: expected some of html, md, csv, tex, png, svg, got 'pdf'"):
+        quick(lab / "grid", "--output", tmp_path / "new", "--format", "html,pdf")
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_matplotlib_there_are_tables_and_a_page(lab, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    quick(lab / "grid", "--output", tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert "no plots: matplotlib is not installed; pip install 'genray[plot]'" in lines
+    page = Page((tmp_path / "out/index.html").read_text())
+    assert len(page.table("linf 0.2, 200 test images, at the end of training")) == 5
+    assert not list(tmp_path.rglob("*.png")) and not [tag for tag, _ in page.tags if tag == "svg"]
+
+
+# --- the gallery ------------------------------------------------------------------------------------------------------
+
+
+def test_the_gallery_shows_what_the_models_say(lab, digits):
+    """Against the networks themselves; images, kinds and sizes of perturbations as they are promised."""
+    runs = find([lab / "digits"]).runs
+    first, second = default_sides(runs)
+    assert (first, second) == (str(lab / "digits"), f"{lab / 'digits'}:linf")
+
+    class Silent:
+        def phase(self, *args, **kwargs): ...
+        def steps(self, done): ...
+
+    gallery = make_gallery(first, second, 100, Silent())
+    models = [genray.load_model(lab / "digits"), genray.load_model(lab / "digits/learners/linf.pt")]
+    assert gallery.names == ("theta_g", "linf") and gallery.examined <= 100
+    assert sum(map(len, gallery.cards.values())) >= 8
+    for kind, cards in gallery.cards.items():
+        assert len(cards) <= 5
+        for card in cards:
+            x, label = digits[0][card.index].float() / 255, str(int(digits[1][card.index]))
+            assert torch.equal(card.image, x) and card.label == label
+            delta = card.attacked - card.image
+            assert delta.abs().max() <= 0.1 + 1e-6 and card.attacked.min() >= 0 and card.attacked.max() <= 1
+            assert torch.allclose(card.perturbation, 0.5 + delta / 0.2, atol=1e-5)
+            with torch.no_grad():
+                said = [[str(int(m(image[None]).argmax())) for m in models] for image in (x, card.attacked)]
+            assert (tuple(said[0]), tuple(said[1])) == (card.clean, card.under_attack)
+            right = [word == label for word in (*card.clean, *card.under_attack)]
+            wanted = {"easy": [True] * 3, "first": [True, True, False, True], "second": [True, True, True, False]}
+            assert right[:3] == wanted[kind] if kind == "easy" else kind == "hard" or right == wanted[kind]
+            assert kind != "hard" or not all(right[:2])
+
+
+def test_a_gallery_of_what_is_not_there(lab, tmp_path):
+    for text, message in (
+        (lab / "nothing", "expected a run folder, RUN:LEARNER or a model file in a run"),
+        (f"{lab / 'digits'}:l2", r"expected a base learner of .* \(natural, linf\), got 'l2'"),
+        (tmp_path, "expected a run folder, RUN:LEARNER or a model file in a run"),
+    ):
+        with pytest.raises(InputError, match=message):
+            side_of(str(text))
