@@ -15,7 +15,7 @@ class NaturalObjective:
     """NT: cross-entropy on clean images, mixed up where asked."""
 
     attacks = "none"
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
     mixup: float = option(0.0, "alpha of mixup's Beta(alpha, alpha); 0: no mixup", ge=0, le=100)
 
 
@@ -25,7 +25,7 @@ class AdversarialObjective:
 
     attacks = "one"
     beta: float = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class TradesObjective:
 
     attacks = "one"
     beta: float = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
 
     def attack_problems(self, attacks):
         for name, attack in attacks.items():
@@ -102,7 +102,10 @@ class MsdObjective:
 
     attacks = "several"
     l1_pixels: tuple[int, int] = option(
-        (5, 20), "l1: fewest and most pixels that a step moves, k drawn for each step; each moves step_size / k", ge=1
+        (5, 20),
+        "l1: fewest and most pixels that a step moves, k drawn for each step; each moves step_size / k",
+        ge=1,
+        unit="pixels",
     )
 
     def problems(self):

@@ -7,15 +7,15 @@ from genray.config.fields import option
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
-    momentum: float = option(0.9, "", ge=0, lt=1)
-    nesterov: bool = option(False, "")
+    momentum: float = option(0.9, "share of the last update that each update keeps; 0: none", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov's form of momentum, which looks one update ahead")
     weight_decay: float = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    beta1: float = option(0.9, "", ge=0, lt=1)
-    beta2: float = option(0.999, "", ge=0, lt=1)
+    beta1: float = option(0.9, "decay of the running mean of the gradient", ge=0, lt=1)
+    beta2: float = option(0.999, "decay of the running mean of its square", ge=0, lt=1)
     weight_decay: float = option(0.0, "L2 penalty (adam) or decoupled decay (adamw)", ge=0)
 
 

@@ -99,7 +99,7 @@ def _parse_tuple(args, checks, raw, path, problems):
 
 
 def _parse_scalar(hint, checks, raw, path, problems):
-    expected = _describe_type(hint) + _describe_range(checks)
+    expected = describe_type(hint) + describe_range(checks)
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if isinstance(raw, str) and raw in choices:
@@ -160,16 +160,17 @@ def _in_range(value, checks):
 
 
 def describe(f, hint):
-    """A field's type and range in words, for messages and the reference."""
+    """A field's type and range in words."""
     if "tagged" in f.metadata:
         return f"a section with name: one of {', '.join(f.metadata['tagged'])}"
-    return _describe_type(hint) + _describe_range(f.metadata)
+    return describe_type(hint) + describe_range(f.metadata)
 
 
-def _describe_type(hint):
+def describe_type(hint):
+    """A type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe_type(a) for a in args)
+        return " or ".join(describe_type(a) for a in args)
     if origin is typing.Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(args)
     if origin is dict or (dataclasses.is_dataclass(hint) and hint is not Schedule):
@@ -181,7 +182,8 @@ def _describe_type(hint):
     return names[hint]
 
 
-def _describe_range(checks):
+def describe_range(checks):
+    """A field's range in words with a space before them; empty where it has none."""
     if "pattern" in checks:
         return " of letters, digits, . _ and -, at most 100"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

@@ -26,10 +26,14 @@ class DataConfig:
     image_column: str | None = option(None, "Parquet column with the images; found by itself when null")
     label_column: str | None = option(None, "Parquet column with the labels; found by itself when null")
     download: bool = option(True, "torchvision sets: download when absent")
-    image_size: tuple[int, int] | None = option(None, "resize to [height, width] (Parquet, image_folder)", ge=1)
-    train_examples: int | None = option(None, "only the first n training images", ge=1)
-    test_examples: int | None = option(None, "only the first n test images", ge=1)
-    validation_examples: int = option(1000, "held out of the training images, class-balanced, to choose by", ge=0)
+    image_size: tuple[int, int] | None = option(
+        None, "resize to [height, width] (Parquet, image_folder)", ge=1, unit="pixels"
+    )
+    train_examples: int | None = option(None, "only the first n training images", ge=1, unit="images")
+    test_examples: int | None = option(None, "only the first n test images", ge=1, unit="images")
+    validation_examples: int = option(
+        1000, "held out of the training images, class-balanced, to choose by", ge=0, unit="images"
+    )
     validation_seed: int = option(0, "seed of that split", ge=0)
     unlabeled: UnlabeledConfig | None = option(None, "images without labels, for pseudo-labels; null: none")
 
@@ -54,8 +58,12 @@ class ModelConfig:
     ] = required("architecture")
     width: int | None = option(None, "channels of the first stage (WRN: widen factor); null: as published", ge=1)
     batch_norm: bool = option(False, "small_cnn only: BatchNorm after every convolution")
-    mean: tuple[float, ...] | None = option(None, "normalisation inside the model, one value a channel")
-    std: tuple[float, ...] | None = option(None, "normalisation inside the model, one value a channel", gt=0)
+    mean: tuple[float, ...] | None = option(
+        None, "normalisation inside the model, one value a channel", unit="pixel scale [0, 1]"
+    )
+    std: tuple[float, ...] | None = option(
+        None, "normalisation inside the model, one value a channel", gt=0, unit="pixel scale [0, 1]"
+    )
 
     def problems(self):
         if (self.mean is None) != (self.std is None):
@@ -68,8 +76,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    epochs: int = required("passes over the training images", ge=1)
-    batch_size: int = option(128, "images a step, the same for every learner", ge=1)
+    epochs: int = required("passes over the training images", ge=1, unit="epochs")
+    batch_size: int = option(128, "images a step, the same for every learner", ge=1, unit="images")
     drop_last: bool = option(False, "leave out the short last batch of an epoch")
     schedules_by: Literal["epoch", "step"] = option(
         "step", "schedules are read once a step, or once an epoch at its 1-based number (the official code)"
@@ -78,7 +86,7 @@ class TrainingConfig:
         "halt", "a learner's loss or weights are NaN or infinite: end, or go back a checkpoint and lower its rate"
     )
     rollback_lr_factor: float = option(0.5, "what that learner's rate is multiplied by, from there on", gt=0, lt=1)
-    max_rollbacks: int = option(3, "of one learner in a run", ge=1)
+    max_rollbacks: int = option(3, "of one learner in a run", ge=1, unit="rollbacks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,22 +95,36 @@ class AttackConfig:
         "pgd", "steps of one size, the last image; or of an adaptive size, the image of the largest loss (as in E-AT)"
     )
     norm: Norm = required("norm of the ball")
-    epsilon: Fraction = required("radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0)
-    step_size: Fraction | None = option(
-        None, "pgd needs it: kappa, length of one step in the attack's norm, on the same scale", gt=0
+    epsilon: Fraction = required(
+        "radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0, unit="pixel scale [0, 1]"
     )
-    num_steps: int = option(10, "K", ge=1)
+    step_size: Fraction | None = option(
+        None,
+        "pgd needs it: kappa, length of one step in the attack's norm, on the same scale",
+        gt=0,
+        unit="pixel scale [0, 1]",
+    )
+    num_steps: int = option(10, "K", ge=1, unit="steps")
     start: Literal["uniform", "gaussian", "zero"] | None = option(
         None, "in the ball; 0.001 N(0, 1); the image itself; null: uniform with pgd, zero with apgd and in msd"
     )
     mode: Literal["eval", "train"] = option("eval", "BatchNorm and dropout while the examples are made")
     sparsity: float | None = option(
-        None, "l1 only: share of the pixels that a step (apgd: the first step) moves; null: 0.05", gt=0, le=1
+        None,
+        "l1 only: share of the pixels that a step (apgd: the first step) moves; null: 0.05",
+        gt=0,
+        le=1,
+        unit="share",
     )
     tau: Schedule | None = option(
-        None, "FAT: an example stops this many steps after it is first misclassified; null: all steps", ge=0
+        None,
+        "FAT: an example stops this many steps after it is first misclassified; null: all steps",
+        ge=0,
+        unit="steps",
     )
-    step_noise: float = option(0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0)
+    step_noise: float = option(
+        0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0, unit="pixel scale [0, 1]"
+    )
 
     def problems(self):
         yield from linf_radius_problems(self)
@@ -126,10 +148,10 @@ def linf_radius_problems(attack):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    crop_padding: int = option(0, "pixels of padding before a random crop of the image's size", ge=0)
+    crop_padding: int = option(0, "pixels of padding before a random crop of the image's size", ge=0, unit="pixels")
     pad_mode: Literal["zeros", "reflect"] = option("zeros", "what the padding holds")
     flip: bool = option(False, "horizontal flip of every second image")
-    cutout: int = option(0, "side of a square of zeros at a random place of each image; 0: none", ge=0)
+    cutout: int = option(0, "side of a square of zeros at a random place of each image; 0: none", ge=0, unit="pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +162,12 @@ class AveragingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    num_cpus: float = option(1.0, "CPUs of the learner's bundle; torch's threads are its whole part", gt=0)
+    num_cpus: float = option(1.0, "CPUs of the learner's bundle; torch's threads are its whole part", gt=0, unit="CPUs")
     num_gpus: float | Literal["auto"] = option(
-        "auto", "GPUs of the learner's bundle: 1, a fraction, 0; auto: one each, shared when there are fewer", ge=0
+        "auto",
+        "GPUs of the learner's bundle: 1, a fraction, 0; auto: one each, shared when there are fewer",
+        ge=0,
+        unit="GPUs",
     )
 
     def problems(self):
@@ -155,7 +180,7 @@ class AwpConfig:
     """Adversarial weight perturbation (AWP), around any objective."""
 
     gamma: float = option(0.01, "size of the perturbation, relative to each weight tensor", ge=0)
-    warmup_epochs: float = option(0, "epochs without it", ge=0)
+    warmup_epochs: float = option(0, "epochs without it", ge=0, unit="epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,53 +236,59 @@ class GlobalLearnerConfig:
     )
     mix: Literal["averaged", "raw"] = option("averaged", "what is mixed: the learners' averaged or raw weights")
     decay: float = option(0.999, "alpha' of theta_g, warmed up as min(alpha', (1+s)/(10+s))", ge=0, lt=1)
-    warmup_epochs: float | None = option(None, "t': no redistribution before; null: round(0.625 * epochs)", ge=0)
-    sync_every: int = option(5, "c: redistribute every c steps or epochs", ge=1)
+    warmup_epochs: float | None = option(
+        None, "t': no redistribution before; null: round(0.625 * epochs)", ge=0, unit="epochs"
+    )
+    sync_every: int = option(5, "c: redistribute every c steps or epochs", ge=1, unit="steps or epochs")
     sync_unit: Literal["step", "epoch_end", "every_step_of_epoch", "never"] = option(
         "epoch_end", "what c counts; every_step_of_epoch: after each step of every c-th epoch (the official code)"
     )
     batch_norm: Literal["mix", "reestimate"] = option(
         "mix", "running statistics of theta_g: mixed like the weights, or re-estimated on clean images when evaluated"
     )
-    reestimate_batches: int = option(20, "training batches for that", ge=1)
+    reestimate_batches: int = option(20, "training batches for that", ge=1, unit="batches")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationAttackConfig:
     norm: Norm | None = option(None, "null: as the first robust learner's")
-    epsilon: Fraction | None = option(None, "null: as the first robust learner's", gt=0)
-    step_size: Fraction | None = option(None, "null: as the first robust learner's", gt=0)
-    num_steps: int = option(20, "K", ge=1)
+    epsilon: Fraction | None = option(None, "null: as the first robust learner's", gt=0, unit="pixel scale [0, 1]")
+    step_size: Fraction | None = option(None, "null: as the first robust learner's", gt=0, unit="pixel scale [0, 1]")
+    num_steps: int = option(20, "K", ge=1, unit="steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     attack: EvaluationAttackConfig = option(EvaluationAttackConfig, "PGD on the validation and the test part")
-    every_epochs: int = option(1, "evaluate theta_g on the validation part every n epochs", ge=1)
-    batch_size: int = option(256, "images a forward pass", ge=1)
-    examples: int | None = option(None, "final table: the first n test images; null: all", ge=1)
+    every_epochs: int = option(1, "evaluate theta_g on the validation part every n epochs", ge=1, unit="epochs")
+    batch_size: int = option(256, "images a forward pass", ge=1, unit="images")
+    examples: int | None = option(None, "final table: the first n test images; null: all", ge=1, unit="images")
     select_on: Literal["validation", "test"] = option(
         "validation", "what the best checkpoint is chosen on; `test` is for reproducing papers and stamped on the table"
     )
-    natural_floor: float = option(0.0, "choose only among epochs with at least this natural accuracy", ge=0, le=1)
+    natural_floor: float = option(
+        0.0, "choose only among epochs with at least this natural accuracy", ge=0, le=1, unit="share"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_epochs: int = option(1, "write a full checkpoint every n epochs, and at the end", ge=1)
-    every_steps: int | None = option(None, "and every n steps, where an epoch takes long", ge=1)
-    keep: int = option(2, "how many to keep", ge=1)
+    every_epochs: int = option(1, "write a full checkpoint every n epochs, and at the end", ge=1, unit="epochs")
+    every_steps: int | None = option(None, "and every n steps, where an epoch takes long", ge=1, unit="steps")
+    keep: int = option(2, "how many to keep", ge=1, unit="checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     placement: Literal["pack", "spread"] = option("pack", "learners close together, or over the nodes")
-    startup_timeout_s: float = option(120.0, "how long the cluster may take to hold the run", gt=0)
-    stall_timeout_s: float = option(1800.0, "how long a learner may go without finishing a step", gt=0)
-    max_failures: int = option(5, "lost processes in a row, with no new checkpoint in between, that end a run", ge=0)
-    grace_period_s: float = option(20.0, "for the last checkpoint of a run that is stopped or fails", gt=0)
-    storage_timeout_s: float = option(300.0, "how long a finished run waits for storage that fails", gt=0)
-    max_ahead_gib: float = option(2.0, "object-store memory for windows submitted ahead", gt=0)
+    startup_timeout_s: float = option(120.0, "how long the cluster may take to hold the run", gt=0, unit="s")
+    stall_timeout_s: float = option(1800.0, "how long a learner may go without finishing a step", gt=0, unit="s")
+    max_failures: int = option(
+        5, "lost processes in a row, with no new checkpoint in between, that end a run", ge=0, unit="processes"
+    )
+    grace_period_s: float = option(20.0, "for the last checkpoint of a run that is stopped or fails", gt=0, unit="s")
+    storage_timeout_s: float = option(300.0, "how long a finished run waits for storage that fails", gt=0, unit="s")
+    max_ahead_gib: float = option(2.0, "object-store memory for windows submitted ahead", gt=0, unit="GiB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,12 +308,14 @@ class RunConfig:
     name: str = required("run name: the folder under the storage", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
     seed: int = option(0, "of everything random", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where the learner holds one")
-    data: DataConfig = required("")
-    model: ModelConfig = required("")
-    training: TrainingConfig = required("")
-    base_learners: dict[str, BaseLearnerConfig] = required("name -> learner")
-    global_learner: GlobalLearnerConfig = option(GlobalLearnerConfig, "")
-    evaluation: EvaluationConfig = option(EvaluationConfig, "")
-    checkpoint: CheckpointConfig = option(CheckpointConfig, "")
-    runtime: RuntimeConfig = option(RuntimeConfig, "")
-    compute: ComputeConfig = option(ComputeConfig, "")
+    data: DataConfig = required("images and labels")
+    model: ModelConfig = required("the network, one architecture for all learners")
+    training: TrainingConfig = required("what all learners have in common")
+    base_learners: dict[str, BaseLearnerConfig] = required(
+        "the learners by name, one or more, each with a task of its own"
+    )
+    global_learner: GlobalLearnerConfig = option(GlobalLearnerConfig, "how the learners are mixed into theta_g")
+    evaluation: EvaluationConfig = option(EvaluationConfig, "how theta_g is measured, and its best epoch chosen")
+    checkpoint: CheckpointConfig = option(CheckpointConfig, "what a run can go on from")
+    runtime: RuntimeConfig = option(RuntimeConfig, "the processes of a run, and how long each is waited for")
+    compute: ComputeConfig = option(ComputeConfig, "how the numbers are computed")

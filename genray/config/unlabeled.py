@@ -15,7 +15,7 @@ TEACHER = "teacher"  # name of its run, in the folder of the run that needs it
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     path: str | None = option(None, "a run folder or model file that labels them; null: train a teacher")
-    epochs: int | None = option(None, "of the teacher's run; null: training.epochs", ge=1)
+    epochs: int | None = option(None, "of the teacher's run; null: training.epochs", ge=1, unit="epochs")
     lr: Schedule | None = option(
         None, "the teacher's learning rate; null: as the first natural (else the first) base learner's", ge=0
     )
@@ -34,19 +34,22 @@ class UnlabeledConfig:
     source: Literal["fraction", "svhn_extra", "parquet", "image_folder", "npz"] = required(
         "where they come from; fraction: training images whose labels are dropped"
     )
-    fraction: float | None = option(None, "fraction: share of the training images whose labels are dropped", gt=0, lt=1)
+    fraction: float | None = option(
+        None, "fraction: share of the training images whose labels are dropped", gt=0, lt=1, unit="share"
+    )
     class_balanced: bool = option(True, "fraction: the same share of each class; false: drawn from all images alike")
     seed: int = option(0, "fraction: seed of that choice", ge=0)
     path: str | None = option(None, "folder, file or URI; svhn_extra: the download folder")
     image_column: str | None = option(None, "Parquet column with the images; found by itself when null")
     resize: bool = option(False, "parquet, image_folder: resize to the training images' size")
-    examples: int | None = option(None, "only the first n (not for fraction)", ge=1)
+    examples: int | None = option(None, "only the first n (not for fraction)", ge=1, unit="images")
     batch_share: float | None = option(
         None,
         "share of pseudo-labelled images in each batch, while an epoch has as many images as data.source gives; "
         "0: train on the labelled images alone; null: an epoch is one pass over all images, shuffled together",
         ge=0,
         lt=1,
+        unit="share",
     )
     teacher: TeacherConfig = option(TeacherConfig, "who gives the pseudo-labels")
 

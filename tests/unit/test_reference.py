@@ -1,0 +1,106 @@
+"""docs/configuration.md: up to date, complete, and saying of each field what loading a configuration does with it."""
+
+import dataclasses
+import re
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import genray.config.objectives
+import genray.config.optimizers
+import genray.config.schema
+import genray.config.unlabeled
+from genray.config import load_config, to_dict
+from genray.config.reference import reference
+from genray.config.values import Schedule
+from genray.errors import ConfigError
+
+PAGE = ROOT / "docs/configuration.md"
+MODULES = [genray.config.schema, genray.config.objectives, genray.config.optimizers, genray.config.unlabeled]
+KINDS = {c for m in MODULES for c in vars(m).values() if dataclasses.is_dataclass(c) and c is not Schedule}
+FIELDS = [pytest.param(kind, f, id=f"{kind.__name__}.{f.name}") for kind in KINDS for f in dataclasses.fields(kind)]
+# No more than a run has to say; whatever else it holds is a default.
+LEAST = {"name": "a", "data": {"source": "mnist"}, "model": {"name": "resnet18"}, "training": {"epochs": 8}}
+LEAST["base_learners"] = {"n": {"objective": "natural", "lr": 0.1}}
+LEAST["evaluation"] = {"attack": {"norm": "linf", "epsilon": 0.1, "step_size": 0.1}}
+
+
+def rows():
+    """(path of the section, field, what, default) of every row of the page."""
+    path = ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            path = (re.match(r"## `([^`]*)`", line) or [None, ""])[1] + ("?" if "name:" in line else "")
+        elif match := re.match(r"\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*) \|$", line):
+            yield path, *match.groups()
+
+
+def test_the_page_is_what_the_schema_says():
+    assert PAGE.read_text(encoding="utf-8") == reference(), "python -m genray.config.reference docs/configuration.md"
+
+
+@pytest.mark.parametrize(("kind", "field"), sorted(FIELDS, key=lambda p: p.id))
+def test_every_field_has_a_description_and_a_unit(kind, field):
+    assert len(field.metadata["doc"]) >= 1 and field.metadata["doc"].strip(), "the schema says nothing about it"
+    if re.search(r"epochs$|_steps$|_s$|_gib$|examples$|^epsilon$|^step_size$|padding$|^num_[cg]pus$", field.name):
+        assert field.metadata["unit"]
+
+
+def test_every_field_has_its_row():
+    count = sum(len(dataclasses.fields(kind)) for kind in KINDS)
+    assert len(list(rows())) == count > 100
+    assert all(meaning.strip() for *_, meaning in rows())
+
+
+def value_at(path):
+    value = to_dict(load_config(LEAST))
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+DERIVED = {"global_learner.mixing_weights", "global_learner.warmup_epochs"}  # filled in from other fields
+
+
+@pytest.mark.parametrize("row", [r for r in rows() if not re.search(r"[<?]|unlabeled", r[0])], ids=lambda r: r[1])
+def test_defaults_are_those_of_a_run_that_says_nothing(row):
+    section, name, _, default, *_ = row
+    path = f"{section}.{name}".lstrip(".")
+    given = LEAST
+    for part in path.split("."):
+        given = given.get(part) if isinstance(given, dict) else None
+    if default.startswith("`") and given is None and path not in DERIVED:
+        assert value_at(path) == yaml.safe_load(default.strip("`"))
+    elif default == "*required*":
+        assert given is not None
+
+
+BOUND = re.compile(r"(at least|above|at most|below) ([\d.]+)")
+BOUNDED = [
+    (s, n, *bound) for s, n, what, *_ in rows() if not re.search(r"[?]|unlabeled", s) for bound in BOUND.findall(what)
+]
+
+
+@pytest.mark.parametrize(("section", "name", "side", "bound"), BOUNDED)
+def test_what_is_out_of_range_is_refused(section, name, side, bound):
+    """The bound itself, where it is outside; else the next number beyond it."""
+    value = {"at least": float(bound) - 1, "above": float(bound), "at most": float(bound) + 1, "below": float(bound)}[
+        side
+    ]
+    value = int(value) if value == int(value) else value
+    path = f"{section}.{name}".lstrip(".").replace("<name>", "n")
+    if "attack." in path and path.startswith("base"):
+        learner = {"objective": "adversarial", "lr": 0.1, "attack": {"norm": "linf", "epsilon": 0.1, "step_size": 0.1}}
+        source = {**LEAST, "base_learners": {"n": learner}}
+    else:
+        source = LEAST
+    values = [f"{path}={value}", f"{path}=[{value}, {value}]", f"{path}={{n: {value}}}"]
+    found = []
+    for override in values:
+        try:
+            load_config(source, [override])
+        except ConfigError as error:
+            found += error.problems
+    limit = rf"{re.escape(path)}[^:]*: expected .*{side} {bound}\b.*, got {value}"
+    assert any(re.match(limit, problem) for problem in found), found
