@@ -182,6 +182,33 @@ def test_runs_at_once_begin_where_they_would_one_by_one(trained, norm, monkeypat
     assert torch.allclose(*found, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_noise_of_runs_that_begin_again_is_drawn_again(norm):
+    """Three runs are drawn at once, the first is valid: the second then draws for those who are left."""
+    x = torch.zeros(6, 1, 4, 4)
+    at_once, one_by_one = (apgd_file.StartNoise(norm, 5, x) for _ in range(2))
+    three = at_once(3, (6, 1, 4, 4))
+    at_once.rewind(1)
+    assert torch.equal(three[:6], one_by_one(1, (6, 1, 4, 4)))
+    assert torch.equal(at_once(1, (4, 1, 4, 4)), one_by_one(1, (4, 1, 4, 4)))
+    assert not torch.equal(three[6:12], three[:6])
+
+
+def test_runs_after_one_that_breaks_somebody_end():
+    """Three runs on examples 0, 1, 2; the second breaks example 2."""
+    model, w = linear()
+    w = w[0] - w[1]
+    x, y = at_margins(w, [1.0, 1.0, 1.0]), torch.zeros(3, dtype=torch.int64)
+    at, loss = torch.arange(3).repeat(3), apgd_file.LOSSES["apgd_ce"]
+    climb = ascent.Climb(Outcome(model, x, y, "linf", 1.0), at, y.repeat(3), loss, model, 3)
+    start = x.repeat(3, 1, 1, 1).flatten(1)
+    start[3 + 2] = at_margins(w, [-0.5]).flatten()
+    climb.ascend(start, 1.0, 0)
+    assert climb.valid == 2
+    assert climb.at.tolist() == [0, 1, 0, 1] and climb.order.tolist() == [0, 0, 1, 1]
+    assert climb.outcome.broken.tolist() == [False, False, True]
+
+
 def test_only_the_point_inside_the_ball_counts():
     """Two points beyond the boundary and outside the ball; only one image is in reach of it from inside."""
     model, weight = linear()
