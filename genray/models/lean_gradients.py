@@ -41,11 +41,11 @@ class LeanConv2d(nn.Module):
         self.stride, self.padding = convolution.stride[0], convolution.padding[0]
 
     @staticmethod
-    def _is_plain(module, kernel):
-        """Whether it is a square convolution of one group, padded with zeros to the usual size."""
-        usual = {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros", "padding": (kernel // 2, kernel // 2)}
-        square = module.kernel_size == (kernel, kernel) and module.stride in ((1, 1), (2, 2))
-        return square and all(getattr(module, name) == value for name, value in usual.items())
+    def _is_plain(module, kernel, paddings):
+        """Whether it is a square convolution of one group, padded alike on all sides with zeros."""
+        usual = {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros", "kernel_size": (kernel, kernel)}
+        padded = module.padding in [(padding, padding) for padding in paddings]
+        return padded and all(getattr(module, name) == value for name, value in usual.items())
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or not x.requires_grad or x.shape[2] % 2 or x.shape[3] % 2:
@@ -64,8 +64,8 @@ class LeanConv2d(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def input_gradient(gradient: Tensor, *kernels: Tensor) -> Tensor:
-        """(N, Cin, H, W) of the output's (N, Cout, H', W'), both in channels_last."""
+    def input_gradient(gradient: Tensor, padding: int, *kernels: Tensor) -> Tensor:
+        """(N, Cin, H, W) of the output's (N, Cout, H', W'), both in channels_last; H and W are even."""
         raise NotImplementedError
 
 
@@ -74,14 +74,14 @@ class Skipping(LeanConv2d):
 
     @classmethod
     def fits(cls, module):
-        return cls._is_plain(module, 1) and module.stride == (2, 2)
+        return cls._is_plain(module, 1, [0]) and module.stride == (2, 2)
 
     @staticmethod
     def kernels(weight):
         return [weight.transpose(0, 1)]
 
     @staticmethod
-    def input_gradient(gradient, kernel):
+    def input_gradient(gradient, padding, kernel):
         count, _, height, width = gradient.shape
         shape, last = (count, len(kernel), 2 * height, 2 * width), torch.channels_last
         whole = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=last).zero_()
@@ -92,12 +92,13 @@ class Skipping(LeanConv2d):
 class FewChannels(LeanConv2d):
     """3 x 3 of the images: the gradients of 2 x 2 pixels as the channels of one convolution with stride 2.
 
-    Pixel 2 i + a gets the weight at k from the output at 2 i + a + 1 - k: from rows 2 i - 1 to 2 i + 2 together.
+    Pixel 2 i + a gets the weight at k from the output at 2 i + a + p - k with p rows of padding: two rows of pixels
+    from the outputs of rows 2 i + p - 2 to 2 i + p + 1.
     """
 
     @classmethod
     def fits(cls, module):
-        return cls._is_plain(module, 3) and module.stride == (1, 1) and module.in_channels <= FEW_CHANNELS
+        return cls._is_plain(module, 3, [0, 1, 2]) and module.stride == (1, 1) and module.in_channels <= FEW_CHANNELS
 
     @staticmethod
     def kernels(weight):
@@ -109,8 +110,8 @@ class FewChannels(LeanConv2d):
         return [whole.flatten(0, 2)]
 
     @staticmethod
-    def input_gradient(gradient, kernel):
-        pixels = F.conv2d(gradient, kernel, stride=2, padding=1).permute(0, 2, 3, 1)
+    def input_gradient(gradient, padding, kernel):
+        pixels = F.conv2d(gradient, kernel, stride=2, padding=2 - padding).permute(0, 2, 3, 1)
         count, height, width, channels = pixels.shape
         rows = pixels.reshape(count, height, width, 2, channels // 2).transpose(2, 3)
         return rows.reshape(count, 2 * height, 2 * width, channels // 4).permute(0, 3, 1, 2)
@@ -125,7 +126,7 @@ class Halving(LeanConv2d):
 
     @classmethod
     def fits(cls, module):
-        return cls._is_plain(module, 3) and module.stride == (2, 2) and module.in_channels <= NARROW
+        return cls._is_plain(module, 3, [1]) and module.stride == (2, 2) and module.in_channels <= NARROW
 
     @staticmethod
     def kernels(weight):
@@ -137,7 +138,7 @@ class Halving(LeanConv2d):
         return [both[:, :, 1:2], both[:, :, (2, 0)]]
 
     @staticmethod
-    def input_gradient(gradient, even, odd):
+    def input_gradient(gradient, padding, even, odd):
         padded = F.pad(gradient, (0, 1, 0, 1))
         rows = [
             F.conv2d(part, kernel).permute(0, 2, 3, 1) for part, kernel in ((padded[:, :, :-1], even), (padded, odd))
@@ -152,11 +153,11 @@ KINDS = (Skipping, FewChannels, Halving)
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, input_gradient, *kernels):
-        ctx.input_gradient, ctx.kernels = input_gradient, kernels
+        ctx.input_gradient, ctx.padding, ctx.kernels = input_gradient, padding, kernels
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return ctx.input_gradient(gradient, *ctx.kernels), *([None] * (5 + len(ctx.kernels)))
+        return ctx.input_gradient(gradient, ctx.padding, *ctx.kernels), *([None] * (5 + len(ctx.kernels)))

@@ -16,7 +16,10 @@ CONVOLUTIONS = {
     "narrow halving": ((8, 5, 3, 2, 1), Halving),
     "wide halving": ((17, 5, 3, 2, 1), nn.Conv2d),
     "ordinary": ((8, 5, 3, 1, 1), nn.Conv2d),
-    "without padding": ((3, 5, 3, 1, 0), nn.Conv2d),
+    "without padding": ((3, 5, 3, 1, 0), FewChannels),
+    "much padding": ((2, 5, 3, 1, 2), FewChannels),
+    "too much padding": ((2, 5, 3, 1, 3), nn.Conv2d),
+    "padded shortcut": ((6, 9, 1, 2, 1), nn.Conv2d),
     "5 x 5": ((3, 5, 5, 1, 2), nn.Conv2d),
 }
 
