@@ -177,19 +177,25 @@ def kill_one(run, what, cluster, rng) -> int:
 class TwoNodes:
     """A cluster of two nodes on this machine; the second can be killed and is replaced."""
 
-    def __init__(self):
-        self.cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "_system_config": FAST})
-        self.second = self.cluster.add_node(**WORKER)
+    def __init__(self, head=HEAD, worker=WORKER):
+        self.cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": FAST})
+        self.worker = worker
+        self.second = self.cluster.add_node(**worker)
         self.dead = []
         ray.init(address=self.cluster.address, namespace="observer", log_to_driver=False, logging_level="ERROR")
         self.cluster.wait_for_nodes()
 
-    def kill_second_node(self) -> int:
-        pid = self.second.all_processes["raylet"][0].process.pid
-        os.kill(pid, signal.SIGKILL)
+    def kill_second_node(self, replace=True) -> int:
+        raylet = self.second.all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()  # as long as it is a zombie, its workers take it for alive
         self.dead.append(self.second)
-        self.second = self.cluster.add_node(wait=False, **WORKER)
-        return pid
+        if replace:
+            self.replace_second_node()
+        return raylet.pid
+
+    def replace_second_node(self):
+        self.second = self.cluster.add_node(wait=False, **self.worker)
 
     def leftovers(self) -> list[str]:
         """What a finished run left in the cluster."""
@@ -214,9 +220,12 @@ class TwoNodes:
 # --- comparison --------------------------------------------------------------------------------------------------
 
 
-def outcome(folder) -> dict:
-    """What a run has to give whatever happened to it."""
-    run = folder / "digits"
+def outcome(run: Path) -> dict:
+    """What a run has to give whatever happened to it.
+
+    Args:
+        run: its folder.
+    """
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         del record["wall_s"]
@@ -230,7 +239,7 @@ def differences(run, expected) -> list[str]:
     """In what a run differs from the undisturbed one; empty where in nothing."""
     if run.process.returncode:
         return [f"exit code {run.process.returncode}: {run.log.read_text().splitlines()[-1:]}"]
-    got, found = outcome(run.folder), []
+    got, found = outcome(run.folder / "digits"), []
     for name, weights in expected["weights"].items():
         ours = got["weights"][name]
         if list(ours) != list(weights) or not all(torch.equal(ours[key], weights[key]) for key in weights):
@@ -321,7 +330,7 @@ def main():
         folder = Path(place)
         line = [sys.executable, "-m", "genray.train", "--runtime", "local", "--storage", str(folder / "undisturbed")]
         subprocess.run([*line, *RUN, f"training.epochs={args.epochs}"], cwd=ROOT, check=True, capture_output=True)
-        expected, cluster = outcome(folder / "undisturbed"), TwoNodes()
+        expected, cluster = outcome(folder / "undisturbed" / "digits"), TwoNodes()
         try:
             for index, plan in enumerate(make_plans(args, rng)):
                 record["runs"].append(one(index, plan, args, cluster, expected, rng, folder))

@@ -1,7 +1,9 @@
 """Compare whole runs: `python -m genray.tune GRID.yaml`, or `genray.tune(grid)`."""
 
+import os
 import sys
 import time
+from functools import partial
 
 from genray.command_line import Parser, make_callable, run_command
 from genray.errors import GenrayError, PlacementError
@@ -36,39 +38,53 @@ def tune(
         InputError: the grid, a configuration, the storage or the cluster is wrong; no trial was started.
         GenrayError: trials failed; the others' table is written.
     """
-    from genray.reporting.trials import read_trials
     from genray.tuning.grid import load_grid
 
-    grid = load_grid(grid, overrides)
-    _run_all(grid, storage, address, max_concurrent, resume)
-    return read_trials(f"{storage.rstrip('/')}/{grid.name}")
+    return _run_all(load_grid(grid, overrides), storage, address, max_concurrent, resume)
 
 
-def _run_all(grid, storage, address, max_concurrent, resume):
+def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: None):
+    """As `tune`, of a grid that was read; `say` is called with the plan before the first trial starts."""
     try:
         from genray.runtime.cluster import connected
-        from genray.tuning.run import bundles, open_folder, run_grid
+        from genray.tuning.checks import node_resources
+        from genray.tuning.run import open_folder, run_grid
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise PlacementError("genray.tune: ray is not installed; pip install 'ray[train,tune]'") from None
-    from genray.reporting.trials import read_trials, write_files
     from genray.train import train
 
-    widest = max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in bundles(grid, 0).values())
+    needs, widest = _needs(grid, address)
     with connected(address, num_cpus=widest):
+        say(plan_text(needs, node_resources(), None if address else os.cpu_count(), max_concurrent))
         folder = open_folder(grid, storage, resume)
         try:
             outcome = run_grid(
-                grid, folder, train=train, evaluate=judge, joined=bool(address), max_concurrent=max_concurrent
+                needs, folder, train=train, evaluate=judge, joined=bool(address), max_concurrent=max_concurrent
             )
         finally:
-            write_files(read_trials(folder), folder)
+            trials = _report(folder)
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))
         raise GenrayError(
-            f"{len(outcome.failed)} of {len(grid.trials)} trials failed, first {name}: {reason}; --resume tries again"
+            f"{len(outcome.failed)} of {grid.size} trials failed, first {name}: {reason}; --resume tries again"
         )
+    return trials
+
+
+def _needs(grid, address):
+    """(what the trials need, CPUs of the widest one), checked as far as it goes without a cluster."""
+    from genray.tuning.loggers import check_loggers
+    from genray.tuning.needs import Needs, check_private
+    from genray.tuning.search import check_searcher
+
+    check_loggers(grid)
+    check_searcher(grid)
+    needs = Needs(grid)
+    if not address:
+        check_private(needs, os.cpu_count() or 1)
+    return needs, max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in needs.bundles(0).values())
 
 
 def judge(folder: str, config, arguments: dict) -> dict:
@@ -99,20 +115,49 @@ def judge(folder: str, config, arguments: dict) -> dict:
     return found | ({"test_union": record["union"]["value"]} if record.get("union") else {})
 
 
-def plan_text(grid, bundles: dict) -> str:
-    """What will be run, before it is: trials, what each holds and about how long it takes."""
-    lines = [f"grid           {grid.name}: {len(grid.trials)} trials"]
-    for trial in grid.trials:
-        held = bundles[trial.name]
-        cpus, gpus = (sum(bundle.get(kind, 0) for bundle in held) for kind in ("CPU", "GPU"))
-        lines.append(f"trial          {trial.name}: {cpus:g} CPU, {gpus:g} GPU, {trial.config.training.epochs} epochs")
-    return "\n".join(lines)
+def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> str:
+    """What will be run, before it is: trials, what each holds, how many at once and about how long it takes.
+
+    Args:
+        needs, nodes, cores, max_concurrent: as in `genray.tuning.needs.make_plan`; no nodes: of a cluster that is not
+            looked at.
+    """
+    from genray.tuning.needs import make_plan, total
+
+    grid = needs.grid
+    lines = [f"grid           {grid.name}: {grid.size} trials{', suggested by Optuna' if grid.space else ''}"]
+    wanted = needs.bundles(total(nodes).get("GPU", 0))
+    for trial in grid.trials[:1] if grid.space else grid.trials:
+        cpus, gpus = (total(wanted[trial.name]).get(kind, 0) for kind in ("CPU", "GPU"))
+        who = "each" if grid.space else trial.name
+        lines.append(f"trial          {who}: {cpus:g} CPU, {gpus:g} GPU, {trial.config.training.epochs} epochs")
+    if not nodes:
+        return "\n".join([*lines, "at once        as many as the cluster holds"])
+    plan = make_plan(needs, nodes, cores, max_concurrent)
+    lines.append(f"at once        {plan.at_once} on {len(nodes)} node{'s' * (len(nodes) > 1)}")
+    return "\n".join([*lines, *_time_lines(plan)])
+
+
+def _time_lines(plan):
+    if plan.seconds is None:
+        return ["time           not known before the first epochs are done; then it is shown"]
+    lines = [
+        f"time           about {_duration(plan.seconds)} of computing, if nothing else runs: from one training step, "
+        "measured now on this machine; starting the processes of a trial adds some seconds"
+    ]
+    return lines + [f"               and at most {_duration(plan.judging_s)} for `evaluate`"] * bool(plan.judging_s)
+
+
+def _duration(seconds):
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 100 * size or unit == "h":
+            return f"{seconds / size:.2g} {unit}"
 
 
 def main(args):
     if not args.address:
         keep_on_loopback()
-    from genray.reporting.trials import markdown, read_trials
+    from genray.reporting.trials import markdown
     from genray.tuning.grid import load_grid
 
     grid = load_grid(args.grid, args.overrides)
@@ -120,20 +165,30 @@ def main(args):
     if args.report:
         _report(folder)
         return
-    from genray.tuning.run import bundles
-
-    print(plan_text(grid, bundles(grid, 0)))
     if args.dry_run:
+        print(_dry_run(grid, args.address, args.max_concurrent))
         return
     began = time.perf_counter()
-    _run_all(grid, args.storage, args.address, args.max_concurrent, args.resume)
-    _report(folder)
-    print(markdown(read_trials(folder)))
+    trials = _run_all(
+        grid, args.storage, args.address, args.max_concurrent, args.resume, say=partial(print, flush=True)
+    )
+    print(markdown(trials))
     print(f"{time.perf_counter() - began:.0f} s; everything is in {folder}")
 
 
+def _dry_run(grid, address, max_concurrent):
+    """The plan on this machine, as a Ray of our own would have it; a cluster is not joined."""
+    needs, widest = _needs(grid, address)
+    if address:
+        return plan_text(needs, [], None, max_concurrent)
+    import torch
+
+    node = {"CPU": max(widest, os.cpu_count() or 1), "GPU": torch.cuda.device_count(), "memory": float("inf")}
+    return plan_text(needs, [node], os.cpu_count() or 1, max_concurrent)
+
+
 def _report(folder):
-    """Tables always; plots where matplotlib is."""
+    """Writes the tables, and the plots where matplotlib is; returns the `Trials`."""
     from genray.errors import ConfigError
     from genray.recording.storage import Storage
     from genray.reporting.plots import heat_map, trials_scatter
@@ -143,13 +198,14 @@ def _report(folder):
     write_files(trials, folder)
     storage = Storage(folder)
     if not trials.measures:
-        return
+        return trials
     try:
         storage.write("scatter.png", trials_scatter(trials)["png"])
         for measure in trials.measures:
             storage.write(f"heat_{measure.replace('/', '_')}.png", heat_map(trials, measure)["png"])
     except ConfigError as error:
         print(f"note: {error}", file=sys.stderr)
+    return trials
 
 
 def parse_args(argv):

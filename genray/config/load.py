@@ -128,7 +128,8 @@ def load_config(source=None, overrides=()) -> RunConfig:
     """Reads, overrides, completes and checks one run's configuration.
 
     Args:
-        source: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run.
+        source: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run. The `versions` in
+            a run's own `config.yaml` are a record, not configuration.
         overrides: "key=value" strings, applied in order.
 
     Raises:
@@ -137,6 +138,7 @@ def load_config(source=None, overrides=()) -> RunConfig:
     if isinstance(source, RunConfig):
         source = to_dict(source)
     data = source if isinstance(source, dict) else read_yaml(DEFAULT_CONFIG if source is None else source)
+    data = {key: value for key, value in data.items() if key != "versions"}
     data = apply_overrides(data, overrides)
     problems = []
     config = parse_section(RunConfig, data, "", problems)
@@ -148,12 +150,12 @@ def load_config(source=None, overrides=()) -> RunConfig:
 
 
 def load_stored_config(plain) -> RunConfig:
-    """The configuration that a run has written, from its plain data; its `versions` are a record, not configuration.
+    """The configuration that a run has written, from its plain data.
 
     Raises:
         ConfigError, TypeError, ValueError: it is not the configuration of a run.
     """
-    return load_config({key: value for key, value in dict(plain).items() if key != "versions"})
+    return load_config(dict(plain))
 
 
 def complete(config: RunConfig, problems) -> RunConfig:

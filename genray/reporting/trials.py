@@ -14,7 +14,7 @@ from genray.evaluation.job import STAGE
 from genray.evaluation.suite import COLUMNS
 from genray.recording.storage import Storage
 from genray.reporting.table import Cell, Table, TableRow, as_markdown, cell_of, head_of
-from genray.tuning.grid import RECORD, short_names
+from genray.tuning.grid import RECORD, short_names, stated_trials
 from genray.types import NORMS
 
 METHOD = "method"
@@ -50,8 +50,7 @@ def read_trials(folder: str) -> Trials:
     """
     storage = Storage(folder)
     try:
-        record = json.loads(storage.read(RECORD))
-        stated = {name: dict(trial) for name, trial in record["trials"].items()}
+        stated = {name: dict(trial) for name, trial in stated_trials(storage).items()}
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
         raise RunFolderError(f"{folder}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
@@ -137,7 +136,7 @@ def groups(trials: Trials) -> list[dict]:
 def write_files(trials: Trials, folder: str):
     """`trials.parquet` and `trials.csv`: one row a trial with its whole configuration; `table.md`."""
     storage = Storage(folder)
-    configs = json.loads(storage.read(RECORD))["trials"]
+    configs = stated_trials(storage)
     columns = list(dict.fromkeys(key for row in trials.rows for key in row))
     table = {key: [row.get(key) for row in trials.rows] for key in columns}
     mixed = {

@@ -22,29 +22,36 @@ SHUTDOWN_TIMEOUT_S = 30
 
 
 @contextmanager
-def connected(address: str | None, *, num_cpus: float = 1):
+def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
     """A Ray connection for the duration of a run.
 
     Args:
         address: None starts a private Ray on this machine; "auto" or "host:port" joins one. An
             existing connection of this process is used and left open.
-        num_cpus: logical CPUs that a private Ray needs at least.
+        num_cpus: logical CPUs that a private Ray has at least: several learners may share a core.
+        widest: CPUs of the learner that wants most; more than this machine's cores are refused by a private Ray.
 
     Yields:
         Whether nodes may yet join: a cluster may have an autoscaler, a Ray of our own has none.
 
     Raises:
-        PlacementError: no cluster answers at the address, or it does not let us in.
+        PlacementError: no cluster answers at the address, or it does not let us in, or a learner is too wide.
     """
     if ray.is_initialized():
         yield True
         return
+    cores = os.cpu_count() or 1
+    if address is None and widest > cores:
+        raise PlacementError(
+            f"base_learners: one wants {widest:g} CPU, this machine has {cores}; lower its resources.num_cpus, or join "
+            "a cluster with --address"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers share this environment as it is
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address is None:
-        cpus = max(os.cpu_count() or 1, int(-(-num_cpus // 1)))
+        cpus = max(cores, int(-(-num_cpus // 1)))
         ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         _join(address, quiet)

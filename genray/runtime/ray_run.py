@@ -33,8 +33,8 @@ def run_on_ray(recorder, progress, address: str | None = None) -> dict:
     Raises:
         PlacementError, LearnerError, NonFiniteError: the cluster, processes or a learner's numbers fail.
     """
-    wanted = sum(learner.resources.num_cpus for learner in recorder.setup.config.base_learners.values())
-    with connected(address, num_cpus=wanted) as may_grow:
+    wanted = [learner.resources.num_cpus for learner in recorder.setup.config.base_learners.values()]
+    with connected(address, num_cpus=sum(wanted), widest=max(wanted)) as may_grow:
         attempts = _Attempts(recorder, progress, may_grow)
         return run_with_recovery(attempts.run, recorder, progress)
 

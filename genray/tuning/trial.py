@@ -6,6 +6,8 @@ from ray import tune
 
 from genray.config import load_stored_config
 from genray.recording import RunFolder
+from genray.recording.storage import Storage
+from genray.tuning.grid import stated_trials
 
 
 def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
@@ -16,13 +18,14 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
 
     Args:
         tuned: {"point": {"trial": name, ...}}, what Tune varies.
-        configs: name -> plain configuration.
+        configs: name -> plain configuration, of a grid that states its trials.
         storage: folder or URI of the runs.
         runtime: as in `genray.train`.
         train, evaluate: `genray.train` and what judges a run folder: (folder, config, arguments) -> metrics.
         judged_by: arguments of the evaluation of a finished run, or {}.
     """
-    config = load_stored_config(configs[tuned["point"]["trial"]])
+    name = tuned["point"]["trial"]
+    config = load_stored_config(configs.get(name) or stated_trials(Storage(storage))[name]["config"])
     folder = RunFolder(storage, config.name)
     report = _Reporter()
     for record in folder.read_metrics():

@@ -29,6 +29,7 @@ TINY = {
     "model.width": 4,
     "base_learners.linf.attack.num_steps": 1,
     "evaluation.attack.num_steps": 2,
+    "runtime.startup_timeout_s": 900,
 }
 
 

@@ -395,8 +395,8 @@ def test_a_second_run_is_refused(created):
 
 def test_config_is_written_resolved_and_with_versions(created):
     stored = yaml.safe_load(created.storage.read("config.yaml"))
-    versions = stored.pop("versions")
-    assert load_config(stored) == load_config()
+    assert load_config(f"{created.location}/config.yaml") == load_config(stored) == load_config()
+    versions = stored["versions"]
     assert versions["torch"] and versions["python"].startswith("3.") and versions["devices"] == ["cpu"]
 
 

@@ -1,0 +1,141 @@
+"""What a grid says it needs before it starts: room, passes, time."""
+
+import time
+
+import pytest
+import torch
+import yaml
+
+import genray
+from genray.errors import ConfigError, PlacementError
+from genray.learners.passes import Passes
+
+pytest.importorskip("ray", reason="grids run on Ray")
+
+from genray.tuning import needs as module
+from genray.tuning.grid import load_grid
+from genray.tuning.needs import Needs, check_private, fits_at_once, make_plan
+
+TINY = {
+    "training.epochs": 2,
+    "training.batch_size": 50,
+    "data.train_examples": 200,
+    "data.test_examples": 30,
+    "data.validation_examples": 40,
+    "model.width": 4,
+}
+
+
+def needs_of(tmp_path, **content):
+    path = tmp_path / "some.yaml"
+    path.write_text(yaml.safe_dump({**content, "set": TINY | content.get("set", {})}))
+    return Needs(load_grid(path))
+
+
+def test_trials_that_fit_at_once_by_hand():
+    learner, memory = {"CPU": 1.0, "GPU": 0.5}, {"memory": 10.0}
+    trial = [memory, learner, learner]
+    node = {"CPU": 4, "GPU": 2, "memory": 100}
+    assert fits_at_once([trial] * 8, [node, node]) == 4
+    assert fits_at_once([trial] * 3, [node, node]) == 3
+    assert fits_at_once([trial] * 8, [node | {"memory": 15}, node | {"memory": 5}]) == 1
+    assert fits_at_once([[{"GPU": 3}]], [node, node]) == 0  # a bundle lies on one node
+    assert fits_at_once([[learner] * 3] * 8, [{"CPU": 2, "GPU": 1}] * 3) == 2  # a trial may lie on two
+    assert fits_at_once([trial], []) == 0
+
+
+def test_passes_are_those_that_training_makes(tmp_path, monkeypatch):
+    """Counted in a real run: every image of a step, once for the weights and once for each step of its attack."""
+    settings = {"base_learners.linf.attack.num_steps": 3}
+    found = needs_of(tmp_path, set=settings)
+    (trial,) = found.grid.trials
+    passes = found.passes(trial)
+    # 160 of 200 images are trained on, for 2 epochs, and theta_g is evaluated on 40 after each and at the end on 30.
+    assert passes.learners == {"natural": 320, "linf": 320 * (1 + 3)}
+    assert passes.evaluations == (2 * 40 + 3 * 30) * trial.config.evaluation.attack.num_steps
+    assert passes.judging == 0
+    counted, seen = [], set()
+    attacked, training = Passes.attacked, Passes.training
+
+    def watched(self, mode):
+        copy = attacked(self, mode)
+        if id(copy) not in seen:
+            seen.add(id(copy))
+            copy.register_forward_pre_hook(lambda _, x: counted.append(len(x[0]) * torch.is_grad_enabled()))
+        return copy
+
+    monkeypatch.setattr(Passes, "attacked", watched)
+    monkeypatch.setattr(Passes, "training", lambda self, x: counted.append(len(x)) or training(self, x))
+    genray.train(trial.config, runtime="local", storage=str(tmp_path))
+    assert sum(counted) == sum(passes.learners.values())
+
+
+def test_a_teacher_is_counted(tmp_path):
+    rst = {
+        "base_learners.natural": None,
+        "base_learners.linf.objective": "rst",
+        "data.unlabeled": {"source": "fraction", "fraction": 0.5, "teacher": {"epochs": 5}},
+        "base_learners.linf.attack.num_steps": 3,
+        "global_learner.gamma": None,
+        "global_learner.sync_unit": "never",
+    }
+    found = needs_of(tmp_path, set=rst)
+    assert found.passes(found.grid.trials[0]).learners == {"linf": 2 * 160 * 4, "teacher": 5 * 160}
+
+
+def test_judging_is_counted_by_the_attacks_it_asks_for(tmp_path):
+    judged = {"attacks": ["pgd20", "pgd100"], "examples": 20, "engine": "genray", "block_size": 10}
+    found = needs_of(tmp_path, evaluate=judged)
+    passes = found.passes(found.grid.trials[0]).judging
+    assert 20 * 120 <= passes <= 20 * 125  # and a few forward passes
+
+
+def test_the_data_is_read_once_a_kind(tmp_path, monkeypatch):
+    calls = []
+    real = module.prepare
+    monkeypatch.setattr(module, "prepare", lambda config: calls.append(config) or real(config))
+    grid = {"global_learner.warmup_epochs": [0, 1, 2], "base_learners.linf.lr": [0.1, 0.2]}
+    found = needs_of(tmp_path, grid=grid, seeds=[0, 1])
+    found.bundles(0), found.bundles(2), found.work(), found.bundles(0)
+    assert len(found.grid.trials) == 12 and len(calls) == 2  # learners differ in two
+
+
+def test_time_is_that_of_the_longest_learner_or_of_all_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: 0.5)
+    set_ = {"base_learners.linf.attack.num_steps": 3}
+    nodes, many = [{"CPU": 4, "memory": 1e12}], [{"CPU": 100, "memory": 1e12}]
+    alone = needs_of(tmp_path, set=set_, runtime="local", seeds=[0, 1, 2, 3])
+    evaluations = (2 * 40 + 30 * 3) * 20
+    assert make_plan(alone, nodes, 4, None).at_once == 4
+    assert make_plan(alone, nodes, 4, None).seconds == pytest.approx(0.5 * (320 + 1280 + evaluations))
+    assert make_plan(alone, nodes, 4, 1).seconds == pytest.approx(4 * 0.5 * (320 + 1280 + evaluations))
+    apart = needs_of(tmp_path, set=set_, seeds=[0, 1, 2, 3])  # two learners of one CPU each
+    assert make_plan(apart, nodes, 4, None).at_once == 2
+    assert make_plan(apart, nodes, 4, None).seconds == pytest.approx(2 * 0.5 * (1280 + evaluations))
+    crowded = make_plan(apart, many, 4, None)  # logical CPUs are no cores
+    assert (crowded.at_once, crowded.seconds) == (4, pytest.approx(0.5 * (1280 + 320 + evaluations)))
+    on_gpus = [{"CPU": 4, "GPU": 4, "memory": 1e12}]
+    assert make_plan(apart, on_gpus, 4, None).seconds is None
+    assert make_plan(apart, nodes, None, None).seconds is None
+
+
+def test_a_pass_is_measured(tmp_path):
+    found = needs_of(tmp_path)
+    began = time.perf_counter()
+    (seconds,) = found.probe().values()
+    assert 0 < seconds < time.perf_counter() - began
+
+
+def test_a_learner_wider_than_the_machine_is_refused(tmp_path):
+    found = needs_of(tmp_path, grid={"base_learners.linf.resources.num_cpus": [1, 64]})
+    check_private(found, 64)
+    with pytest.raises(PlacementError, match=r"trial 1_num_cpus-64_seed-0: a learner wants 64 CPU, this machine has 2"):
+        check_private(found, 2)
+
+
+def test_trials_of_a_search_hold_what_the_largest_needs(tmp_path):
+    key = "base_learners.linf.resources.num_cpus"
+    found = needs_of(tmp_path, search="optuna", choices={key: [1, 2]}, samples=5)
+    assert {tuple(b.get("CPU", 0) for b in bundles) for bundles in found.bundles(0).values()} == {(0, 1, 2, 0)}
+    with pytest.raises(ConfigError, match="search: expected trials with equal base learners"):
+        module._largest({"two learners": [{"CPU": 1.0}] * 2, "three": [{"CPU": 1.0}] * 3})
