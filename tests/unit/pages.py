@@ -102,9 +102,11 @@ def simple_commands(line, variables):
         if one and one[0] == "for":
             variables[one[1]] = one[3]
         elif one and one != ["done"]:
-            yield [_expanded(w, variables) for w in one[: one.index(">")] if w] if ">" in one else [
-                _expanded(w, variables) for w in one
-            ]
+            yield (
+                [_expanded(w, variables) for w in one[: one.index(">")] if w]
+                if ">" in one
+                else [_expanded(w, variables) for w in one]
+            )
         one = []
 
 
