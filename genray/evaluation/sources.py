@@ -52,7 +52,7 @@ def config_of(path):
     try:
         return load_stored_config(read_yaml(path / "config.yaml"))
     except ConfigError as error:
-        raise CheckpointError(f"{path / 'config.yaml'}: not a genray run: {error.problems[0]}") from None
+        raise CheckpointError(f"{path / 'config.yaml'}: not of this version of genray: {error.problems[0]}") from None
 
 
 def data_of(config):

@@ -99,7 +99,7 @@ class RunFolder:
             before = to_dict(load_stored_config(yaml.safe_load(self.storage.read("config.yaml"))))
         except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split("\n")[0].split())
-            raise RunFolderError(f"{self.location}/config.yaml: not a genray run: {reason}") from None
+            raise RunFolderError(f"{self.location}/config.yaml: not of this version of genray: {reason}") from None
         difference = first_difference(_resumed_part(before), _resumed_part(to_dict(config)))
         if difference:
             raise RunFolderError(f"{self.location}: cannot resume with another configuration: {difference}")

@@ -209,9 +209,9 @@ def test_run_folders(capsys, tmp_path, small_run):
     check(capsys, tmp_path, f"no whole checkpoint is left: {state}", "--resume", *same)
 
     (folder / "config.yaml").write_text(yaml.safe_dump({"some": "thing"}))
-    check(capsys, tmp_path, "config.yaml: not a genray run: ", "--resume", *same)
+    check(capsys, tmp_path, "config.yaml: not of this version of genray: ", "--resume", *same)
     (folder / "config.yaml").write_text("[")
-    check(capsys, tmp_path, "config.yaml: not a genray run: ", "--resume", *same)
+    check(capsys, tmp_path, "config.yaml: not of this version of genray: ", "--resume", *same)
 
 
 # --- data ----------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ FILES = {
     ),
     "empty folder": (lambda p: p.mkdir(), [], "this folder has no config.yaml"),
     "a config of another program": (
-        lambda p: (p.mkdir(), (p / "config.yaml").write_text("some: thing")), [], "not a genray run: some: unknown",
+        lambda p: (p.mkdir(), (p / "config.yaml").write_text("some: thing")), [], "this version of genray: some: ",
     ),
     "a config that is no YAML": (lambda p: (p.mkdir(), (p / "config.yaml").write_text("[")), [], "not valid YAML"),
 }  # fmt: skip

@@ -1,0 +1,231 @@
+"""Every command on every page is run here or taken by the real command line, or its block says why not; links hold."""
+
+import argparse
+import ast
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+from conftest import ROOT
+from pages import PAGES, blocks, commands, simple_commands
+
+import genray
+from genray.command_line import run_command
+from genray.config import load_config
+from genray.data.datasets import SOURCES
+from genray.evaluation import inputs
+from genray.evaluation.mixtures import parse_mixtures
+from genray.evaluation.sources import given_by_norm
+from genray.evaluation.suite import expand_names
+from genray.tuning.grid import load_grid
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+# Names that stand for the reader's own file.
+STANDS_FOR = {"my.yaml": "configs/digits.yaml", "GRID.yaml": "configs/ablations/averaging.yaml"}
+# Run by CI, in a fresh copy: .ci/run takes this very line from the README.
+BY_CI = re.search(r"<!-- test command -->\n```bash\n(.*)\n```", (ROOT / "README.md").read_text())[1]
+
+
+def all_commands():
+    for block in BLOCKS:
+        variables = {}
+        for line in commands(block):
+            for words in simple_commands(line, variables):
+                yield block, line, [STANDS_FOR.get(word, word) for word in words]
+
+
+COMMANDS = list(all_commands())
+OURS = re.compile(r"genray\.[\w.]+")
+
+
+def genray_part(words):
+    """(module, its arguments) of a command that runs one of ours, in whatever it is wrapped; None for others."""
+    for i in range(len(words) - 2):
+        if Path(words[i]).name in ("python", "python3") and words[i + 1] == "-m" and OURS.fullmatch(words[i + 2]):
+            return words[i + 2], words[i + 3 :]
+    return None
+
+
+# --- what the commands of genray are given --------------------------------------------------------------------------
+
+
+def check_train(args):
+    load_config(str(ROOT / args.config) if args.config else None, [*args.overrides, *args.set])
+
+
+def check_evaluate(args):
+    norms = args.norms.split(",")
+    radii = inputs.radii(norms, given_by_norm("--epsilon", args.epsilon, norms) or None)
+    inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
+    inputs.engine_name(args.engine)
+    assert all(expand_names(args.attacks.split(","), norm) is not None for norm in radii)
+    assert args.data is None or args.data.partition(":")[0] in SOURCES
+    three = ("natural", "linf", "l2")
+    for points in (args.mixtures, args.save_mixture):
+        if points:
+            parse_mixtures(points, three if "l2" in points else three[:2], "linf" if "l2" not in points else None, "-")
+
+
+def check_tune(args):
+    assert load_grid(str(ROOT / args.grid), args.overrides).trials
+
+
+CHECKS = {"genray.train": check_train, "genray.evaluate": check_evaluate, "genray.tune": check_tune}
+OF_GENRAY = [(block, line, genray_part(words)) for block, line, words in COMMANDS if genray_part(words)]
+
+
+def test_the_pages_are_read():
+    assert len(PAGES) > 20 and len(OF_GENRAY) > 60
+    assert {"genray.train", "genray.evaluate", "genray.tune", "genray.export"} <= {part[0] for *_, part in OF_GENRAY}
+    assert len({block.where for block, *_ in OF_GENRAY}) > 20
+
+
+@pytest.mark.parametrize(("module", "argv"), sorted({(m, tuple(a)) for _, _, (m, a) in OF_GENRAY}), ids=str)
+def test_a_command_of_genray_is_taken(module, argv, capsys):
+    """By its own parser and by what checks its values: only files that are not here are not looked at."""
+    if module == "genray.config.reference":
+        assert (ROOT / argv[0]).is_file()  # run by test_reference.py
+        return
+    args = importlib.import_module(module).parse_args(list(argv))
+    CHECKS.get(module, lambda args: None)(args)
+
+
+DRY = [(m, a) for m, a in {(m, tuple(a)) for _, _, (m, a) in OF_GENRAY} if "--dry-run" in a and "genray.train" == m]
+
+
+@pytest.mark.parametrize("argv", [argv for _, argv in DRY if "/data/mine" not in " ".join(argv)], ids=str)
+def test_dry_runs_run(argv, capsys):
+    from genray.train import main, parse_args
+
+    assert run_command(main, parse_args(list(argv))) == 0
+    out = capsys.readouterr().out
+    assert "epochs" in out and "placement" in out
+
+
+# --- all other commands ---------------------------------------------------------------------------------------------
+
+
+class Taken(Exception):
+    """A script's parser has taken its arguments."""
+
+
+def check_script(words, monkeypatch):
+    """Runs a script of ours up to where its arguments are parsed."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        parse(self, words[2:] if args is None else args)
+        raise Taken
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.syspath_prepend(str((ROOT / words[1]).parent))
+    monkeypatch.setattr(sys, "argv", words[1:])
+    with pytest.raises(Taken):
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+
+
+SCRIPTS = {tuple(words): block.where for block, _, words in COMMANDS if words[1:] and re.match("bench.*py$", words[1])}
+
+
+@pytest.mark.parametrize("words", sorted(SCRIPTS), ids=" ".join)
+def test_a_script_takes_its_arguments(words, monkeypatch):
+    check_script(list(words), monkeypatch)
+
+
+def test_every_other_command_says_why_it_is_not_run():
+    left = set()
+    for block, line, words in COMMANDS:
+        run = genray_part(words) or tuple(words) in SCRIPTS or line == BY_CI
+        if not run and not block.reason:
+            left.add(f"{block.where}: {' '.join(words)}")
+    assert left == set()
+
+
+def test_a_reason_is_needed_where_it_stands():
+    """No comment is left over above a block whose commands all run."""
+    idle = []
+    for block in BLOCKS:
+        if block.reason:
+            assert len(block.reason) > 15, block.where
+            mine = [words for other, _, words in COMMANDS if other == block]
+            if mine and all(genray_part(words) or tuple(words) in SCRIPTS for words in mine):
+                idle.append(block.where)
+    assert idle == []
+
+
+# --- Python on the pages --------------------------------------------------------------------------------------------
+
+PYTHON = [block for block in BLOCKS if block.language == "python" and not block.reason]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.where)
+def test_python_on_a_page_runs(block, trained_run, tmp_path, monkeypatch):
+    """In a folder that has the configurations and a finished run; trainings are cut to one epoch."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/digits").symlink_to(trained_run)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text.replace("epochs=10", "epochs=1"), block.where, "exec"), {"images": torch.rand(2, 1, 8, 8)})
+
+
+def test_what_python_on_a_page_calls_is_there():
+    for block in BLOCKS:
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "genray":
+                    assert hasattr(genray, node.attr), f"{block.where}: genray.{node.attr}"
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+def headings(page):
+    """GitHub's anchors of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    found = []
+    for title in re.findall(r"^#+ +(.*?) *$", text, re.M):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()
+        found.append(re.sub(r"[^\w\- ]", "", plain).replace(" ", "-"))
+    return found
+
+
+LINK = re.compile(r"(?<!!)\[(?:[^][]|\[[^]]*\])*\]\(<?([^)>\s]+)>?\)|!\[[^]]*\]\(([^)\s]+)\)")
+
+
+def links(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for match in LINK.finditer(text):
+        yield match[1] or match[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in links(page):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / unquote(path)).resolve() if path else page
+        assert file.exists(), f"{target}: no such file"
+        assert file.is_relative_to(ROOT), f"{target}: outside the repository"
+        if anchor:
+            assert anchor in headings(file), f"{target}: no such heading"
+
+
+def test_every_page_can_be_reached_from_the_index():
+    index = ROOT / "docs/README.md"
+    assert "docs/README.md" in links(ROOT / "README.md")
+    reached, todo = set(), [index]
+    while todo:
+        page = todo.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        todo += [(page.parent / target.partition("#")[0]).resolve() for target in links(page) if "://" not in target]
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} <= reached
+    direct = {(index.parent / target.partition("#")[0]).resolve() for target in links(index)}
+    assert set((ROOT / "docs").glob("*.md")) - {index} <= direct
