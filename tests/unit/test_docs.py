@@ -5,6 +5,7 @@ import ast
 import importlib
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 from conftest import ROOT
-from pages import PAGES, blocks, commands, simple_commands
+from pages import PAGES, Block, blocks, commands, simple_commands
 
 import genray
 from genray.command_line import run_command
@@ -39,7 +40,15 @@ def all_commands():
                 yield block, line, [STANDS_FOR.get(word, word) for word in words]
 
 
-COMMANDS = list(all_commands())
+def inline_commands():
+    """Those in running text, where they have arguments and leave nothing out."""
+    for page in PAGES:
+        for line in re.findall(r"`((?:\S*/)?python -m genray\.\w+ [^`]+)`", page.read_text(encoding="utf-8")):
+            if "..." not in line:
+                yield Block(page, 0, "", line, ""), line, shlex.split(line)
+
+
+COMMANDS = [*all_commands(), *inline_commands()]
 OURS = re.compile(r"genray\.[\w.]+")
 
 
@@ -55,7 +64,9 @@ def genray_part(words):
 
 
 def check_train(args):
-    load_config(str(ROOT / args.config) if args.config else None, [*args.overrides, *args.set])
+    load_config(
+        str(ROOT / args.config.removeprefix("/home/ray/genray/")) if args.config else None, [*args.overrides, *args.set]
+    )
 
 
 def check_evaluate(args):
