@@ -3,6 +3,7 @@
 import copy
 import sys
 from contextlib import closing
+from fractions import Fraction
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -174,7 +175,8 @@ def main(args):
     where = args.output or str(Path(args.model) / "evaluation" if Path(args.model).is_dir() else f"{args.model}.eval")
     examples = split if args.examples is None else split.first(args.examples, "--examples")
     record = _evaluate(args, model, examples, epsilon, where, {"source": data, "split": "test"})
-    print(record_table(record, row_of_run(config, "linf") if config else None))
+    radii = [Fraction(t["epsilon"]) for t in record["protocol"]["threats"] if t["norm"] == "linf"]
+    print(record_table(record, row_of_run(config, "linf", radii[0]) if config and radii else None))
     print(f"everything is in {where}")
 
 

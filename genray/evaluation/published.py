@@ -113,10 +113,19 @@ def published_row(table: str, method: str) -> dict:
     raise KeyError(f"{table}: {method}")
 
 
-def row_of_run(config: RunConfig, norm: str) -> dict | None:
-    """The published row that a run repeats, or None: same data, full-size architecture, method, norm, radius and K."""
+def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:
+    """The published row that a run repeats, or None: same data, full-size architecture, method, norm, radius and K.
+
+    Args:
+        config: of the run.
+        norm, epsilon: the ball that it was evaluated in.
+    """
     data = config.data
-    if norm != "linf" or config.model.width is not None or (data.train_examples, data.test_examples) != (None, None):
+    if (
+        not in_the_tables_ball(data.source, norm, epsilon)
+        or config.model.width is not None
+        or (data.train_examples, data.test_examples) != (None, None)
+    ):
         return None
     table = f"{data.source}_{config.model.name.removesuffix('_10').replace('wrn_32', 'wrn32_10')}"
     for method in _methods(config):

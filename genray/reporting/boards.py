@@ -139,7 +139,7 @@ def _of_runs(found):
             float(protocol["epsilon_decimal"]), int(protocol["examples"]), AT_THE_END,
         )  # fmt: skip
         steps = f", step size {protocol['step_size']}" if "step_size" in protocol else ""
-        facts = (f"{protocol['attack']}{steps}", f"interval: {protocol.get('interval', '95 % Wilson')}")
+        facts = (f"{protocol['attack']}{steps}",)
         yield setting, Entry(run.name, run.path, run.config.seed, run.config, run.results["models"]["global"], (),
                              protocol["selected_on"], facts)  # fmt: skip
 
@@ -277,9 +277,7 @@ def board_table(board: Board, number: int) -> Table:
 
 def _published_beside(group, setting):
     config = group.entries[0].config
-    if config is None or not in_the_tables_ball(setting.data, setting.norm, Fraction(setting.epsilon)):
-        return None
-    return row_of_run(config, setting.norm)
+    return config and row_of_run(config, setting.norm, Fraction(setting.epsilon))
 
 
 def _beside(group, published, columns):

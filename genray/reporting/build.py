@@ -265,7 +265,7 @@ def _best(board: Board):
     if not rated:
         return
     best = max(rated, key=lambda g: g.mean("natural") + g.mean(column))
-    of = f"best sum of both among {len(rated)}: " if len(rated) > 1 else ""
+    of = f"best sum of both among {len(rated)} by these test images: " if len(rated) > 1 else ""
     cells = [f"{head_of(c)} {best.cell(c).number} %" for c in ("natural", column)]
     yield f"{board.setting}: {of}{best.label} with {', '.join(cells)}."
 

@@ -16,6 +16,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
 )  # fmt: skip
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = "osD^vP*X"
+LARGEST = 1.5  # CSS pixels a point
 HATCHES = ("", "//", "..", "xx", "\\\\")
 MISSING = "no plots: matplotlib is not installed; pip install 'genray[plot]'"
 
@@ -108,11 +109,12 @@ def inline_svg(svg: bytes, prefix: str, alt: str) -> str:
     series = zip(COLOURS, ("c1", "c2", "c3", "c4", "c5", "c6", "ink"))
     for colour, name in ((INK, "ink"), (PAPER, "card"), (GRID, "rule"), (GREY, "faint"), *series):
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", text, flags=re.I)
-    return re.sub(
-        r"<svg ([^>]*)>", lambda found: f'<svg role="img" aria-label="{alt}" {_sized(found[1])}>', text, count=1
-    )
+    head = re.search(r"<svg ([^>]*)>", text)
+    return f'<svg role="img" aria-label="{alt}" {_sized(head[1])}>{text[head.end() :]}'
 
 
 def _sized(attributes):
-    """Without a fixed size, so that it takes the width it is given."""
-    return re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes)
+    """As wide as there is room, but not much larger than drawn."""
+    width = re.search(r'\bwidth="([\d.]+)pt"', attributes)
+    rest = re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes)
+    return f'{rest} style="max-width: {float(width[1]) * LARGEST:.0f}px"' if width else rest

@@ -52,7 +52,7 @@ def open_folder(grid: Grid, storage: str, resume: bool) -> str:
             raise RunFolderError(f"{place.uri}: cannot resume another grid: its trials differ from those in {RECORD}")
     else:
         place.write(RECORD, json.dumps(record, indent=1).encode())
-    return place.uri
+    return place.root if place.is_local else place.uri  # absolute: each trial has a working directory of its own
 
 
 def run_grid(needs: Needs, folder: str, *, train, evaluate, joined: bool, max_concurrent=None) -> Outcome:

@@ -50,14 +50,15 @@ def weights(folder):
     return genray.load_model(folder).state_dict()
 
 
-def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path):
+def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = write(
         tmp_path,
         grid={"base_learners.linf.lr": [0.1, 0.05], "global_learner.warmup_epochs": [1]},
         seeds=[3],
         evaluate={"attacks": ["pgd20"], "examples": 20, "engine": "genray"},
     )
-    trials = genray.tune(path, storage=str(tmp_path / "runs"))
+    trials = genray.tune(path, storage="runs")  # as by default: trials run in working directories of their own
     assert [row["status"] for row in trials.rows] == ["finished"] * 2
     assert trials.measures == ("natural", "pgd20")
     folder, grid = tmp_path / "runs" / "small", load_grid(path)

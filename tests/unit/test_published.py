@@ -1,5 +1,7 @@
 """Published rows beside our own numbers: the right row, digit for digit, and none where there is none."""
 
+from fractions import Fraction
+
 import pytest
 from conftest import ROOT
 
@@ -17,6 +19,11 @@ def test_rows_digit_for_digit():
     assert published_row("cifar100_resnet18", "AT (beta=1)")["values"]["apgd_t"] == 21.98
     assert published_row("mnist_resnet18", "FAT")["values"] == {"natural": 99.18, "pgd20": 93.54, "aa": 90.04}
     assert published_row("svhn_resnet18", "Generalist")["values"] == {"natural": 94.11, "pgd20": 55.29, "aa": 45.41}
+
+
+def beside(config, norm="linf", epsilon=None):
+    """The published row, for an evaluation within the run's own radius where none is given."""
+    return row_of_run(config, norm, config.evaluation.attack.epsilon if epsilon is None else epsilon)
 
 
 # End of the preset's name -> the row of the papers' tables.
@@ -38,14 +45,15 @@ TABLES = ("cifar10_resnet18", "cifar10_wrn32_10", "cifar100_resnet18", "mnist_re
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_preset_finds_its_row_and_only_that(path):
-    found = row_of_run(load_config(path), "linf")
+    found = beside(load_config(path))
     table = next((table for table in TABLES if path.stem.startswith(f"{table}_")), "")
     row = ROWS.get(path.stem.removeprefix(f"{table}_"))
     if not table or row is None:
         assert found is None
     else:
         assert found == published_row(table, row) and found["row"] == f"published {row}"
-    assert row_of_run(load_config(path), "l2") is None
+    assert beside(load_config(path), "l2") is None
+    assert beside(load_config(path), "linf", Fraction(4, 255)) is None, "evaluated within another radius"
 
 
 ANOTHER_ATTACK = ["attack.epsilon=4/255", "attack.num_steps=7", "attack.norm=l2", "awp.gamma=0.01"]
@@ -85,16 +93,16 @@ AVERAGED = ["global_learner.mix=averaged", "global_learner.decay=0.999"]
 )
 def test_another_run_has_no_row(preset, change):
     path = ROOT / f"configs/paper/cifar10_resnet18_{preset}.yaml"
-    assert row_of_run(load_config(path), "linf") is not None
-    assert row_of_run(load_config(path, [change]), "linf") is None
+    assert beside(load_config(path)) is not None
+    assert beside(load_config(path, [change])) is None
 
 
 def test_a_change_of_lambda_finds_the_other_row():
     path = ROOT / "configs/paper/cifar10_resnet18_trades_6.yaml"
-    row = row_of_run(load_config(path, ["base_learners.linf.objective.beta=1"]), "linf")
+    row = beside(load_config(path, ["base_learners.linf.objective.beta=1"]))
     assert row == published_row("cifar10_resnet18", "TRADES (lambda=1)")
 
 
 def test_other_data_have_no_row():
-    assert row_of_run(load_config(), "linf") is None
-    assert row_of_run(load_config(ROOT / "configs/cifar10_cpu.yaml", ["data.path=/data"]), "linf") is None
+    assert beside(load_config()) is None
+    assert beside(load_config(ROOT / "configs/cifar10_cpu.yaml", ["data.path=/data"])) is None
