@@ -15,6 +15,7 @@ from genray.reporting.table import DIFFERENCE, HEADS, PUBLISHED, Cell, Table, Ta
 from genray.reporting.trials import data_name
 
 NETWORKS = {"resnet18": "ResNet-18", "preact_resnet18": "PreActResNet-18", "small_cnn": "SmallCNN"}
+TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "mnist": 10_000, "svhn": 26_032}
 AT_THE_END, EVALUATED = "at the end of training", "genray.evaluate"
 
 
@@ -308,3 +309,5 @@ def _notes(board, matched):
     yield from (f"CAUTION: {finding}" for finding in dict.fromkeys(findings))
     if matched or _same_network(board):
         yield "published: the best checkpoint was selected on the test set; ours was not, unless said otherwise"
+        if board.setting.examples != TEST_IMAGES.get(board.setting.data):
+            yield "CAUTION: published numbers are of all test images, ours are not"

@@ -101,19 +101,16 @@ class _Make:
             for group in board.groups
             if (natural := group.mean("natural")) is not None and (robust := group.mean(column)) is not None
         ]
-        published = [
-            plots.Point(f"{row[0]}{'' if len(board.published) == 1 else f', {table.network}'}", *values)
-            for table in board.published
-            for row in table.read()[1]
-            if (values := _published_place(table.name, row[0], column))
-        ]
+        published = _published_points(board, column, min((point.robust for point in points), default=0))
         if len(points) + len(published) < 2 or not points:
             return []
         caption = f"{board.setting}: natural accuracy and {head_of(column)}; dashed: Pareto front of what was found"
         caption += "; bars: one standard deviation over seeds" if any(p.natural_bar is not None for p in points) else ""
-        caption += "; grey: published, their epoch chosen on the test set." if published else "."
-        name = f"scatter_{number}_{column}"
-        return self.figure(name, caption, lambda: plots.scatter(points, head_of(column), published, "published"))
+        if published:
+            names = ", ".join(f"{number} {point.label}" for number, point in enumerate(published, 1))
+            caption += f"; grey: published, their epoch chosen on the test set: {names}"
+        name, head = f"scatter_{number}_{column}", head_of(column)
+        return self.figure(name, f"{caption}.", partial(plots.scatter, points, head, published))
 
     def grids(self):
         section = Section("grids", "Grids")
@@ -268,6 +265,18 @@ def _best(board: Board):
     of = f"best sum of both among {len(rated)} by these test images: " if len(rated) > 1 else ""
     cells = [f"{head_of(c)} {best.cell(c).number} %" for c in ("natural", column)]
     yield f"{board.setting}: {of}{best.label} with {', '.join(cells)}."
+
+
+def _published_points(board, column, lowest):
+    """Those of the same network where there are any; without natural training where nothing of ours is as weak."""
+    tables = [table for table in board.published if table.network.lower() == board.setting.network.lower()]
+    points = [
+        plots.Point(row[0] if tables else f"{row[0]} ({table.network})", *place)
+        for table in tables or board.published
+        for row in table.read()[1]
+        if (place := _published_place(table.name, row[0], column))
+    ]
+    return [point for point in points if point.robust > 1 or lowest < 10]
 
 
 def _published_place(table, method, column):

@@ -23,8 +23,8 @@ class Point:
     robust_bar: float | None = None
 
 
-def scatter(points: list[Point], robust_name: str, published: list[Point] = (), published_name: str = "") -> dict:
-    """Robust over natural accuracy, with the Pareto front of `points` as a line; published ones as grey points.
+def scatter(points: list[Point], robust_name: str, published: list[Point] = ()) -> dict:
+    """Robust over natural accuracy, with the Pareto front of `points` as a line; published ones grey and numbered.
 
     Returns:
         {"png": bytes, "svg": bytes}.
@@ -41,11 +41,10 @@ def scatter(points: list[Point], robust_name: str, published: list[Point] = (), 
         for point in points:
             if point.label in looks:
                 _with_bars(axes, point, label=label_text(point.label), **looks[point.label])
-        for i, point in enumerate(published):
-            axes.plot(point.natural, point.robust, "o", color=GREY, markersize=4, zorder=0,
-                      **({"label": label_text(published_name)} if i == 0 else {}))  # fmt: skip
-            axes.annotate(label_text(point.label), (point.natural, point.robust), xytext=(4, 3),
-                          textcoords="offset points", fontsize=6.5, color=GREY)  # fmt: skip
+        for number, point in enumerate(published, 1):
+            axes.plot(point.natural, point.robust, "o", color=GREY, markersize=3, zorder=0)
+            axes.annotate(str(number), (point.natural, point.robust), xytext=(3, 2), textcoords="offset points",
+                          fontsize=7, color=GREY)  # fmt: skip
         axes.set(xlabel="natural accuracy, %", ylabel=f"{robust_name}, %")
         axes.margins(0.12)
         legend_below(axes)

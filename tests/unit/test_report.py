@@ -24,6 +24,7 @@ from genray.errors import InputError
 from genray.evaluation.published import TABLES
 from genray.report import main, parse_args
 from genray.reporting.boards import board_table, boards
+from genray.reporting.build import build_report
 from genray.reporting.found import find
 from genray.reporting.gallery import default_sides, make_gallery, side_of
 from genray.reporting.paper import paper_table
@@ -90,6 +91,26 @@ def write_grid(folder, method="Generalist"):
     (folder / "grid.json").write_text(json.dumps({"source": {}, "trials": trials}))
 
 
+STUDY = {"0": (0.95, 0.20), "0.5": (0.90, 0.30), "0.7": (0.85, 0.30), "1": (0.80, 0.40)}  # gamma -> natural, PGD
+
+
+def write_study(folder):
+    """Operating points by hand; on the validation images gamma 0.5 was chosen. Of the four, 0.7 is beaten by 0.5."""
+    rows = [
+        {"kind": "mixture", "name": f"gamma {gamma}", "weights": {"natural": str(1 - float(gamma)), "linf": gamma},
+         "natural": accuracy(natural), "columns": {"linf": {"pgd20": accuracy(robust)}}, "robust": accuracy(robust),
+         "findings": [], "pareto": gamma != "0.7"}
+        for gamma, (natural, robust) in STUDY.items()
+    ]  # fmt: skip
+    threat = {"norm": "linf", "epsilon": "0.1", "epsilon_decimal": 0.1}
+    part = {"protocol": {"data": {"examples": 200}, "threats": [threat]}, "rows": rows}
+    record = {"run": "digits", "data": "digits", "learners": ["natural", "linf"], "gamma_of": "linf", "step": 1,
+              "batch_norm": "mix", "norms": ["linf"], "chosen": "gamma 0.5", "theta_g_selected_on": "test",
+              "splits": {"test": part}}  # fmt: skip
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(record))
+
+
 @pytest.fixture(scope="module")
 def lab(trained_run, digits, tmp_path_factory):
     """A real run with two real evaluations, a grid, and things that are not right."""
@@ -100,6 +121,7 @@ def lab(trained_run, digits, tmp_path_factory):
         genray.evaluate(model, x[:60], y[:60], attacks="pgd20,mim", epsilon=epsilon, engine="genray",
                         output=str(folder / where), data={"source": "digits", "split": "test"})  # fmt: skip
     write_grid(folder / "grid", HOSTILE)
+    write_study(folder / "digits" / "mixtures")
     wrong = folder / "wrong"
     write_run(wrong / "torn", load_config(None, ["name=torn", "seed=7"]), 0.5, 0.25)
     text = (wrong / "torn" / "results.json").read_text()
@@ -252,6 +274,29 @@ def test_the_split_of_time_is_the_sum_over_epochs(page):
     assert ["grid grid", "linf", "144.0", "60.0", "36.0", "6.0", "72.0"] in rows, "8 trials of 3 epochs"
 
 
+def test_operating_points_are_shown_with_what_was_chosen(made, page):
+    rows = page.table("digits: 200 test images of digits, linf 0.1")
+    assert [(row[0], row[1]) for row in rows[1:]] == [("gamma 0", "P"), ("gamma 0.5", "P*"), ("gamma 0.7", ""),
+                                                     ("gamma 1", "P")]  # fmt: skip
+    assert [row[2:] for row in rows[1:]] == [[as_printed(accuracy(v)) for v in both] for both in STUDY.values()]
+    text = " ".join("".join(page.text).split())
+    assert "digits: theta_g's epoch was chosen on the test images" in text, "a caution on top"
+    svg = (made[0] / "plots/mixtures_1_test_against.svg").read_text()
+    assert all(f">gamma {gamma}</text>" in svg for gamma in STUDY)
+
+
+def test_accuracy_over_epsilon_joins_evaluations_of_one_model(made, page):
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
+    (label,) = [label for label in labels if "over the radius" in label]
+    assert label.startswith("digits: accuracy over the radius of the linf ball on 60 test images")
+    curves = re.findall(r'id="line2d_\d+">\s*<path d="([^"]*)" clip-path[^>]*stroke: #0072b2; stroke-width: 1.5',
+                        (made[0] / "plots/epsilon_1.svg").read_text())  # fmt: skip
+    (points,) = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", curve) for curve in curves]
+    across, down = ([float(place[i]) for place in points] for i in (0, 1))
+    assert len(points) == 3 and across[2] - across[0] == pytest.approx(2 * (across[1] - across[0])), "0, 0.05, 0.1"
+    assert down == sorted(down), "a larger ball, a lower accuracy"
+
+
 # --- published --------------------------------------------------------------------------------------------------------
 
 PAPER = ROOT / "tests/data/paper"
@@ -337,6 +382,10 @@ def test_our_number_stands_beside_the_published_one_with_the_difference(tmp_path
     assert rows["published Generalist"] == ["89.09", "50.01"] and rows["published NT"] == ["93.04", "0.00"]
     assert sum(label.startswith("published") for label in rows) == 9
     assert any("selected on the test set" in note for note in table.notes)
+    found = find([tmp_path / "same"])
+    figures = [block for s in build_report(found, None, "", True).sections for block in s.blocks]
+    (caption,) = [figure.caption for figure in figures if getattr(figure, "name", "") == "scatter_1_pgd20"]
+    assert "1 AT (beta=1)" in caption and caption.endswith("8 Generalist.") and " NT" not in caption
 
 
 @pytest.mark.parametrize(
