@@ -146,7 +146,7 @@ def others(args):
         fresh_network(args).to(memory_format=torch.channels_last),
         x.contiguous(memory_format=torch.channels_last),
     )
-    copies = {"fp32": AttackCopy(nhwc), "bf16": AttackCopy(nhwc, dtype=torch.bfloat16)}
+    copies = {"fp32": attacked(nhwc), "bf16": attacked(nhwc, torch.bfloat16)}
     attack = GradientAttack("linf", EPSILON, STEP_SIZE, 20)
     variants = {
         f"pgd20 ours {name}": (lambda copy=copy: attack(copy, x_nhwc, y, draw())) for name, copy in copies.items()
@@ -170,6 +170,11 @@ def others(args):
                 record["speedup"][f"{kind} {name}"] = ratio
                 print(f"{kind} {name}: {text_of(ratio)} x faster than {reference.removeprefix(kind + ' ')}")
     return record
+
+
+def attacked(network, dtype=torch.float32):
+    """The copy of a network that training attacks on a CPU."""
+    return AttackCopy(network, in_place=True, lean_gradients=True, dtype=dtype)
 
 
 def draw():
@@ -250,7 +255,7 @@ def strength(args):
 
     test = load_image_data(**data_of(config_of(args.run))).test.first(args.examples, "--examples")
     nhwc = genray.load_model(args.run).to(memory_format=torch.channels_last)
-    copies = {"ours fp32": AttackCopy(nhwc), "ours bf16": AttackCopy(nhwc, dtype=torch.bfloat16)}
+    copies = {"ours fp32": attacked(nhwc), "ours bf16": attacked(nhwc, torch.bfloat16)}
     attack, totals = GradientAttack("linf", EPSILON, STEP_SIZE, NUM_STEPS), {}
     stream = torch.Generator().manual_seed(1)
     for start in range(0, len(test), args.batch):
