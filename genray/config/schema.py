@@ -301,6 +301,9 @@ class ComputeConfig:
     channels_last: bool = option(True, "images and convolution weights in NHWC order")
     fold_batch_norm: bool = option(True, "attacks run on a copy whose BatchNorm is folded into the convolutions")
     compile: bool = option(False, "torch.compile for training and attack passes; needs a C++ compiler on CPU")
+    deterministic: bool = option(
+        False, "operations whose bits repeat, which on a GPU is slower; on a CPU they do anyway; others give a warning"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

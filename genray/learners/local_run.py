@@ -4,6 +4,7 @@ import torch
 
 from genray.config.schema import RunConfig
 from genray.core.allocator import keep_freed_memory
+from genray.core.determinism import deterministic
 from genray.errors import PlacementError
 from genray.evaluation import Evaluator, chunks, join_flags
 from genray.learners.base_learner import BaseLearner
@@ -26,7 +27,8 @@ def run_local(recorder, progress) -> dict:
     recorder.begin(device_names(recorder.setup.config))
     threads_before = torch.get_num_threads()
     try:
-        return run_with_recovery(lambda setup, state: _run(setup, recorder, progress, state), recorder, progress)
+        with deterministic(recorder.setup.config.compute.deterministic):
+            return run_with_recovery(lambda setup, state: _run(setup, recorder, progress, state), recorder, progress)
     finally:
         torch.set_num_threads(threads_before)
 

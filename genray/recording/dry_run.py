@@ -63,6 +63,7 @@ def _attack(attack):
 def _compute(compute):
     parts = [compute.precision, "channels_last" if compute.channels_last else "contiguous"]
     parts += ["BatchNorm folded for attacks"] * compute.fold_batch_norm + ["compiled"] * compute.compile
+    parts += ["deterministic"] * compute.deterministic
     return ", ".join(parts)
 
 

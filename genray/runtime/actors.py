@@ -7,6 +7,7 @@ import ray
 import torch
 
 from genray.core.allocator import keep_freed_memory
+from genray.core.determinism import use_deterministic_kernels
 from genray.core.flat import from_array
 from genray.data.splits import Split
 from genray.errors import PlacementError
@@ -58,6 +59,8 @@ class _Worker:
 
     def __init__(self, setup: RunSetup, arrays: dict, threads: int):
         self.setup, self.threads = unpack(setup, arrays), threads
+        if setup.config.compute.deterministic:
+            use_deterministic_kernels()
         self.device = actor_device(setup.config.device)
         torch.set_num_threads(threads)
         keep_freed_memory()

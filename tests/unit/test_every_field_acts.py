@@ -187,6 +187,7 @@ TESTED_ELSEWHERE = {
     "runtime.storage_timeout_s": "tests/unit/test_recovery.py::test_results_that_cannot_be_written_end_the_run",
     "runtime.stall_timeout_s": "tests/ray/test_pipeline.py::test_a_stalled_learner_is_named",
     "compute.compile": "tests/unit/test_passes.py::test_compiled_passes_compute_the_same",
+    "compute.deterministic": "tests/unit/test_determinism.py::test_a_run_computes_with_kernels_that_repeat",
     "runtime.max_ahead_gib": "tests/ray/test_pipeline.py::test_windows_ahead_fit_the_budget",
 }
 

@@ -1,0 +1,63 @@
+"""compute.deterministic: what torch is told, where, and that it is told nothing else afterwards."""
+
+import pytest
+import torch
+
+import genray
+from genray.config import load_config
+from genray.core.determinism import deterministic
+from genray.learners.base_learner import BaseLearner
+from genray.learners.setup import prepare
+
+SHORT = ["training.epochs=1", "data.train_examples=60", "data.test_examples=10", "data.validation_examples=10"]
+
+
+@pytest.fixture(autouse=True)
+def settings_put_back():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def settings():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+    )
+
+
+def test_a_run_computes_with_kernels_that_repeat(tmp_path, monkeypatch):
+    seen, plain = [], BaseLearner.run_window
+
+    def watched(self, *args):
+        seen.append(settings())
+        return plain(self, *args)
+
+    monkeypatch.setattr(BaseLearner, "run_window", watched)
+    before, weights = settings(), []
+    for wanted in ("true", "false"):
+        overrides = [*SHORT, f"compute.deterministic={wanted}"]
+        genray.train(None, overrides, runtime="local", storage=str(tmp_path), name=f"run-{wanted}")
+        weights.append(torch.load(tmp_path / f"run-{wanted}" / "model.pt", weights_only=True)["state_dict"])
+    assert set(seen[: len(seen) // 2]) == {(True, True, False, False)}
+    assert set(seen[len(seen) // 2 :]) == {before} and settings() == before
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())  # a CPU repeats anyway
+
+
+def test_actors_do_the_same(monkeypatch):
+    from genray.runtime import actors
+
+    monkeypatch.setattr(actors, "actor_device", lambda wanted: "cpu")
+    setup = prepare(load_config(None, [*SHORT, "compute.deterministic=true"]))
+    actors.EvaluatorActor(*actors.pack(setup), 1)
+    assert settings() == (True, True, False, False)
+
+
+def test_settings_come_back_after_an_error():
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    before = settings()
+    with pytest.raises(RuntimeError), deterministic(True):
+        raise RuntimeError
+    assert settings() == before and before[:2] == (True, False)
