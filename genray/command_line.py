@@ -27,7 +27,7 @@ def run_command(main, args) -> int:
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        main(args)
+        _call(main, args)
         return 0
     except GenrayError as error:
         if args.debug:
@@ -47,6 +47,15 @@ def run_command(main, args) -> int:
         message = " ".join(str(error).split())
         print(f"error: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _call(main, args):
+    try:
+        main(args)
+    except SystemError as error:  # what a signal handler raises inside Ray's compiled code comes out wrapped
+        if isinstance(error.__cause__, (Terminated, KeyboardInterrupt)):
+            raise error.__cause__ from None
+        raise
 
 
 def _raise_terminated(signum, frame):

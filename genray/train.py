@@ -116,7 +116,8 @@ def _run(recorder, progress, runtime, address):
 
 def dry_run(config, overrides, name, runtime, address) -> str:
     """The resolved configuration and the plan as text; starts nothing and writes nothing."""
-    from genray.learners.local_run import local_device
+    from genray.learners.division import plan_lines
+    from genray.learners.local_run import alone_lines, local_device
     from genray.learners.pseudo_labels import awaits_labels, load_teacher
     from genray.models import count_parameters
     from genray.recording.dry_run import plan_text
@@ -127,18 +128,21 @@ def dry_run(config, overrides, name, runtime, address) -> str:
     network = setup.build_network()
     if runtime == "local":
         places = [f"all learners in this process, one after another, on {local_device(setup.config)}"]
+        places += alone_lines(setup.config)
     else:
         where = address or "a private Ray on this machine"
         places = [f"{where}: one actor a learner"]
-        places += [f"{n}: {_wants(learner.resources)}" for n, learner in setup.config.base_learners.items()]
+        places += [f"{n}: {_wants(learner)}" for n, learner in setup.config.base_learners.items()]
         places += ["global learner: memory only", "evaluator: a spare device, else a share of the natural learner's"]
+        places += plan_lines(setup.config)
     text = plan_text(setup, parameters=count_parameters(network), places=places)
     return f"{to_yaml(setup.config)}\n{text}"
 
 
-def _wants(resources):
+def _wants(learner):
+    resources, several = learner.resources, f"{learner.workers} x " if learner.workers != 1 else ""
     gpus = resources.num_gpus if resources.num_gpus == "auto" else f"{resources.num_gpus:g}"
-    return f"{resources.num_cpus:g} CPU, {gpus} GPU"
+    return f"{several}{resources.num_cpus:g} CPU, {gpus} GPU"
 
 
 def main(args):

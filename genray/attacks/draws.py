@@ -2,24 +2,49 @@
 
 import torch
 
+from genray.core.crew import Part
 from genray.core.rng import generator
 
 
 class StreamDraw:
-    """Draws from one generator: for training, where the generator is keyed by (seed, learner, step)."""
+    """Draws from one generator: for training, where the generator is keyed by (seed, learner, step).
 
-    def __init__(self, stream: torch.Generator):
-        self.stream = stream
+    Args:
+        stream: the generator.
+        part: of the batch, where several processes share it: each draws for the whole batch and takes its rows, so
+            that all together use the numbers that one alone would.
+    """
+
+    def __init__(self, stream: torch.Generator, part: Part | None = None):
+        self.stream, self.part = stream, part
 
     def uniform(self, like):
-        return torch.rand(like.shape, generator=self.stream, device=like.device, dtype=like.dtype)
+        """One number for each of `like`, whose rows are examples."""
+        return self._rows(torch.rand, like)
 
     def normal(self, like):
-        return torch.randn(like.shape, generator=self.stream, device=like.device, dtype=like.dtype)
+        """The same, normally distributed."""
+        return self._rows(torch.randn, like)
+
+    def uniform_for_all(self, like):
+        """One number for each of `like`, whatever part of the batch is at hand."""
+        return torch.rand(like.shape, generator=self.stream, device=like.device, dtype=like.dtype)
 
     def permutation(self, like):
-        """(N,) int64, a random order of N examples."""
-        return torch.randperm(len(like), generator=self.stream, device=like.device)
+        """(N,) int64, for each example another one of the batch, in a random order of all."""
+        total = self.part.total if self.part else len(like)
+        return self._part_of(torch.randperm(total, generator=self.stream, device=like.device), like)
+
+    def _rows(self, draw, like):
+        total = self.part.total if self.part else len(like)
+        shape = (total, *like.shape[1:])
+        return self._part_of(draw(shape, generator=self.stream, device=like.device, dtype=like.dtype), like)
+
+    def _part_of(self, rows, like):
+        mine = self.part.of(rows) if self.part else rows
+        if len(mine) != len(like):
+            raise ValueError(f"draws for {len(mine)} examples wanted by {len(like)}")
+        return mine
 
 
 class ExampleDraw:

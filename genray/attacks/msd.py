@@ -48,7 +48,7 @@ class MsdAttack:
     def _draw_pixels(self, like, draw):
         """k of each iteration; on the device, so that nothing has to wait for it."""
         fewest, most = self.l1_pixels
-        return fewest + ((most - fewest + 1) * draw.uniform(like)).floor().clamp_max(most - fewest)
+        return fewest + ((most - fewest + 1) * draw.uniform_for_all(like)).floor().clamp_max(most - fewest)
 
     def _candidate(self, attack, x, point, gradient, pixels):
         ball = BALLS[attack.norm]

@@ -10,6 +10,7 @@ from genray.config.parse import WRONG, parse_section, to_plain
 from genray.config.schema import OBJECTIVES, OPTIMIZERS, RunConfig, linf_radius_problems
 from genray.config.unlabeled import unlabeled_problems
 from genray.config.values import Schedule
+from genray.config.workers import worker_problems
 from genray.errors import ConfigError
 
 MAX_DEPTH = 20  # levels of a configuration; ours has six
@@ -162,6 +163,7 @@ def complete(config: RunConfig, problems) -> RunConfig:
     """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
     _check_learners(config, problems)
     problems += unlabeled_problems(config)
+    problems += worker_problems(config)
     glob = dataclasses.replace(
         config.global_learner,
         gamma=None,

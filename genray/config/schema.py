@@ -196,7 +196,10 @@ class BaseLearnerConfig:
     augmentation: AugmentationConfig = option(AugmentationConfig, "its own augmentation")
     averaging: AveragingConfig = option(AveragingConfig, "its own weight averaging")
     data_order: Literal["shared", "own"] = option("shared", "the same minibatches as the others, or its own order")
-    resources: ResourcesConfig = option(ResourcesConfig, "what its actor holds")
+    workers: int | Literal["auto"] = option(
+        1, "actors that train it together, each on a part of every batch; auto: as many as even out the learners", ge=1
+    )
+    resources: ResourcesConfig = option(ResourcesConfig, "what each of its actors holds")
 
     @property
     def all_attacks(self) -> dict[str, AttackConfig]:
@@ -281,6 +284,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     placement: Literal["pack", "spread"] = option("pack", "learners close together, or over the nodes")
+    share_attack: bool = option(False, "all learners' actors make each learner's adversarial images together")
     startup_timeout_s: float = option(120.0, "how long the cluster may take to hold the run", gt=0, unit="s")
     stall_timeout_s: float = option(1800.0, "how long a learner may go without finishing a step", gt=0, unit="s")
     max_failures: int = option(

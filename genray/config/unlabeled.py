@@ -130,6 +130,7 @@ def teacher_config(config):
                 data_order="shared",
             )
         },
+        runtime=replace(config.runtime, share_attack=False),
         global_learner=replace(
             config.global_learner, gamma=None, mixing_weights=None, warmup_epochs=None, sync_every=1, sync_unit="never"
         ),

@@ -38,16 +38,16 @@ class FlatWeights:
         self.parameter.grad = torch.zeros_like(self.parameter)
         offset = 0
         for p in parameters:
-            view = _take_over(p.data, self.weights, offset)
+            view = take_over(p.data, self.weights, offset)
             p.grad = _view_like(p, self.parameter.grad, offset)
             p.data = view
             offset += p.numel()
         for owner, name, buffer in floating:
-            owner._buffers[name] = _take_over(buffer, self.weights, offset)
+            owner._buffers[name] = take_over(buffer, self.weights, offset)
             offset += buffer.numel()
         offset = 0
         for owner, name, buffer in integer:
-            owner._buffers[name] = _take_over(buffer, self.counters, offset)
+            owner._buffers[name] = take_over(buffer, self.counters, offset)
             offset += buffer.numel()
 
     def zero_grad(self):
@@ -85,7 +85,8 @@ def _view_like(tensor, flat, offset):
     return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset() + offset)
 
 
-def _take_over(tensor, flat, offset):
+def take_over(tensor, flat, offset):
+    """A view of `flat` from `offset` on that holds the values of `tensor`, in its order."""
     view = _view_like(tensor, flat, offset)
     view.copy_(tensor)
     return view

@@ -60,6 +60,11 @@ class Split:
         """A copy of the examples at `indices`, (M,) int64, in that order."""
         return self._part(indices)
 
+    def to(self, device) -> "Split":
+        """The same on a device; sharing memory where it is there already."""
+        parts = (self.images, self.labels, self.labelled)
+        return Split(*(None if part is None else part.to(device) for part in parts))
+
     def _part(self, which) -> "Split":
         labelled = None if self.labelled is None else self.labelled[which]
         return Split(self.images[which], self.labels[which], labelled)

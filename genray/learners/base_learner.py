@@ -2,51 +2,26 @@
 
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 
-from genray.attacks import FriendlyAttack, StreamDraw
+from genray.attacks import StreamDraw
 from genray.config.schema import SGD
+from genray.core.crew import ALONE, Crew, Part
 from genray.core.flat import FlatWeights, from_array, to_array
 from genray.core.mixing import accumulate_, ema_update_
 from genray.core.rng import generator, host_generator, key_seed
 from genray.core.schedules import ema_decay
-from genray.data.augment import Augmentation
-from genray.data.loader import BatchLoader
 from genray.errors import NonFiniteError
+from genray.learners.crafting import Batch, Crafter, Source
 from genray.learners.passes import Passes
 from genray.learners.plan import RunPlan
-from genray.learners.setup import memory_format
 from genray.learners.stopwatch import Stopwatch
+from genray.learners.tally import Tally, WindowStats
 from genray.learners.weight_perturbation import WeightPerturbation
+from genray.models.whole_batch import across_batches
 from genray.objectives import TrainingStep, build_objective
 from genray.types import WeightSnapshot
-
-
-@dataclass(frozen=True)
-class WindowStats:
-    """What a learner did in a window; sums over its training images, on the inputs it trained on.
-
-    Attributes:
-        seconds: the window took, and of these
-        attack_seconds: crafting adversarial images, and
-        averaging_seconds: the learner's average and its share of theta_g; the rest are its optimiser steps.
-        transfer_seconds: before the window, copying its share out of the device's memory and theta_g into it.
-        waiting_seconds: since its last window, apart from that: for theta_g, for other learners, for its next call.
-    """
-
-    start: int
-    stop: int
-    loss_sum: float
-    num_correct: int
-    num_examples: int
-    learning_rate: float
-    seconds: float
-    attack_seconds: float = 0.0
-    averaging_seconds: float = 0.0
-    transfer_seconds: float = 0.0
-    waiting_seconds: float = 0.0
 
 
 class BaseLearner:
@@ -62,22 +37,40 @@ class BaseLearner:
         train: the training `Split`.
         device: where it computes.
         threads: torch's CPU threads while it runs.
+        crew: processes that train it together, each with a `BaseLearner` of the same state: each works on its part of
+            every batch, and the sum of their gradients is that of the batch.
+        pack: as of `Passes`.
     """
 
-    def __init__(self, name: str, plan: RunPlan, network: torch.nn.Module, train, device="cpu", threads: int = 1):
-        self.name, self.plan, self.threads = name, plan, threads
+    def __init__(
+        self,
+        name: str,
+        plan: RunPlan,
+        network: torch.nn.Module,
+        train,
+        device="cpu",
+        threads: int = 1,
+        *,
+        crew: Crew = ALONE,
+        pack: bool = False,
+    ):
+        self.name, self.plan, self.threads, self.crew = name, plan, threads, crew
         self.config, run = plan.config.base_learners[name], plan.config
         self.device = torch.device(device)
         self.network = network.to(self.device).train()
+        self.whole_batch = across_batches(self.network, crew)
         self.flat = FlatWeights(self.network)
-        self.passes = Passes(self.network, run.compute, self.device)
+        self.passes = Passes(self.network, run.compute, self.device, pack=pack)
         self.average = self.flat.weights.clone()
         self.share = self.flat.weights / len(run.base_learners)
         self.objective = build_objective(self.config.objective)
-        self.attacks = self.objective.build_attacks(self.config.all_attacks)
+        self.crafter = Crafter(name, plan, self.objective)
+        self.attacks = self.crafter.attacks
+        self.shared_crafting = None  # a `SharedCrafting`, where all learners' processes attack together
         self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
         self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
-        self.loader = _build_loader(name, plan, train, self.device)
+        self.source = Source(name, plan, train, self.device)
+        self.loader = self.source.loader
         self.stochastic = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
         self.step = 0
         self.on_step = None  # called after every step, to show progress
@@ -97,82 +90,84 @@ class BaseLearner:
         began = time.perf_counter()
         rested = 0.0 if self.rests_since is None else began - self.rests_since
         self.stopwatch.begin(stop - start)
-        loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
-        num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        num_examples, losses = 0, []
+        tally = Tally(self.crew, self.device)
         while self.step < stop:
-            loss, correct, size = self._take_step(self.step)
-            losses.append(loss)
-            loss_sum += loss.double() * size
-            num_correct += correct
-            num_examples += size
+            tally.add(*self._take_step(self.step))
             self.step += 1
             self.stopwatch.next_step()
             if self.on_step:
                 self.on_step()
-        self._check_finite(loss_sum, losses, start)
+        tally.settle()
+        self._check_finite(tally, start)
         rate = self.plan.learning_rate(self.name, stop - 1)
-        sums = float(loss_sum), int(num_correct), num_examples
+        sums = float(tally.loss_sum), int(tally.num_correct), tally.num_examples
         times = self.stopwatch.seconds("attack"), self.stopwatch.seconds("averaging"), self.transferred
         self.rests_since, self.transferred = time.perf_counter(), 0.0
         seconds = self.rests_since - began
         return WindowStats(start, stop, *sums, rate, seconds, *times, max(0.0, rested - times[-1]))
 
     def _take_step(self, step):
-        """One optimiser step, then both averages. No host synchronisation."""
-        x, y = self.loader.batch(step)
-        x = x.contiguous(memory_format=memory_format(self.plan.config))
-        with self._keyed_dropout(step), self._perturbed(step, x, y) as craft:
-            loss, logits = self.objective(self._training_step(step, x, y, craft))
+        """One optimiser step, then both averages. No host synchronisation, but for a crew's on CPU.
+
+        Returns:
+            The loss and the right answers of the part of the batch that is worked on here, and which part that is.
+        """
+        whole = self.source.batch(step)
+        part = self.whole_batch.part = self.crew.part(len(whole.y))
+        batch = whole.of(part)
+        crafted = self._craft_together(whole, part) if self.shared_crafting else {}
+        with self._keyed_dropout(step), self._perturbed(batch, part, crafted) as craft:
+            loss, logits = self.objective(self._training_step(batch, part, craft))
             self.flat.zero_grad()
-            loss.backward()
+            self._summand(loss, part).backward()
+            self.crew.sum_(self.flat.parameter.grad)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(self.name, step)
         self.optimizer.step()
         with self.stopwatch.part("averaging"):
             self._update_averages(step)
-        return loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)
+        return loss.detach(), (logits.detach().argmax(1) == batch.y).sum(), part
 
-    def _training_step(self, step, x, y, craft):
-        key = (self.plan.config.seed, self.name, "objective", step)
-        draw, numbers = lambda: StreamDraw(generator(self.device, *key)), lambda: host_generator(*key)
-        return TrainingStep(self.passes.training, x, y, craft, draw, numbers, self.loader.labelled(step))
+    def _craft_together(self, whole: Batch, part):
+        with self.stopwatch.part("attack"):
+            return {name: part.of(images) for name, images in self.shared_crafting.craft(whole).items()}
+
+    def _summand(self, loss, part: Part):
+        """What the loss of a part adds to the loss of the whole batch."""
+        return loss if self.crew.size == 1 else loss * part.share
+
+    def _training_step(self, batch: Batch, part, craft):
+        key = (self.plan.config.seed, self.name, "objective", batch.step)
+        draw, numbers = lambda: StreamDraw(generator(self.device, *key), part), lambda: host_generator(*key)
+        shared = self.crew, part, self.source.memory_format
+        return TrainingStep(self.passes.training, batch.x, batch.y, craft, draw, numbers, batch.labelled, *shared)
 
     @contextmanager
-    def _perturbed(self, step, x, y):
-        """Gives what crafts adversarial images; with AWP the weights are perturbed inside."""
-        crafted = {}
+    def _perturbed(self, batch, part, crafted):
+        """Gives what crafts the images not yet in `crafted`; with AWP the weights are perturbed inside."""
 
         def craft(name):
             if name not in crafted:
-                crafted[name] = self._craft(name, step, x, y)
+                with self.stopwatch.part("attack"):
+                    crafted[name] = self.crafter.craft(name, self.passes, batch, part)
             return crafted[name]
 
         def craft_outside(name):
             return self.perturbation.attack(lambda: craft(name))
 
-        if self.perturbation is None or step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
+        if self.perturbation is None or batch.step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
             yield craft
             return
-        with self.perturbation.applied(lambda: self._loss_alone(step, x, y, craft_outside)):
+        with self.perturbation.applied(lambda: self._loss_alone(batch, part, craft_outside), self.crew):
             yield craft
 
-    def _loss_alone(self, step, x, y, craft):
+    def _loss_alone(self, batch, part, craft):
         """The loss, with nothing kept of the pass but its gradient (and BatchNorm's statistics)."""
         state = self.objective.state_dict()
-        with self._keyed_dropout(step, "perturbation"):
-            loss, _ = self.objective(self._training_step(step, x, y, craft))
+        with self._keyed_dropout(batch.step, "perturbation"):
+            loss, _ = self.objective(self._training_step(batch, part, craft))
         self.objective.load_state_dict(state)
-        return loss
-
-    def _craft(self, name, step, x, y):
-        """Adversarial images against the network of now."""
-        attack, number = self.attacks[name], list(self.attacks).index(name)
-        key = (self.plan.config.seed, self.name, "attack", step, *([number] if number else []))
-        values = {"tau": int(self.plan.tau(self.name, step))} if isinstance(attack, FriendlyAttack) else {}
-        draw = StreamDraw(generator(self.device, *key))
-        with self.stopwatch.part("attack"):
-            return attack(self.passes.attacked(attack.mode), x, y, draw, **values)
+        return self._summand(loss, part)
 
     @torch.no_grad()
     def _update_averages(self, step):
@@ -194,12 +189,13 @@ class BaseLearner:
             return nullcontext()
         return _seeded(key_seed(self.plan.config.seed, self.name, purpose, step), self.device)
 
-    def _check_finite(self, loss_sum, losses, start):
+    def _check_finite(self, tally, start):
         """Looks once a window, so that no step waits for the device."""
+        losses = tally.losses
         # A sum shows every NaN and infinity in one pass; only if it is suspicious, each number is looked at.
-        if torch.isfinite(loss_sum + self.flat.weights.sum() + self.share.sum()):
+        if torch.isfinite(tally.loss_sum + self.flat.weights.sum() + self.share.sum()):
             return
-        finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1, dtype=torch.bool)
+        finite = torch.isfinite(losses) if len(losses) else torch.ones(1, dtype=torch.bool)
         if finite.all() and torch.isfinite(self.flat.weights).all() and torch.isfinite(self.share).all():
             return
         first = int(finite.long().argmin()) if not finite.all() else len(losses) - 1
@@ -267,25 +263,6 @@ def _build_optimizer(options, parameter):
         return torch.optim.SGD([parameter], momentum=options.momentum, nesterov=options.nesterov, fused=True, **common)
     kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[type(options).__name__]
     return kind([parameter], betas=(options.beta1, options.beta2), **common)
-
-
-def _build_loader(name, plan: RunPlan, train, device):
-    run, unlabeled = plan.config, plan.config.data.unlabeled
-    share = unlabeled.batch_share if unlabeled else None
-    learner = run.base_learners[name]
-    augmentation = learner.augmentation
-    return BatchLoader(
-        train,
-        batch_size=run.training.batch_size,
-        seed=run.seed,
-        order_key="shared" if learner.data_order == "shared" else name,
-        augmentation_key="shared" if learner.data_order == "shared" else name,
-        augmentation=Augmentation(**vars(augmentation)),
-        device=device,
-        drop_last=run.training.drop_last,
-        unlabeled_share=share,
-        epoch_examples=None if share is None else plan.num_train,
-    )
 
 
 @contextmanager

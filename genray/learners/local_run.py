@@ -24,6 +24,8 @@ def run_local(recorder, progress) -> dict:
         The final record (`results.json`).
     """
     keep_freed_memory()
+    for line in alone_lines(recorder.setup.config):
+        progress.say(line)
     recorder.begin(device_names(recorder.setup.config))
     threads_before = torch.get_num_threads()
     try:
@@ -108,6 +110,12 @@ def learner_threads(config: RunConfig, name: str) -> int:
 def evaluation_threads(config: RunConfig) -> int:
     """torch's threads for an evaluation: as many as the widest learner has."""
     return max(learner_threads(config, name) for name in config.base_learners)
+
+
+def alone_lines(config: RunConfig) -> list[str]:
+    """What the plan says where the configuration has several processes do what one does here."""
+    divided = config.runtime.share_attack or any(learner.workers != 1 for learner in config.base_learners.values())
+    return ["workers and runtime.share_attack: this process does the work of all, with the same result"] * divided
 
 
 def device_names(config: RunConfig) -> list[str]:

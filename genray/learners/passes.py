@@ -1,5 +1,6 @@
 """How a learner's network is run: in which precision, compiled or not, and on which copy it is attacked."""
 
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -14,10 +15,12 @@ class Passes:
         network: the learner's; its float32 weights are the only ones that are trained.
         compute: the run's `compute` section.
         device: where the network is.
+        pack: whether the copy's weights are one tensor, to be sent to other processes (`AttackCopy`).
     """
 
-    def __init__(self, network: torch.nn.Module, compute, device: torch.device):
-        self.network, self.compute, self.device = network, compute, device
+    def __init__(self, network: torch.nn.Module, compute, device: torch.device, *, pack: bool = False):
+        self.network, self.compute, self.device, self.pack = network, compute, device, pack
+        self.refreshes = True
         self.dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         self._run = self._compiled(network)
 
@@ -32,15 +35,38 @@ class Passes:
         if mode == "train":
             return _TrainMode(self)
         copy, run = self._copy
-        copy.refresh()
+        if self.refreshes:
+            copy.refresh()
         return run
+
+    def refresh(self):
+        """The copy takes over the network's weights of now."""
+        self._copy[0].refresh()
+
+    def received(self):
+        """To be called after `packed` was overwritten."""
+        self._copy[0].prepare()
+
+    @property
+    def packed(self) -> torch.Tensor:
+        """The copy's weights, (B,) uint8, to be read and overwritten."""
+        return self._copy[0].packed
+
+    @contextmanager
+    def as_it_is(self):
+        """Inside, attacks run on the weights that the copy has, not on the network's."""
+        self.refreshes = False
+        try:
+            yield
+        finally:
+            self.refreshes = True
 
     @cached_property
     def _copy(self):
         # The compiler would have to leave its graph for each of them.
         lean = self.device.type == "cpu" and self.compute.channels_last and not self.compute.compile
-        fold = self.compute.fold_batch_norm
-        copy = AttackCopy(self.network, fold=fold, in_place=True, lean_gradients=lean, dtype=self.dtype)
+        options = {"fold": self.compute.fold_batch_norm, "lean_gradients": lean, "packed": self.pack}
+        copy = AttackCopy(self.network, in_place=True, dtype=self.dtype, **options)
         return copy, self._compiled(copy)
 
     def _compiled(self, module):

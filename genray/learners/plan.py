@@ -24,6 +24,12 @@ class RunPlan:
     windows: tuple[Window, ...]
     rollbacks: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of an epoch's last batch."""
+        size = self.config.training.batch_size
+        return min(size, self.num_train - (self.steps_per_epoch - 1) * size)
+
     def position(self, step: int) -> float:
         """Where step `step` (from 0) stands in the run, as the fraction that schedules are read at."""
         if self.config.training.schedules_by == "epoch":

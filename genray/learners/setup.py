@@ -10,6 +10,7 @@ from genray.core.rng import key_seed
 from genray.data.datasets import load_image_data, validation_split
 from genray.data.unlabeled import with_unlabeled
 from genray.errors import ConfigError, DataError
+from genray.learners.division import check_workers, fixed_workers
 from genray.learners.plan import RunPlan, make_plan
 from genray.models import build_model
 
@@ -103,6 +104,7 @@ def prepare(config: RunConfig) -> RunSetup:
     splits = {"train": training.split, "validation": validation, "test": test}
     setup = RunSetup(make_plan(config, training.epoch_examples), splits, data.class_names, training.dropped_labels)
     _check_shapes(config, setup)
+    check_workers(fixed_workers(config), setup.plan.smallest_batch)
     return setup
 
 

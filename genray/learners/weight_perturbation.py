@@ -4,6 +4,8 @@ from contextlib import contextmanager
 
 import torch
 
+from genray.core.crew import ALONE
+
 TINY = 1e-20  # in the denominator, as in the authors' code
 
 
@@ -30,16 +32,18 @@ class WeightPerturbation:
         self.before, self.counters = torch.empty_like(flat.weights), torch.empty_like(flat.counters)
 
     @contextmanager
-    def applied(self, loss_of):
+    def applied(self, loss_of, crew=ALONE):
         """The weights are perturbed inside, and as they were after it; gradients taken inside stay.
 
         Args:
             loss_of: () -> the loss to go up.
+            crew: processes each of which has a summand of it.
         """
         self.before.copy_(self.flat.weights)
         self.counters.copy_(self.flat.counters)
         self.flat.zero_grad()
         loss_of().backward()
+        crew.sum_(self.flat.parameter.grad)
         with torch.no_grad():
             self._perturb()
         self._restore_statistics()

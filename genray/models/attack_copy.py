@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from genray.core.flat import take_over
 from genray.models.lean_gradients import use_lean_gradients
 from genray.models.normalize import Normalize
 from genray.models.tracing import foldable_pairs, overwrite_activations, pool_before_relu, trace
@@ -26,6 +27,8 @@ class AttackCopy(nn.Module):
         in_place: activations overwrite each other where they may; a little faster, for passes that end in a gradient.
         lean_gradients: some convolutions get a cheaper gradient to their input, the same up to rounding; for a CPU.
         dtype: of weights and activations; images are normalised, and logits computed by the classifier, in float32.
+        packed: its weights are its own, all of them views of one tensor, `packed`, (B,) uint8: whoever overwrites that
+            with the one of another copy of the same architecture and settings, and calls `prepare`, has its function.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class AttackCopy(nn.Module):
         in_place: bool = False,
         lean_gradients: bool = False,
         dtype: torch.dtype = torch.float32,
+        packed: bool = False,
     ):
         super().__init__()
         pairs = foldable_pairs(trace(network)) if fold else []
@@ -47,7 +51,9 @@ class AttackCopy(nn.Module):
             # Normalisation stays in float32: pixels rounded to 8 bits of mantissa move by up to half a grey level.
             self.body.normalize, self.entry = nn.Sequential(self.body.normalize, _Cast(dtype)), self.exit
         self._keep_classifier_precise(dtype)
-        self._copies = self._share_or_round(network, {name for pair in pairs for name in pair}, dtype)
+        folded = {name for pair in pairs for name in pair}
+        self._copies = self._share_or_round(network, folded, dtype, share=not packed)
+        self.packed = _pack(self.body) if packed else None
         traced = trace(self.body)
         if traced is not None:
             self.body = pool_before_relu(traced)
@@ -71,6 +77,11 @@ class AttackCopy(nn.Module):
                 shift = shift + convolution.bias * scale
             torch.mul(convolution.weight, scale.view(-1, 1, 1, 1), out=mine.weight)
             mine.bias.copy_(shift)
+        self.prepare()
+
+    @torch.no_grad()
+    def prepare(self):
+        """Makes anew what is derived from the copy's weights; to be called after `packed` was overwritten."""
         for convolution in self._lean:
             convolution.prepare()
 
@@ -88,7 +99,7 @@ class AttackCopy(nn.Module):
             name, module = linear[-1]
             self.body.set_submodule(name, Classifier(module))
 
-    def _share_or_round(self, network, folded_names, dtype):
+    def _share_or_round(self, network, folded_names, dtype, share):
         """Gives every tensor of the copy its type; returns the (mine, theirs) pairs that a refresh has to copy."""
         copies, theirs = [], dict(network.named_parameters()) | dict(network.named_buffers())
         for module_name, module in self.body.named_modules():
@@ -102,11 +113,26 @@ class AttackCopy(nn.Module):
                 if module_name in folded_names:
                     continue
                 source = theirs[f"{module_name}.{name}" if module_name else name]
-                if tensor.dtype == source.dtype:
+                if tensor.dtype == source.dtype and share:
                     tensor.data = source.data
                 else:
                     copies.append((tensor, source))
         return copies
+
+
+def _pack(body):
+    """Makes all floating-point tensors but the normalisation's views of one (B,) uint8 tensor, and returns that."""
+    modules = [module for module in body.modules() if not isinstance(module, Normalize)]
+    owned = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in modules]
+    tensors = [tensor for tensors in owned for tensor in tensors if tensor.is_floating_point()]
+    rooms = [-(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for tensor in tensors]
+    packed = torch.zeros(sum(rooms), dtype=torch.uint8, device=tensors[0].device)
+    for tensor, room in zip(tensors, packed.split(rooms)):
+        tensor.data = take_over(tensor.data, room.view(tensor.dtype), 0)
+    return packed
+
+
+ALIGNMENT = 64  # bytes: of every type's size, and of a vector register's
 
 
 class Classifier(nn.Linear):

@@ -6,10 +6,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into our own kinds of torch's layers, such as `WholeBatchNorm`."""
+
+    def is_leaf_module(self, module, name):
+        return isinstance(module, (nn.BatchNorm2d, nn.Dropout)) or super().is_leaf_module(module, name)
+
+
 def trace(network: nn.Module) -> fx.GraphModule | None:
     """The network as a graph over its own modules; None where it cannot be traced (its forward looks at values)."""
     try:
-        return fx.symbolic_trace(network)
+        return fx.GraphModule(network, _Tracer().trace(network))
     except Exception:  # tracing runs the network's own code, which may raise anything
         return None
 
@@ -26,7 +33,7 @@ def foldable_pairs(traced: fx.GraphModule | None) -> list[tuple[str, str]]:
         if not isinstance(before, fx.Node) or before.op != "call_module" or not {node.target, before.target} <= once:
             continue
         convolution, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
-        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and len(before.users) == 1:
+        if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and len(before.users) == 1:
             if norm.affine and norm.track_running_stats:
                 pairs.append((before.target, node.target))
     return pairs

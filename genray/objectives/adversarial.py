@@ -23,6 +23,9 @@ class Adversarial(Objective):
             loss = beta * loss + (1 - beta) * self._natural(step.model(step.x), step)
         return loss, logits
 
+    def wanted(self, names, numbers):
+        return names if self.options.beta else ()
+
     def _robust(self, logits, step):
         return F.cross_entropy(logits, step.y, label_smoothing=self.options.label_smoothing)
 

@@ -36,11 +36,17 @@ class Eat(SeveralNorms):
             errors = np.ones(len(errors))
         return errors / errors.sum()
 
+    chooses = True
+
+    def wanted(self, names, numbers):
+        return (names[int(numbers.choice(len(names), p=self.probabilities))],)
+
     def __call__(self, step):
-        at = int(step.numbers.choice(len(self.names), p=self.probabilities))
-        logits = step.model(step.craft(self.names[at]))
+        (name,) = self.wanted(self.names, step.numbers)
+        logits = step.model(step.craft(name))
         self._settle()
-        self.newest = Count.of(at, logits.detach(), step.y)
+        correct = step.total((logits.detach().argmax(1) == step.y).sum())
+        self.newest = Count.of(self.names.index(name), correct, step.size)
         return F.cross_entropy(logits, step.y), logits
 
     def _settle(self):
@@ -74,13 +80,15 @@ class Count:
     arrived: torch.cuda.Event | None = None
 
     @classmethod
-    def of(cls, norm, logits, y):
-        correct = (logits.argmax(1) == y).sum().to("cpu", non_blocking=True)
-        arrived = None
-        if logits.is_cuda:
+    def of(cls, norm, correct, size):
+        """Args:
+        correct: a number on the device.
+        """
+        arrived, at_host = None, correct.to("cpu", non_blocking=True)
+        if correct.is_cuda:
             arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(logits.device))
-        return cls(norm, correct, len(y), arrived)
+            arrived.record(torch.cuda.current_stream(correct.device))
+        return cls(norm, at_host, size, arrived)
 
     def read(self) -> int:
         if self.arrived is not None:

@@ -18,5 +18,5 @@ class Iat(Objective):
 
     def _half(self, step, images):
         mix = mixup(step, self.options.alpha)
-        logits = step.model(mix.images(images))
-        return mixed_cross_entropy(logits, step.y, mix), logits
+        logits = step.model(mix.images(images, step.whole(images)))
+        return mixed_cross_entropy(logits, step, mix), logits

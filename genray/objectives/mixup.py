@@ -11,10 +11,13 @@ class Mix:
     """One combination: `share` of each image and 1 - share of its partner (one share a batch)."""
 
     share: float
-    partner: torch.Tensor  # (N,) a permutation
+    partner: torch.Tensor  # (N,) a permutation, of the whole batch where N examples are a part of it
 
-    def images(self, x):
-        return self.share * x + (1 - self.share) * x[self.partner]
+    def images(self, x, whole):
+        """Args:
+        x, whole: the examples, and the batch that their partners are in.
+        """
+        return self.share * x + (1 - self.share) * whole[self.partner]
 
 
 def mixup(step, alpha: float) -> Mix:
@@ -22,7 +25,8 @@ def mixup(step, alpha: float) -> Mix:
     return Mix(float(step.numbers.beta(alpha, alpha)), step.draw.permutation(step.y))
 
 
-def mixed_cross_entropy(logits, y, mix: Mix, label_smoothing: float = 0.0):
+def mixed_cross_entropy(logits, step, mix: Mix, label_smoothing: float = 0.0):
     """share CE(z, y) + (1 - share) CE(z, y of the partner)."""
-    own, other = (F.cross_entropy(logits, labels, label_smoothing=label_smoothing) for labels in (y, y[mix.partner]))
+    both = step.y, step.whole(step.y)[mix.partner]
+    own, other = (F.cross_entropy(logits, labels, label_smoothing=label_smoothing) for labels in both)
     return mix.share * own + (1 - mix.share) * other

@@ -52,7 +52,12 @@ class Average(SeveralNorms):
 class Stochastic(SeveralNorms):
     """SAT: the norm of each batch is drawn uniformly (methods C10)."""
 
+    chooses = True
+
+    def wanted(self, names, numbers):
+        return (names[int(numbers.integers(len(names)))],)
+
     def __call__(self, step):
-        name = self.names[int(step.numbers.integers(len(self.names)))]
+        (name,) = self.wanted(self.names, step.numbers)
         logits = step.model(step.craft(name))
         return F.cross_entropy(logits, step.y), logits

@@ -13,7 +13,7 @@ class Natural(Objective):
         smoothing = self.options.label_smoothing
         if self.options.mixup:
             mix = mixup(step, self.options.mixup)
-            logits = step.model(mix.images(step.x))
-            return mixed_cross_entropy(logits, step.y, mix, smoothing), logits
+            logits = step.model(mix.images(step.x, step.whole(step.x)))
+            return mixed_cross_entropy(logits, step, mix, smoothing), logits
         logits = step.model(step.x)
         return F.cross_entropy(logits, step.y, label_smoothing=smoothing), logits

@@ -11,6 +11,7 @@ class Objective:
     """
 
     attack_loss = "cross_entropy"
+    chooses = False  # whether which attacks a step needs depends on draws or on what it carries from step to step
 
     def __init__(self, options):
         self.options = options
@@ -26,6 +27,10 @@ class Objective:
     def build_attacks(self, configs: dict) -> dict:
         """name -> attack (model, x, y, draw) -> adversarial images, from name -> `AttackConfig`."""
         return {name: build_attack(config, self.attack_loss) for name, config in configs.items()}
+
+    def wanted(self, names: tuple, numbers) -> tuple:
+        """Which of its attacks, all called by `names`, a step crafts; `numbers` as fresh as those of the step."""
+        return names
 
     def state_dict(self) -> dict:
         """What it carries from step to step, as arrays and numbers; most carry nothing."""

@@ -18,23 +18,24 @@ class Rst(Adversarial):
     """
 
     def _robust(self, logits, step):
-        return weighted_cross_entropy(logits, step.y, step.labelled, self.options.robust_weight)
+        return weighted_cross_entropy(logits, step, self.options.robust_weight)
 
     def _natural(self, logits, step):
-        return weighted_cross_entropy(logits, step.y, step.labelled, self.options.natural_weight)
+        return weighted_cross_entropy(logits, step, self.options.natural_weight)
 
 
-def weighted_cross_entropy(logits, y, labelled, u: float):
+def weighted_cross_entropy(logits, step, u: float):
     """Mean of the cross-entropies with weight u on pseudo-labelled and 1 - u on labelled examples.
 
     Args:
         logits: (N, K).
-        y: (N,) int64.
-        labelled: (N,) bool, or None where all are.
+        step: their `TrainingStep`. Where N examples are a part of the batch, the mean over its parts (each counting by
+            its share) is the weighted mean over the batch.
         u: from 0 to 1.
     """
-    if labelled is None:
-        return F.cross_entropy(logits, y)
-    weights = torch.where(labelled, 1 - u, u).to(logits.dtype)
-    weights = torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
-    return (weights * F.cross_entropy(logits, y, reduction="none")).sum() / weights.sum()
+    if step.labelled is None:
+        return F.cross_entropy(logits, step.y)
+    weights = torch.where(step.labelled, 1 - u, u).to(logits.dtype)
+    weights = torch.where(step.total(weights.sum()) > 0, weights, torch.ones_like(weights))
+    losses = F.cross_entropy(logits, step.y, reduction="none")
+    return (weights * losses).sum() / (step.share * step.total(weights.sum()))

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from genray.attacks import StreamDraw
+from genray.core.crew import ALONE, Crew, Part
 
 
 @dataclass
 class TrainingStep:
-    """One minibatch and what may be done with it.
+    """One minibatch, or this process's part of it, and what may be done with it.
 
     Attributes:
         model: images (N, C, H, W) in [0, 1] -> float32 logits (N, K), in train mode; gradients reach the weights.
@@ -24,6 +25,8 @@ class TrainingStep:
         make_draw: () -> `StreamDraw` of the objective's own random numbers on the device.
         make_numbers: () -> NumPy generator for what the host has to know (which norm, how much mixup).
         labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.
+        crew, part: the processes that share the batch, and which examples of it are here; None: all of them.
+        memory_format: of images.
     """
 
     model: Callable
@@ -33,6 +36,27 @@ class TrainingStep:
     make_draw: Callable = None
     make_numbers: Callable = None
     labelled: torch.Tensor | None = None
+    crew: Crew = ALONE
+    part: Part | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @property
+    def share(self) -> float:
+        """What a mean over these examples counts in the mean over the batch."""
+        return self.part.share if self.part else 1.0
+
+    @property
+    def size(self) -> int:
+        """Examples of the whole batch."""
+        return self.part.total if self.part else len(self.y)
+
+    def total(self, number: torch.Tensor) -> torch.Tensor:
+        """The sum of everybody's `number`, which may be overwritten; no gradient reaches it."""
+        return self.crew.sum_(number)
+
+    def whole(self, mine: torch.Tensor) -> torch.Tensor:
+        """The tensor of the whole batch from everybody's part; no gradient reaches it."""
+        return self.crew.whole(mine, self.part, self.memory_format)
 
     @cached_property
     def draw(self) -> StreamDraw:

@@ -15,6 +15,9 @@ class Trades(Objective):
 
     attack_loss = "kl"
 
+    def wanted(self, names, numbers):
+        return names if self.options.beta else ()
+
     def __call__(self, step):
         # Crafted first: a training pass before the attack would move the BatchNorm statistics that it runs on.
         adversarial = step.craft("attack") if self.options.beta else None

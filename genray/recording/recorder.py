@@ -8,9 +8,9 @@ from dataclasses import asdict
 from genray.core.flat import FlatWeights
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation import Accuracy, pgd_name
-from genray.learners.base_learner import WindowStats
 from genray.learners.pseudo_labels import unlabeled_record
 from genray.learners.setup import RunSetup
+from genray.learners.tally import WindowStats
 from genray.recording.progress import Progress
 from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encode_state, versions
 from genray.recording.tensorboard import EventFile

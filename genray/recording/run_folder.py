@@ -169,7 +169,7 @@ def _resumed_part(plain):
     """What has to stay when a run goes on: all but where it computes, where its data lies, what it keeps and when it
     gives up."""
     learners = {
-        name: {key: value for key, value in learner.items() if key != "resources"}
+        name: {key: value for key, value in learner.items() if key not in ("resources", "workers")}
         for name, learner in plain["base_learners"].items()
     }
     same = {key: value for key, value in plain.items() if key not in ("device", "runtime")}

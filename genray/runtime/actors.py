@@ -13,8 +13,10 @@ from genray.data.splits import Split
 from genray.errors import PlacementError
 from genray.evaluation import Evaluator
 from genray.learners.base_learner import BaseLearner
+from genray.learners.crafting import share_crafting
 from genray.learners.global_learner import GlobalLearner
 from genray.learners.setup import RunSetup
+from genray.runtime import crews
 
 # A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
 # that waits for its arguments, unless calls may run out of order; the `after` references keep the order that matters.
@@ -74,7 +76,9 @@ class _Worker:
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
         node = ray.get_runtime_context().get_node_id()
         gpu_ids = [str(i) for i in ray.get_gpu_ids()]
-        return {"node": node, "pid": os.getpid(), "gpu_ids": gpu_ids, "device": self.device, "name": name}
+        address = ray.util.get_node_ip_address()
+        found = {"node": node, "address": address, "pid": os.getpid(), "gpu_ids": gpu_ids}
+        return {**found, "device": self.device, "name": name}
 
     @ray.method(concurrency_group="control")
     def status(self) -> int:
@@ -86,14 +90,31 @@ class _Worker:
 
 
 class BaseLearnerActor(_Worker):
-    """One base learner. `after` arguments only order calls: a method runs once what it comes after is done."""
+    """One base learner, or one of its workers, which all hold the same state.
 
-    def __init__(self, name: str, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None):
+    `after` arguments only order calls: a method runs once what it comes after is done.
+    """
+
+    def __init__(self, seat: crews.Seat, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None):
         super().__init__(setup, arrays, threads)
-        train = self.setup.splits["train"]
-        self.learner = BaseLearner(name, setup.plan, self.setup.build_network(), train, self.device, threads)
+        self.seat, self.own, self.everyone = seat, seat.own, seat.everyone
+        train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
+        options = {"crew": self.own, "pack": self.everyone is not None}
+        self.learner = BaseLearner(seat.learner, setup.plan, network, train, self.device, threads, **options)
+        if self.everyone:
+            guest = self.setup.build_network()
+            self.learner.shared_crafting = share_crafting(self.learner, self.everyone, seat.owners, train, guest)
         if state is not None:
             self.learner.load_state_dict(state)
+
+    def open_store(self, address: str) -> tuple:
+        """As `crews.open_store`; (address, port)."""
+        return address, crews.open_store(address)
+
+    def join(self, all_teams: dict, meeting: tuple, address: str):
+        """Connects the actor with those it works with."""
+        mine = {self.seat.learner: self.own, crews.EVERYONE: self.everyone}
+        crews.join(self.seat, mine, all_teams, meeting, address, self.setup.config.runtime.stall_timeout_s)
 
     @ray.method(num_returns=2)
     def run_window(self, start, stop, hands_over, after=None):

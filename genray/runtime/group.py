@@ -10,8 +10,10 @@ from genray.errors import PlacementError
 from genray.learners.local_run import evaluation_threads, learner_threads
 from genray.runtime.actors import ACTOR_OPTIONS, BaseLearnerActor, EvaluatorActor, GlobalLearnerActor, pack
 from genray.runtime.cluster import within
+from genray.runtime.crews import LOOPBACK, seats, teams
 from genray.runtime.fetch import fetch
 from genray.runtime.placement import Place, Placement, reserve, strategy_for
+from genray.runtime.ranks import LearnerActors
 
 STOP_TIMEOUT_S = 15
 
@@ -36,7 +38,7 @@ class ActorGroup:
         self.setup, self.placement, self.states, self.on_wait = setup, placement, states, on_wait
         self.timeouts = setup.config.runtime
         self.group = self.global_learner = self.evaluator = None
-        self.learners = {}
+        self.learners, self.seats, self.actors, self.in_step = {}, [], [], False
 
     def __enter__(self):
         try:
@@ -54,14 +56,19 @@ class ActorGroup:
         self.group = self.placement.group or reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
         small, arrays = pack(self.setup)
         arrays, small = ray.put(arrays), ray.put(small)
-        for name, place in self.placement.learners.items():
-            threads = learner_threads(self.setup.config, name)
-            create = self._creator(BaseLearnerActor, place)
-            self.learners[name] = create(name, small, arrays, threads, self.states.get(name))
+        workers = {name: len(places) for name, places in self.placement.learners.items()}
+        self.seats = seats(workers, self.timeouts.share_attack)
+        for seat in self.seats:
+            threads = learner_threads(self.setup.config, seat.learner)
+            create = self._creator(BaseLearnerActor, self.placement.learners[seat.learner][seat.rank])
+            self.actors.append(create(seat, small, arrays, threads, self.states.get(seat.learner)))
+        for name in workers:
+            self.learners[name] = LearnerActors([a for a, s in zip(self.actors, self.seats) if s.learner == name])
         self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
         threads = evaluation_threads(self.setup.config)
         self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, arrays, threads)
         self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
+        self._connect(max(1.0, deadline - time.monotonic()))
 
     def _creator(self, cls, place: Place):
         actor = ray.remote(max_restarts=0, max_task_retries=0, **ACTOR_OPTIONS)(cls)
@@ -78,15 +85,41 @@ class ActorGroup:
             )
         return {name: self.fetch(ref, name) for name, ref in waiting.items()}
 
+    def _connect(self, timeout_s):
+        """Lets the actors meet that work together."""
+        there = [self.whereabouts[name] for name in self._names()]
+        found = teams(self.seats, there)
+        self.in_step = bool(found)
+        if not found:
+            return
+        # Actors of one machine have nothing to tell to others.
+        one_node = len({where["node"] for where in there}) == 1
+        addresses = [LOOPBACK if one_node else where["address"] for where in there]
+        meeting = self.actors[0].open_store.remote(addresses[0])
+        joined = [actor.join.remote(found, meeting, at) for actor, at in zip(self.actors, addresses)]
+        _, late = ray.wait(joined, num_returns=len(joined), timeout=timeout_s)
+        if late:
+            names = ", ".join(seat.who for seat, ref in zip(self.seats, joined) if ref in late)
+            raise PlacementError(
+                f"{names}: could not connect with the others within runtime.startup_timeout_s "
+                f"({self.timeouts.startup_timeout_s:g} s); their nodes have to reach each other"
+            )
+        for seat, ref in zip(self.seats, joined):
+            self.fetch(ref, seat.who)
+
+    def _names(self):
+        """Of the learners' actors, without `base_learners.`."""
+        return [seat.who.removeprefix("base_learners.") for seat in self.seats]
+
     @property
     def workers(self) -> dict:
         """Every actor that holds a network, by name."""
-        return {**self.learners, "evaluator": self.evaluator}
+        return {**dict(zip(self._names(), self.actors)), "evaluator": self.evaluator}
 
     @property
     def everyone(self) -> dict:
         """Every actor by the name it has in messages."""
-        learners = {f"base_learners.{name}": actor for name, actor in self.learners.items()}
+        learners = {seat.who: actor for seat, actor in zip(self.seats, self.actors)}
         return {**learners, "global learner": self.global_learner, "evaluator": self.evaluator}
 
     def fetch(self, ref, who: str):
@@ -96,10 +129,10 @@ class ActorGroup:
 
     def _stop(self):
         within(STOP_TIMEOUT_S, "the end of the actors", self._end_actors)
-        self.learners, self.group, self.global_learner, self.evaluator = {}, None, None, None
+        self.learners, self.actors, self.group, self.global_learner, self.evaluator = {}, [], None, None, None
 
     def _end_actors(self):
-        for actor in [*self.learners.values(), self.global_learner, self.evaluator]:
+        for actor in [*self.actors, self.global_learner, self.evaluator]:
             if actor is not None:
                 with suppress(ValueError):  # never started
                     ray.kill(actor)

@@ -1,4 +1,4 @@
-"""Which actor holds what: one bundle a base learner, one for the global learner, a place for the evaluator."""
+"""Which actor holds what: one bundle a base learner's worker, one for the global learner, a place for the evaluator."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from genray.errors import PlacementError
+from genray.learners.division import fixed_workers
 from genray.learners.plan import RunPlan
 
 # The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
@@ -29,16 +30,16 @@ class Place:
 @dataclass(frozen=True)
 class Placement:
     """Attributes:
-    bundles: resources of each bundle; the base learners' in order, then the global learner's, then the evaluator's
-        where it has one of its own.
-    learners: name -> `Place`.
+    bundles: resources of each bundle; the base learners' workers' in order, then the global learner's, then the
+        evaluator's where it has one of its own.
+    learners: name -> a `Place` for each of its workers.
     global_learner, evaluator: their `Place`.
     strategy: Ray's placement strategy.
     group: the placement group that holds the bundles already (a Tune trial's), or None.
     """
 
     bundles: list[dict]
-    learners: dict[str, Place]
+    learners: dict[str, tuple[Place, ...]]
     global_learner: Place
     evaluator: Place
     strategy: str
@@ -53,19 +54,22 @@ class Placement:
         return sum(bundle.get("GPU", 0) for bundle in self.bundles)
 
 
-def make_placement(plan: RunPlan, weight_bytes: int, available: dict) -> Placement:
+def make_placement(plan: RunPlan, weight_bytes: int, available: dict, workers: dict | None = None) -> Placement:
     """Bundles for a run.
 
     Args:
         plan: the run's plan.
         weight_bytes: size of one learner's flat weights.
         available: the cluster's resources ("CPU", "GPU").
+        workers: learner name -> how many; None: as configured, and one where that is `auto`.
     """
     learners, bundles = {}, []
+    workers = workers or fixed_workers(plan.config)
     for name, learner in plan.config.base_learners.items():
-        gpus = _gpus_of(learner.resources.num_gpus, plan.config, available)
-        learners[name] = Place(len(bundles), learner.resources.num_cpus, gpus)
-        bundles.append(_bundle(learner.resources.num_cpus, gpus))
+        cpus = learner.resources.num_cpus
+        gpus = gpus_of_a_worker(learner.resources.num_gpus, plan.config, available, sum(workers.values()))
+        learners[name] = tuple(Place(len(bundles) + rank, cpus, gpus) for rank in range(workers[name]))
+        bundles += [_bundle(cpus, gpus) for _ in learners[name]]
     global_place = Place(len(bundles), 0, 0)
     bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
     evaluator = _place_evaluator(plan, learners, bundles, available)
@@ -76,7 +80,8 @@ def make_placement(plan: RunPlan, weight_bytes: int, available: dict) -> Placeme
 def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dict]:
     """What a Tune trial of this run reserves: a bundle for its driver, which only waits, then those of the run.
 
-    Its evaluator shares a learner's bundle, so that more trials fit.
+    Its evaluator shares a learner's bundle, so that more trials fit. `workers: auto` is one: it is the trials that fill
+    the devices.
 
     Args:
         num_gpus: of the cluster, for learners with num_gpus: auto.
@@ -121,18 +126,24 @@ def _moved(placement, at, group):
     def move(place):
         return replace(place, bundle=at[place.bundle])
 
-    learners = {name: move(place) for name, place in placement.learners.items()}
+    learners = {name: tuple(map(move, places)) for name, places in placement.learners.items()}
     others = move(placement.global_learner), move(placement.evaluator)
     return Placement(placement.bundles, learners, *others, placement.strategy, group)
 
 
-def _gpus_of(wanted, config, available) -> float:
+def gpus_of_a_worker(wanted, config, available, workers: int) -> float:
+    """GPUs that a worker of a learner holds.
+
+    Args:
+        wanted: its resources.num_gpus.
+        workers: of all learners together.
+    """
     if wanted != "auto":
         return float(wanted)
-    there, learners = available.get("GPU", 0), len(config.base_learners)
+    there = available.get("GPU", 0)
     if config.device == "cpu" or there < 1:
         return 1.0 if config.device == "cuda" else 0.0
-    return 1.0 if there >= learners else int(there / learners * 1000) / 1000
+    return 1.0 if there >= workers else int(there / workers * 1000) / 1000
 
 
 def _bundle(cpus, gpus):
@@ -142,19 +153,19 @@ def _bundle(cpus, gpus):
 def _place_evaluator(plan, learners, bundles, available) -> Place:
     """A device of its own where one is free; else a small part of the learner's that makes no adversarial examples,
     which leaves its device idle most of the time."""
-    used_gpus = sum(place.num_gpus for place in learners.values())
-    used_cpus = sum(place.num_cpus for place in learners.values())
+    used_gpus = sum(place.num_gpus for places in learners.values() for place in places)
+    used_cpus = sum(place.num_cpus for places in learners.values() for place in places)
     spare_gpu = available.get("GPU", 0) - used_gpus >= 1
     spare_cpu = available.get("CPU", 0) - used_cpus >= 1
     if spare_cpu and (spare_gpu or not used_gpus):
         bundles.append(_bundle(1, 1 if used_gpus else 0))
         return Place(len(bundles) - 1, 1, 1 if used_gpus else 0)
     host = min(learners, key=lambda name: plan.config.base_learners[name].is_robust)
-    place = learners[host]
+    place, *others = learners[host]
     if not place.num_gpus:
         return Place(place.bundle, 0, 0)
     share = min(SHARED_GPU_SHARE, place.num_gpus / 2)
-    learners[host] = replace(place, num_gpus=round(place.num_gpus - share, 4))
+    learners[host] = (replace(place, num_gpus=round(place.num_gpus - share, 4)), *others)
     return Place(place.bundle, 0, share)
 
 
@@ -233,7 +244,10 @@ def _shortage(placement):
         for kind, amount in wants.items()
         if free.get(kind, 0) < amount
     ]
-    learners = ", ".join(f"{n} {p.num_cpus:g} CPU {p.num_gpus:g} GPU" for n, p in placement.learners.items())
+    learners = ", ".join(
+        f"{name} {f'{len(places)} x ' * (len(places) > 1)}{places[0].num_cpus:g} CPU {places[0].num_gpus:g} GPU"
+        for name, places in placement.learners.items()
+    )
     return f"{'; '.join(short) or f'no node holds a bundle of it: {placement.bundles}'} ({learners})"
 
 

@@ -8,8 +8,10 @@ import ray
 
 from genray.errors import LostError, PlacementError
 from genray.evaluation import chunks, join_flags
+from genray.learners.division import fixed_workers
 from genray.learners.recovery import run_with_recovery
 from genray.runtime.cluster import connected
+from genray.runtime.dividing import Division
 from genray.runtime.group import ActorGroup
 from genray.runtime.placement import free_again, free_at_the_start, make_placement, placement_in_trial
 from genray.types import WeightSnapshot
@@ -33,8 +35,10 @@ def run_on_ray(recorder, progress, address: str | None = None) -> dict:
     Raises:
         PlacementError, LearnerError, NonFiniteError: the cluster, processes or a learner's numbers fail.
     """
-    wanted = [learner.resources.num_cpus for learner in recorder.setup.config.base_learners.values()]
-    with connected(address, num_cpus=sum(wanted), widest=max(wanted)) as may_grow:
+    config = recorder.setup.config
+    each = {name: learner.resources.num_cpus for name, learner in config.base_learners.items()}
+    wanted = sum(n * each[name] for name, n in fixed_workers(config).items())
+    with connected(address, num_cpus=wanted, widest=max(each.values())) as may_grow:
         attempts = _Attempts(recorder, progress, may_grow)
         return run_with_recovery(attempts.run, recorder, progress)
 
@@ -45,6 +49,7 @@ class _Attempts:
     def __init__(self, recorder, progress, may_grow):
         self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
         self.lost = None  # placement of a group that stood before
+        self.division = Division(progress)
 
     def run(self, setup, state):
         try:
@@ -70,12 +75,16 @@ class _Attempts:
             free = free_at_the_start()
         else:
             free = free_again(self.lost, setup.config.runtime.startup_timeout_s)
-        return make_placement(setup.plan, setup.weight_bytes, free)
+        return make_placement(setup.plan, setup.weight_bytes, free, self.division.workers(setup, free))
 
 
 @dataclass
 class InFlight:
-    """A submitted window and the references to what comes of it."""
+    """A submitted window and the references to what comes of it.
+
+    Attributes:
+        stats: learner name -> those of each of its workers.
+    """
 
     window: object
     nbytes: int
@@ -87,7 +96,8 @@ class InFlight:
 
     def refs(self) -> dict:
         """What has to be there before the window can be booked, and whom it comes from."""
-        refs = {ref: f"base_learners.{name}" for part in (self.stats, self.states) for name, ref in part.items()}
+        refs = {ref: f"base_learners.{name}" for name, of_workers in self.stats.items() for ref in of_workers}
+        refs |= {ref: f"base_learners.{name}" for name, ref in self.states.items()}
         refs |= {self.theta_g: "global learner", self.scores: "evaluator"}
         return {ref: who for ref, who in refs.items() if ref is not None}
 
@@ -95,13 +105,12 @@ class InFlight:
 class Pipeline:
     """Submits windows ahead, books them in order as they finish.
 
-    Calls on one learner are chained by references: each takes a (tiny) result of the call before it as `after`, so
-    their order is the algorithm's, and a learner waits for another only where theta_g is handed back.
+    Calls on one learner are chained (`LearnerActors`), so a learner waits for another only where theta_g is handed back
+    (and in every step, where learners share their attacks).
     """
 
     def __init__(self, setup, group: ActorGroup, recorder, progress, state):
         self.setup, self.group, self.recorder, self.progress = setup, group, recorder, progress
-        self.after = dict.fromkeys(group.learners)
         self.waiting = deque(setup.plan.windows[state["next_window"] if state else 0 :])
         self.in_flight = deque()
         self.theta_g = WeightSnapshot(**state["theta_g"]) if state else None
@@ -115,13 +124,22 @@ class Pipeline:
             self._submit_ahead()
             head = self.in_flight[0]
             refs = head.refs()
-            _, late = ray.wait(list(refs), num_returns=len(refs), timeout=POLL_S, fetch_local=False)
+            ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=POLL_S, fetch_local=False)
+            if late and self.group.in_step:
+                self._raise_failures(head, ready)
             if not late:
                 flight = self.in_flight.popleft()
                 self._book(flight)
                 self.watch.finished(flight.window)
             self.watch.look([refs[ref] for ref in late])
         return self.theta_g
+
+    def _raise_failures(self, head, ready):
+        """Whoever failed keeps those waiting that work with it: they will not be ready."""
+        for name, of_workers in head.stats.items():
+            for ref in of_workers:
+                if ref in ready:
+                    self.group.fetch(ref, f"base_learners.{name}")
 
     def _submit_ahead(self):
         """Keeps windows in flight as far as the object store's budget goes, two at least."""
@@ -132,25 +150,23 @@ class Pipeline:
             self.in_flight.append(self._submit(self.waiting.popleft(), nbytes))
 
     def _bytes_of(self, window):
-        copies = (len(self.after) + 2) * window.hands_over + STATE_COPIES * len(self.after) * window.checkpoint
+        learners = len(self.group.learners)
+        copies = (learners + 2) * window.hands_over + STATE_COPIES * learners * window.checkpoint
         return copies * self.unit
 
     def _submit(self, window, nbytes) -> InFlight:
         flight, contributions = InFlight(window, nbytes), []
         for name, learner in self.group.learners.items():
-            flight.stats[name], contribution = learner.run_window.remote(
-                window.start, window.stop, window.hands_over, after=self.after[name]
-            )
-            self.after[name] = flight.stats[name]
+            flight.stats[name], contribution = learner.run_window(window.start, window.stop, window.hands_over)
             contributions.append(contribution)
         if window.hands_over:
             flight.theta_g = self.group.global_learner.combine.remote(*contributions)
         if window.redistribute:
-            for name, learner in self.group.learners.items():
-                self.after[name] = learner.load_global.remote(flight.theta_g, after=self.after[name])
+            for learner in self.group.learners.values():
+                learner.load_global(flight.theta_g)
         if window.checkpoint:
             for name, learner in self.group.learners.items():
-                self.after[name], flight.states[name] = learner.state_dict.remote(after=self.after[name])
+                flight.states[name] = learner.state_dict()
         if window.evaluate:
             split = self.setup.config.evaluation.select_on
             flight.scores, flight.shipped = self.group.evaluator.evaluate.remote(flight.theta_g, split)
@@ -159,7 +175,7 @@ class Pipeline:
     def _book(self, flight: InFlight):
         """Windows are booked in order, so of several failures it is always the same one that is met first."""
         fetch = self.group.fetch
-        stats = {name: fetch(ref, f"base_learners.{name}") for name, ref in flight.stats.items()}
+        stats = {name: fetch(refs[0], f"base_learners.{name}") for name, refs in flight.stats.items()}
         self.theta_g = flight.theta_g or self.theta_g
         scores = fetch(flight.scores, "evaluator") if flight.scores is not None else None
         self.recorder.window_done(flight.window, stats, scores, lambda: _owned(fetch(flight.shipped, "evaluator")))
@@ -211,7 +227,8 @@ class Watch:
 def _judge(setup, group, recorder, progress, theta_g):
     """The final table: all models on the test images, spread over all actors."""
     last = _owned(group.fetch(group.evaluator.finalize.remote(theta_g), "evaluator"))
-    own = {n: _owned(group.fetch(lr.model_snapshot.remote(), f"base_learners.{n}")) for n, lr in group.learners.items()}
+    snapshots = {name: learner.first.model_snapshot.remote() for name, learner in group.learners.items()}
+    own = {name: _owned(group.fetch(ref, f"base_learners.{name}")) for name, ref in snapshots.items()}
     judged = recorder.models_to_judge(last, own)
     size = len(setup.splits["test"])
     ranges = chunks(size, setup.config.evaluation.batch_size)

@@ -41,6 +41,7 @@ def listening(pids):
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's /proc")
 def test_private_ray_listens_on_loopback_only(tmp_path, small_run):
     line = [sys.executable, "-m", "genray.train", "--storage", str(tmp_path), *small_run, "training.epochs=5000"]
+    line += ["base_learners.linf.workers=2", "runtime.share_attack=true"]  # so that actors listen to each other
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: (tmp_path / "digits" / "metrics.jsonl").exists(), "the first epoch", process)

@@ -155,3 +155,14 @@ def test_importing_genray_is_light(genray_command):
     code = "import sys, genray; genray.__version__; print([m for m in ('torch', 'ray', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("stop, code", [(Terminated, 143), (KeyboardInterrupt, 130)])
+def test_a_stop_inside_compiled_code_is_a_stop(stop, code, capsys):
+    """CPython wraps what a signal handler raised where a compiled function returned all the same."""
+
+    def main(args):
+        raise SystemError("returned a result with an exception set") from stop()
+
+    assert run_command(main, None) == code
+    assert "--resume goes on" in capsys.readouterr().err

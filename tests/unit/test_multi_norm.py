@@ -256,7 +256,7 @@ class Pixels:
     def __init__(self, counts, fewest, most):
         self.numbers = [(k - fewest + 0.5) / (most - fewest + 1) for k in counts]
 
-    def uniform(self, like):
+    def uniform_for_all(self, like):
         assert len(like) == len(self.numbers)
         return torch.tensor(self.numbers, dtype=like.dtype)
 

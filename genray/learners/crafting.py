@@ -1,0 +1,181 @@
+"""How a learner's adversarial images are made: by itself, or by all learners' processes together."""
+
+from dataclasses import dataclass
+
+import torch
+
+from genray.attacks import FriendlyAttack, StreamDraw
+from genray.core.crew import Crew, Part
+from genray.core.rng import generator, host_generator
+from genray.data.augment import Augmentation
+from genray.data.loader import BatchLoader
+from genray.learners.passes import Passes
+from genray.learners.plan import RunPlan
+from genray.learners.setup import memory_format
+from genray.objectives import Objective, build_objective
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's minibatch: x (N, C, H, W) in [0, 1] in the run's memory format, y (N,), labelled (N,) bool or None."""
+
+    step: int
+    x: torch.Tensor
+    y: torch.Tensor
+    labelled: torch.Tensor | None = None
+
+    def of(self, part: Part) -> "Batch":
+        return Batch(self.step, part.of(self.x), part.of(self.y), part.of(self.labelled))
+
+
+class Source:
+    """A learner's minibatches, the same in every process.
+
+    Args:
+        name: the learner's.
+        plan: the run's plan.
+        train: the training `Split`, best on the device already.
+        device: where they are made.
+    """
+
+    def __init__(self, name: str, plan: RunPlan, train, device):
+        run, unlabeled = plan.config, plan.config.data.unlabeled
+        share = unlabeled.batch_share if unlabeled else None
+        learner = run.base_learners[name]
+        key = "shared" if learner.data_order == "shared" else name
+        self.memory_format = memory_format(run)
+        self.loader = BatchLoader(
+            train,
+            batch_size=run.training.batch_size,
+            seed=run.seed,
+            order_key=key,
+            augmentation_key=key,
+            augmentation=Augmentation(**vars(learner.augmentation)),
+            device=device,
+            drop_last=run.training.drop_last,
+            unlabeled_share=share,
+            epoch_examples=None if share is None else plan.num_train,
+        )
+
+    def batch(self, step: int) -> Batch:
+        x, y = self.loader.batch(step)
+        return Batch(step, x.contiguous(memory_format=self.memory_format), y, self.loader.labelled(step))
+
+
+class Crafter:
+    """A learner's attacks, with the random numbers of their step.
+
+    Args:
+        name: the learner's.
+        plan: the run's plan.
+        objective: the learner's.
+
+    Attributes:
+        attacks: name -> attack.
+    """
+
+    def __init__(self, name: str, plan: RunPlan, objective: Objective):
+        self.name, self.plan, self.objective = name, plan, objective
+        self.attacks = objective.build_attacks(plan.config.base_learners[name].all_attacks)
+
+    def craft(self, attack_name: str, passes: Passes, batch: Batch, part: Part) -> torch.Tensor:
+        """Adversarial images of a part of a batch.
+
+        Args:
+            attack_name: key of `attacks`.
+            passes: of the network to be attacked.
+            batch: the part's examples.
+            part: which of the whole batch they are.
+        """
+        attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
+        key = (self.plan.config.seed, self.name, "attack", batch.step, *([number] if number else []))
+        values = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
+        draw = StreamDraw(generator(batch.x.device, *key), part)
+        return attack(passes.attacked(attack.mode), batch.x, batch.y, draw, **values)
+
+    def wanted(self, step: int) -> tuple:
+        """The attacks that the objective needs in a step, by the state that it has now."""
+        numbers = host_generator(self.plan.config.seed, self.name, "objective", step)
+        return self.objective.wanted(tuple(self.attacks), numbers)
+
+
+class SharedCrafting:
+    """All learners' processes make each learner's adversarial images together, step by step.
+
+    A robust learner costs several times a natural one, so with a device each the natural one's idles. Here the learner
+    sends the weights of the copy that is attacked, every process attacks its part of the batch, and the parts are put
+    together: the same images that the learner alone would make, because attacks in eval mode treat each by itself.
+
+    Args:
+        mine: name of the learner that this process trains.
+        crew: the processes of all learners; they take the same steps.
+        owners: learner name -> rank of the process that sends its weights.
+        passes: learner name -> `Passes` whose copy is packed; those of other learners may be one and the same.
+        sources: learner name -> `Source`.
+        crafters: learner name -> `Crafter`, of those that have attacks, in the same order everywhere.
+    """
+
+    def __init__(self, mine: str, crew: Crew, owners: dict, passes: dict, sources: dict, crafters: dict):
+        self.mine, self.crew, self.owners = mine, crew, owners
+        self.passes, self.sources, self.crafters = passes, sources, crafters
+
+    def craft(self, own: Batch) -> dict:
+        """Attack name -> adversarial images of the whole batch of this process's learner, if it has attacks.
+
+        Args:
+            own: its batch.
+        """
+        made = {}
+        for name in self.crafters:
+            batch = own if name == self.mine else self.sources[name].batch(own.step)
+            images = self._craft(name, batch)
+            made = images if name == self.mine else made
+        return made
+
+    def _craft(self, name, batch):
+        crafter, passes, owner = self.crafters[name], self.passes[name], self.owners[name]
+        part = self.crew.part(len(batch.y))
+        wanted, images = self._wanted(crafter, owner, batch), {}
+        if not wanted:
+            return images
+        if self.crew.rank == owner:
+            passes.refresh()
+        self.crew.broadcast_(passes.packed, owner)
+        passes.received()
+        with passes.as_it_is():
+            for attack in wanted:
+                some = batch.of(part)
+                made = crafter.craft(attack, passes, some, part) if len(part) else some.x
+                images[attack] = self.crew.whole(made, part, self.sources[name].memory_format)
+        return images
+
+    def _wanted(self, crafter, owner, batch):
+        """The same in every process; a choice that depends on what the learner carries is the learner's to tell."""
+        wanted = crafter.wanted(batch.step)
+        if not crafter.objective.chooses:
+            return wanted
+        number = torch.tensor([list(crafter.attacks).index(name) for name in wanted], device=batch.x.device)
+        self.crew.broadcast_(number, owner)
+        return tuple(list(crafter.attacks)[i] for i in number.tolist())
+
+
+def share_crafting(learner, crew: Crew, owners: dict, train, network: torch.nn.Module) -> SharedCrafting:
+    """What a learner needs to make adversarial images together with all others.
+
+    Args:
+        learner: the `BaseLearner`, with a copy that is packed.
+        crew, owners: as of `SharedCrafting`.
+        train: the training `Split`, on its device.
+        network: of the run's architecture, to hold the others' weights; taken over.
+    """
+    plan, device = learner.plan, learner.device
+    guest = Passes(network.to(device), plan.config.compute, device, pack=True)
+    passes, sources, crafters = {}, {}, {}
+    for name, options in plan.config.base_learners.items():
+        if not options.is_robust:
+            continue
+        mine = name == learner.name
+        passes[name] = learner.passes if mine else guest
+        sources[name] = learner.source if mine else Source(name, plan, train, device)
+        crafters[name] = learner.crafter if mine else Crafter(name, plan, build_objective(options.objective))
+    return SharedCrafting(learner.name, crew, owners, passes, sources, crafters)

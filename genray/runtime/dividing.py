@@ -1,0 +1,91 @@
+"""`workers: auto` on a cluster: measures a step of each learner on one of its devices and divides what is free."""
+
+import math
+
+import ray
+
+from genray.learners.division import divide, division_lines, fixed_workers, plan_lines
+from genray.learners.local_run import learner_threads
+from genray.learners.probe import step_seconds
+from genray.runtime.actors import actor_device, pack, unpack
+from genray.runtime.fetch import fetch
+from genray.runtime.placement import gpus_of_a_worker
+
+
+class Division:
+    """How many workers each learner gets; what was measured is kept, so that a recovery divides as before.
+
+    Args:
+        progress: a `Progress`, which is told the division.
+    """
+
+    def __init__(self, progress):
+        self.progress, self.seconds, self.said = progress, None, None
+
+    def workers(self, setup, free: dict) -> dict:
+        """Learner name -> how many.
+
+        Args:
+            setup: the prepared run.
+            free: the cluster's free resources ("CPU", "GPU").
+        """
+        found = fixed_workers(setup.config)
+        auto = [name for name, learner in setup.config.base_learners.items() if learner.workers == "auto"]
+        slots = _slots(setup.config, auto, free) if auto else 0
+        if slots > len(auto):
+            if self.seconds is None:
+                self.seconds = _measure(setup, auto, free)
+            costs = {name: self.seconds[name] for name in auto}
+            found |= divide(costs, slots, most=setup.plan.smallest_batch)
+        self._say(setup.config, found)
+        return found
+
+    def _say(self, config, found):
+        if found == self.said:
+            return
+        self.said = found
+        lines = plan_lines(config) if self.seconds is None else division_lines(self.seconds, found)
+        for line in lines:
+            self.progress.say(line)
+
+
+def _slots(config, auto, free) -> int:
+    """How many workers the learners `auto` may have together, beside those of the others."""
+    fixed, gpus = fixed_workers(config), _gpus_each(config, free)
+    held = {
+        "CPU": {name: learner.resources.num_cpus for name, learner in config.base_learners.items()},
+        "GPU": gpus,
+    }
+    rooms = [math.inf]
+    for kind, each in held.items():
+        left = free.get(kind, 0) - sum(n * each[name] for name, n in fixed.items() if name not in auto)
+        largest = max(each[name] for name in auto)
+        if largest:
+            rooms.append(math.floor(left / largest + 1e-9))
+    return min(rooms)
+
+
+def _gpus_each(config, free) -> dict:
+    """Learner name -> GPUs of one worker, a whole one each where that is auto and there are any."""
+    wanted = {name: learner.resources.num_gpus for name, learner in config.base_learners.items()}
+    return {name: gpus_of_a_worker(much, config, free, 1) for name, much in wanted.items()}
+
+
+def _measure(setup, auto, free) -> dict:
+    """Learner name -> seconds of a step, on a device such as those to be divided."""
+    config = setup.config
+    learners = [config.base_learners[name] for name in auto]
+    resources = {
+        "num_cpus": max(learner.resources.num_cpus for learner in learners),
+        "num_gpus": max(_gpus_each(config, free)[name] for name in auto),
+    }
+    threads = {name: learner_threads(config, name) for name in config.base_learners}
+    task = ray.remote(max_retries=0, **resources)(_probe)
+    small, arrays = pack(setup)
+    ref = task.remote(ray.put(small), ray.put(arrays), threads)
+    return fetch(ref, "the measurement for workers: auto", timeout_s=config.runtime.stall_timeout_s)
+
+
+def _probe(small, arrays, threads):
+    setup = unpack(small, arrays)
+    return step_seconds(setup, actor_device(setup.config.device), threads)

@@ -1,0 +1,38 @@
+"""The actors of one base learner, driven as one."""
+
+import ray
+
+
+class LearnerActors:
+    """Makes the same calls on every worker of a learner; the first one speaks for all, because all hold the same state.
+
+    Calls on an actor are chained by references: each takes a (tiny) result of the call before it as `after`, so their
+    order is the algorithm's.
+
+    Args:
+        actors: `BaseLearnerActor` handles, in the order of their ranks.
+    """
+
+    def __init__(self, actors: list):
+        self.actors, self.after = actors, [None] * len(actors)
+
+    @property
+    def first(self):
+        return self.actors[0]
+
+    def run_window(self, start: int, stop: int, hands_over: bool) -> tuple:
+        """References: the stats of every worker, and the contribution of the first."""
+        made = [
+            actor.run_window.remote(start, stop, hands_over and rank == 0, after=self.after[rank])
+            for rank, actor in enumerate(self.actors)
+        ]
+        stats = [ref for ref, _ in made]
+        self.after = list(stats)
+        return stats, made[0][1]
+
+    def load_global(self, theta_g):
+        self.after = [actor.load_global.remote(theta_g, after=after) for actor, after in zip(self.actors, self.after)]
+
+    def state_dict(self) -> ray.ObjectRef:
+        self.after[0], state = self.first.state_dict.remote(after=self.after[0])
+        return state
