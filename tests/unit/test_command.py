@@ -17,6 +17,7 @@ from conftest import CTRL_C, ROOT, every_write_made
 from tensorboardX.proto.event_pb2 import Event
 
 import genray
+from genray.command_line import Terminated, run_command
 
 
 def test_dry_run_says_everything_and_starts_nothing(genray_command, tmp_path):
