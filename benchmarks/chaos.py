@@ -229,8 +229,8 @@ def outcome(run: Path) -> dict:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         del record["wall_s"]
-        for learner in record["learners"].values():
-            del learner["seconds"]
+        for name, learner in record["learners"].items():
+            record["learners"][name] = {key: value for key, value in learner.items() if not key.endswith("seconds")}
     weights = {n: torch.load(run / n, weights_only=True)["state_dict"] for n in ("model.pt", "model_last.pt")}
     return {"weights": weights, "records": records, "models": json.loads((run / "results.json").read_text())["models"]}
 
