@@ -29,6 +29,8 @@ def evaluate(
     engine: str | None = None,
     workers: int | None = None,
     address: str | None = None,
+    device: str = "auto",
+    startup_timeout_s: float = 120.0,
     output: str | None = None,
     resume: bool = False,
     data: dict | None = None,
@@ -52,6 +54,8 @@ def evaluate(
             None for the default.
         workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
         address: Ray cluster of the workers.
+        device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each although none may be there yet.
+        startup_timeout_s: how long the cluster may take to start a worker.
         output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
         resume: go on with the blocks that are in `output`.
         data: {"source", "split"} for the record.
@@ -85,8 +89,9 @@ def evaluate(
     }
     folder = EvaluationFolder(output, identity, resume) if output else None
     findings = _look(model, images, labels, request)
+    cluster = {"workers": workers, "address": address, "device": device, "startup_timeout_s": startup_timeout_s}
     todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
-    with closing(_run(todo, model, images, labels, classes, workers, address)) as found:
+    with closing(_run(todo, model, images, labels, classes, cluster)) as found:
         for task, result in _shown(found, todo, stated):
             if folder:
                 folder.write(task, result)
@@ -132,13 +137,13 @@ def _look(model, images, labels, request):
     return findings
 
 
-def _run(todo, model, images, labels, classes, workers, address):
+def _run(todo, model, images, labels, classes, cluster):
     """Yields (task, result)."""
     from genray.evaluation.inputs import device_of
     from genray.evaluation.job import run_here
 
     device = device_of(model)
-    if workers is None:
+    if cluster["workers"] is None:
         yield from run_here(todo, model, images, labels, classes, device)
         return
     first = todo.take()
@@ -148,7 +153,7 @@ def _run(todo, model, images, labels, classes, workers, address):
 
     # A copy, because the caller's model has to stay where it is.
     model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
-    yield from run_on_workers(first, todo, model, images, labels, classes, workers=workers, address=address)
+    yield from run_on_workers(first, todo, model, images, labels, classes, **cluster)
 
 
 def _versions():
@@ -197,6 +202,8 @@ def _evaluate(args, model, examples, epsilon, where, data):
         engine=args.engine,
         workers=args.workers,
         address=args.address,
+        device=args.device,
+        startup_timeout_s=args.startup_timeout,
         output=where,
         resume=args.resume,
         data=data,
@@ -236,6 +243,12 @@ def parse_args(argv):
         "--workers", type=int, metavar="N", help="Ray actors, 0 for one a device (default: this process)"
     )
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], help="of the workers; cuda: a GPU each, none yet or not"
+    )
+    parser.add_argument(
+        "--startup-timeout", type=float, metavar="S", help="seconds that the cluster may take to start a worker (120)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the finished blocks in --output")
     parser.add_argument("--output", metavar="DIR", help="folder or URI (default: evaluation/ in the run)")
     parser.add_argument(
@@ -256,6 +269,12 @@ def parse_args(argv):
         args.workers = 0
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers: expected 0 or more, got {args.workers}")
+    for option, value in (("--device", args.device), ("--startup-timeout", args.startup_timeout)):
+        if value is not None and args.workers is None:
+            parser.error(f"{option}: has no effect without --workers or --address")
+    if args.startup_timeout is not None and not 0 < args.startup_timeout < float("inf"):
+        parser.error(f"--startup-timeout: expected a number above 0, got {args.startup_timeout}")
+    args.device, args.startup_timeout = args.device or "auto", args.startup_timeout or 120.0
     if args.block_size < 1:
         parser.error(f"--block-size: expected at least 1, got {args.block_size}")
     if args.seed < 0:

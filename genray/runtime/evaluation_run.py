@@ -1,6 +1,7 @@
 """Evaluation on Ray: workers take blocks from one queue until there are none."""
 
 import os
+import sys
 from collections import deque
 
 import ray
@@ -14,16 +15,16 @@ from genray.evaluation.job import run_task
 from genray.runtime.actors import actor_device
 from genray.runtime.cluster import connected
 
-START_TIMEOUT_S = 120
+GRACE_S = 5.0  # workers that take longer to start wait for the cluster
 
 
 class EvaluationWorker:
     """Holds the model and the data; runs one task at a time."""
 
-    def __init__(self, model, images, labels, num_classes, threads):
+    def __init__(self, model, images, labels, num_classes, threads, device):
         torch.set_num_threads(threads)
         keep_freed_memory()
-        self.device = actor_device("auto")
+        self.device = actor_device(device)
         self.model = model.to(self.device)
         self.data, self.num_classes = (from_array(images), from_array(labels)), num_classes
 
@@ -34,7 +35,9 @@ class EvaluationWorker:
         return run_task(task, request, self.model, *self.data, self.num_classes, self.device)
 
 
-def run_on_workers(first, todo, model, images, labels, num_classes, *, workers, address=None):
+def run_on_workers(
+    first, todo, model, images, labels, num_classes, *, workers, address=None, device="auto", startup_timeout_s=120.0
+):
     """Yields (task, result) as workers finish them, in any order; Ray is left when the generator is closed.
 
     Args:
@@ -43,21 +46,53 @@ def run_on_workers(first, todo, model, images, labels, num_classes, *, workers, 
         num_classes: as in `run_task`.
         model: on the CPU; copied to every worker.
         images, labels: tensors; shared by the workers of a node.
-        workers: how many; 0 for one a GPU, or one a CPU where there is no GPU.
+        workers: how many; 0 for one a GPU, or one a CPU where there is no GPU; one where there is neither yet.
         address: as in `genray.train`.
+        device: "auto" takes the GPUs that are there, "cuda" asks for one a worker although none may be there yet.
+        startup_timeout_s: how long the cluster may take to start a worker.
 
     Raises:
         PlacementError: no cluster answers, or it has room for no worker.
         GenrayError: a worker died or failed; the message says which and on what.
     """
-    with connected(address, num_cpus=workers or os.cpu_count() or 1):
-        there = ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 1)))
-        workers = min(workers or gpus or cpus, len(first))
-        share = {"num_cpus": _share(workers, cpus), "num_gpus": _share(workers, gpus) if gpus else 0}
+    with connected(address, num_cpus=workers or os.cpu_count() or 1) as may_grow:
+        number, share = _shares(workers, len(first), device)
         remote = ray.remote(max_restarts=0, max_task_retries=0, **share)(EvaluationWorker)
         shared = [ray.put(item) for item in (model, images.numpy(), labels.numpy())]
-        yield from _feed([remote.remote(*shared, num_classes, 1) for _ in range(workers)], deque(first), todo)
+        actors = [remote.remote(*shared, num_classes, 1, device) for _ in range(number)]
+        _await_first(actors, share, startup_timeout_s, may_grow)
+        yield from _feed(actors, deque(first), todo)
+
+
+def _shares(workers, tasks, device):
+    """(how many workers, what each takes); where there is nothing yet, each asks for a whole device."""
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0)) if device != "cpu" else 0
+    number = min(workers or gpus or (1 if device == "cuda" else cpus) or 1, tasks)
+    share = {"num_cpus": _share(number, cpus) if cpus else 1.0, "num_gpus": _share(number, gpus) if gpus else 0}
+    return number, share | ({"num_gpus": 1.0} if device == "cuda" and not gpus else {})
+
+
+def _await_first(actors, share, timeout_s, may_grow):
+    """Waits for a worker, as long as a cluster that may grow takes; a Ray of our own has what it wants or never will.
+
+    Raises:
+        PlacementError: none started in time.
+    """
+    starting = [actor.ready.remote() for actor in actors]
+    if ray.wait(starting, timeout=min(GRACE_S, timeout_s))[0]:
+        return
+    total = ray.cluster_resources()
+    wanted = [
+        f"{amount:g} {kind}" for kind, amount in (("CPU", share["num_cpus"]), ("GPU", share["num_gpus"])) if amount
+    ]
+    there = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+    what = f"{' and '.join(wanted)} wanted for each of {len(actors)} workers, {there} in the cluster"
+    lacks = total.get("CPU", 0) < share["num_cpus"] or total.get("GPU", 0) < share["num_gpus"]
+    if lacks and may_grow:
+        print(f"waiting up to {timeout_s:g} s for the cluster: {what}", file=sys.stderr, flush=True)
+    if (lacks and not may_grow) or not ray.wait(starting, timeout=max(0.0, timeout_s - GRACE_S))[0]:
+        raise PlacementError(f"evaluation: no worker started within {timeout_s:g} s: {what}")
 
 
 def _share(workers, devices):
@@ -68,7 +103,7 @@ def _share(workers, devices):
 def _feed(actors, queue, todo):
     """Gives each worker a task as soon as it is there or done with the last; those that never start get none."""
     running = {actor.ready.remote(): (number, None) for number, actor in enumerate(actors)}
-    idle, seen = deque(), False
+    idle = deque()
 
     def hand_out():
         while queue and idle:
@@ -76,10 +111,7 @@ def _feed(actors, queue, todo):
             running[actors[number].run.remote(task, todo.request)] = (number, task)
 
     while queue or any(task for _, task in running.values()):
-        done, _ = ray.wait(list(running), timeout=None if seen else START_TIMEOUT_S)
-        if not done:
-            raise PlacementError(f"evaluation: none of {len(actors)} workers started within {START_TIMEOUT_S} seconds")
-        seen = True
+        done, _ = ray.wait(list(running))
         for reference in done:
             number, task = running.pop(reference)
             result = _result(reference, task, f"evaluation worker {number + 1} of {len(actors)}")

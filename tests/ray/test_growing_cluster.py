@@ -17,6 +17,8 @@ import yaml
 from conftest import ROOT
 from ray.cluster_utils import Cluster
 
+from genray.runtime import evaluation_run
+
 pytestmark = pytest.mark.ray
 
 
@@ -49,6 +51,35 @@ def test_a_run_waits_for_the_nodes_it_asked_for(bare_head, tmp_path, small_run, 
             run.kill()
     assert run.returncode == 0, err
     assert (tmp_path / "b/digits/results.json").exists()
+
+
+def test_an_evaluation_waits_for_the_node_it_asked_for(bare_head, trained_run, tmp_path):
+    line = [sys.executable, "-m", "genray.evaluate", str(trained_run), "--address", bare_head.address]
+    line += ["--attacks", "pgd20", "--examples", "40", "--block-size", "20", "--output", str(tmp_path / "out")]
+    line += ["--workers", "2", "--startup-timeout", "900"]
+    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            said = run.stderr.readline()
+            assert said.startswith(
+                "waiting up to 900 s for the cluster: 1 CPU wanted for each of 2 workers, 0 CPU, 0 GPU in the cluster"
+            ), said
+            bare_head.add_node(num_cpus=2)
+            _, err = run.communicate(timeout=900)
+        finally:
+            run.kill()
+    assert run.returncode == 0, err
+    assert json.loads((tmp_path / "out/results.json").read_text())["norms"]["linf"]["columns"]["pgd20"]
+
+
+def test_workers_ask_for_gpus_that_are_not_there(monkeypatch):
+    shares = {}
+    for there in ({}, {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}):
+        monkeypatch.setattr(evaluation_run.ray, "cluster_resources", lambda there=there: there)
+        shares[len(there)] = [evaluation_run._shares(w, 8, d) for w, d in ((0, "auto"), (0, "cuda"), (3, "cuda"))]
+    asks = {"num_cpus": 1.0, "num_gpus": 1.0}
+    assert shares[0] == [(1, {"num_cpus": 1.0, "num_gpus": 0}), (1, asks), (3, asks)]
+    assert shares[1] == [(4, {"num_cpus": 1.0, "num_gpus": 0}), (1, asks), (3, asks)]
+    assert shares[2] == [(2, asks), (2, asks), (3, {"num_cpus": 1.0, "num_gpus": 0.5})]
 
 
 def test_a_private_ray_does_not_wait(tmp_path, small_run, genray_command):

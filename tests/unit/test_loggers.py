@@ -1,0 +1,98 @@
+"""MLflow and Weights & Biases through Ray's own callbacks, and what is said where they are not installed."""
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from genray.command_line import run_command
+from genray.tune import main, parse_args
+from genray.tuning.grid import load_grid
+
+pytest.importorskip("ray", reason="grids run on Ray")
+
+from genray.tuning import loggers, search
+
+GRID = {"set": {"training.epochs": 2}, "name": "logged"}
+
+
+@pytest.fixture
+def grid_file(tmp_path):
+    def write(**content):
+        path = tmp_path / "some.yaml"
+        path.write_text(yaml.safe_dump(GRID | content))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "module", "line"),
+    [
+        ({"loggers": ["mlflow"]}, loggers, "loggers.mlflow: mlflow is not installed; pip install mlflow"),
+        ({"loggers": {"wandb": None}}, loggers, "loggers.wandb: wandb is not installed; pip install wandb"),
+        (
+            {"search": "optuna", "choices": {"seed": [1]}},
+            search,
+            "search: optuna is not installed; pip install 'genray[optuna]', or search: random",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_one_line(grid_file, monkeypatch, capsys, tmp_path, content, module, line):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    args = parse_args([grid_file(**content), "--storage", str(tmp_path / "runs")])
+    assert run_command(main, args) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_reach_rays_callbacks(grid_file, monkeypatch):
+    made = []
+    monkeypatch.setattr(loggers, "_callback", lambda name: lambda **given: made.append((name, given)))
+    loggers.logger_callbacks(load_grid(grid_file(loggers=["mlflow", "wandb"])))
+    own = {
+        "mlflow": {"tracking_uri": "sqlite:///x", "experiment_name": "e"},
+        "wandb": {"project": "p", "mode": "offline"},
+    }
+    loggers.logger_callbacks(load_grid(grid_file(loggers=own)))
+    assert made == [
+        ("mlflow", {"experiment_name": "logged"}),
+        ("wandb", {"project": "genray", "group": "logged"}),
+        ("mlflow", {"experiment_name": "e", "tracking_uri": "sqlite:///x"}),
+        ("wandb", {"project": "p", "group": "logged", "mode": "offline"}),
+    ]
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None or find_spec("sqlalchemy") is None, reason="an optional package")
+def test_mlflow_has_a_run_a_trial(grid_file, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    (callback,) = loggers.logger_callbacks(load_grid(grid_file(loggers={"mlflow": {"tracking_uri": store}})))
+    callback.setup()
+    config = {"point": {"trial": "0_x", "base_learners.linf.lr": 0.1}}
+    trial = TrialOfTune(config)
+    callback.log_trial_start(trial)
+    for epoch in (1, 2):
+        callback.log_trial_result(0, trial, {"training_iteration": epoch, "epoch": epoch, "score": epoch / 2})
+    callback.log_trial_end(trial)
+    client = MlflowClient(tracking_uri=store)
+    (run,) = client.search_runs([client.get_experiment_by_name("logged").experiment_id])
+    assert run.info.run_name == "0_x" and run.info.status == "FINISHED"
+    assert run.data.metrics["score"] == 1.0
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "score")] == [0.5, 1.0]
+    assert run.data.params["point/base_learners.linf.lr"] == "0.1"
+
+
+class TrialOfTune(SimpleNamespace):
+    """As much of a Tune trial as the callbacks look at."""
+
+    def __init__(self, config):
+        super().__init__(config=config, trial_id="abc")
+
+    def __hash__(self):
+        return 1
+
+    def __str__(self):
+        return self.config["point"]["trial"]
