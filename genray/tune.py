@@ -45,17 +45,12 @@ def tune(
 
 def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: None):
     """As `tune`, of a grid that was read; `say` is called with the plan before the first trial starts."""
-    try:
-        from genray.runtime.cluster import connected
-        from genray.tuning.checks import node_resources
-        from genray.tuning.run import open_folder, run_grid
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise PlacementError("genray.tune: ray is not installed; pip install 'ray[train,tune]'") from None
-    from genray.train import train
-
     needs, widest = _needs(grid, address)
+    from genray.runtime.cluster import connected
+    from genray.train import train
+    from genray.tuning.checks import node_resources
+    from genray.tuning.run import open_folder, run_grid
+
     with connected(address, num_cpus=widest):
         say(plan_text(needs, node_resources(), None if address else os.cpu_count(), max_concurrent))
         folder = open_folder(grid, storage, resume)
@@ -75,10 +70,15 @@ def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: No
 
 def _needs(grid, address):
     """(what the trials need, CPUs of the widest one), checked as far as it goes without a cluster."""
-    from genray.tuning.loggers import check_loggers
-    from genray.tuning.needs import Needs, check_private
-    from genray.tuning.search import check_searcher
-
+    try:
+        from genray.tuning.checks import check_private
+        from genray.tuning.loggers import check_loggers
+        from genray.tuning.needs import Needs
+        from genray.tuning.search import check_searcher
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise PlacementError("genray.tune: ray is not installed; pip install 'ray[train,tune]'") from None
     check_loggers(grid)
     check_searcher(grid)
     needs = Needs(grid)

@@ -8,7 +8,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genray.errors import PlacementError
 from genray.tuning.grid import RECORD
-from genray.tuning.needs import holds, total
+from genray.tuning.needs import Needs, holds, total
 
 VISIBLE_TIMEOUT_S = 120
 
@@ -16,6 +16,24 @@ VISIBLE_TIMEOUT_S = 120
 def node_resources() -> list[dict]:
     """Of each node that is there."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def check_private(needs: Needs, cores: int):
+    """Refuses what a Ray that is yet to be started on this machine will never hold: it takes several learners a core,
+    but no learner that wants more cores than there are.
+
+    Raises:
+        PlacementError: names the first trial with such a learner.
+    """
+    if ray.is_initialized():
+        return
+    for name, bundles in needs.bundles(0).items():
+        widest = max(bundle.get("CPU", 0) for bundle in bundles)
+        if widest > cores:
+            raise PlacementError(
+                f"trial {name}: a learner wants {widest:g} CPU, this machine has {cores}; lower "
+                "base_learners.<name>.resources, or join a cluster with --address"
+            )
 
 
 def check_fits(wanted: dict, patience_s: float = 0):

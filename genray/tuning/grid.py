@@ -89,7 +89,7 @@ class Space:
             ConfigError: there is no such run.
         """
         labelled = {key: (value, value) for key, value in point.items()}
-        return _trial(number, self.samples, self.method, self.base, labelled, self.seed)
+        return _trial(number, MOST_TRIALS, self.method, self.base, labelled, self.seed)  # samples may become more
 
     def ends(self) -> list[dict]:
         """Points that together have every choice, and of every range the ends and what is between them."""

@@ -9,7 +9,7 @@ import torch
 
 from genray.config import to_dict
 from genray.config.unlabeled import teacher_config
-from genray.errors import ConfigError, PlacementError
+from genray.errors import ConfigError
 from genray.evaluation.job import FORWARDS_A_PASS, Todo, expected_cost
 from genray.evaluation.record import protocol
 from genray.learners.local_run import learner_threads
@@ -260,19 +260,3 @@ def make_plan(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent
     at_once = min(at_once, cores)
     plan = replace(plan, seconds=scale * max(longest / at_once, summed / cores))
     return replace(plan, judging_s=scale * judging / at_once)
-
-
-def check_private(needs: Needs, cores: int):
-    """Refuses what this machine will never hold: a Ray of our own takes several learners a core, but no learner that
-    wants more cores than there are.
-
-    Raises:
-        PlacementError: names the first trial with such a learner.
-    """
-    for name, bundles in needs.bundles(0).items():
-        widest = max(bundle.get("CPU", 0) for bundle in bundles)
-        if widest > cores:
-            raise PlacementError(
-                f"trial {name}: a learner wants {widest:g} CPU, this machine has {cores}; lower "
-                "base_learners.<name>.resources, or join a cluster with --address"
-            )

@@ -13,8 +13,9 @@ from genray.learners.passes import Passes
 pytest.importorskip("ray", reason="grids run on Ray")
 
 from genray.tuning import needs as module
+from genray.tuning.checks import check_private
 from genray.tuning.grid import load_grid
-from genray.tuning.needs import Needs, check_private, fits_at_once, make_plan
+from genray.tuning.needs import Needs, fits_at_once, make_plan
 
 TINY = {
     "training.epochs": 2,

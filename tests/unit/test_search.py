@@ -71,8 +71,8 @@ def test_it_learns_from_what_it_is_told(begin):
 
 
 def test_a_search_that_is_gone_on_with_repeats_its_trials_and_then_makes_new_ones(begin):
-    first = ask(begin()[0], 5, best_at_a_hundredth)
-    again, folder = begin()
+    first = ask(begin(samples=5)[0], 5, best_at_a_hundredth)
+    again, folder = begin(samples=50)
     before = stated_trials(folder)
     assert ask(again, 5, best_at_a_hundredth) == first
     assert stated_trials(folder) == before
