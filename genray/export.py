@@ -48,20 +48,22 @@ def export(source, layout: str, output=None, *, force: bool = False) -> str:
     if storage.exists(name) and not force:
         raise RunFolderError(f"{output}: exists; choose another --output, or --force")
     model = load_model(file)
-    storage.write(name, _content(model, read_metadata(file)["architecture"], layout, str(source)))
+    storage.write(name, _content(model, read_metadata(file), layout))
     return output
 
 
-def _content(model, architecture, layout, source):
+def _content(model, metadata, layout):
     import torch
 
     import genray
 
+    architecture = metadata["architecture"]
     if layout == "onnx":
         from genray.models.onnx_file import onnx_bytes
 
         shape = (architecture["in_channels"], *architecture["image_size"])
-        notes = {"genray": genray.__version__, "source": source, "images": "float32 in [0, 1]; normalised inside"}
+        notes = {"genray": genray.__version__, "run": str(metadata.get("run", ""))}
+        notes |= {"images": "float32 in [0, 1]; normalised inside"}
         return onnx_bytes(model, shape, notes)
     from genray.models.published_layouts import published_state
 

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import every_write_made, timeless
+from conftest import ROOT, every_write_made, timeless
 from PIL import Image
 
 import genray
 from genray.config import load_config, schema
+from genray.config.reference import reference
 from genray.config.values import Schedule
 from genray.errors import GenrayError
 from genray.learners.setup import prepare
@@ -339,3 +340,8 @@ def test_field_acts(field, folders, unchanged, tmp_path):
     assert before != after
     if chunks:
         assert before[0] == after[0]
+
+
+def test_every_field_stands_in_the_reference_as_it_is():
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert page == reference(), "run: python -m genray.config.reference docs/configuration.md"

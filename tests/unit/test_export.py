@@ -39,7 +39,7 @@ def write_model(path, **architecture):
         network.train()(images)  # running statistics
         head = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
         head.bias -= network.eval()(images).mean(0)  # so that no class wins everywhere
-    path.write_bytes(model_bytes(network.state_dict(), {"architecture": architecture}))
+    path.write_bytes(model_bytes(network.state_dict(), {"architecture": architecture, "run": "r1"}))
     return path
 
 
@@ -140,6 +140,7 @@ def test_onnx_gives_the_same_logits_for_any_number_of_images(name, tmp_path):
     architecture = ONNX[name]
     source = write_model(tmp_path / "model.pt", **architecture)
     session = onnxruntime.InferenceSession(genray.export(source, "onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["run"] == "r1"
     model = genray.load_model(source)
     for n in (1, 2, 9):
         images = images_for(architecture, n)

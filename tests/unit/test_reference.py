@@ -1,4 +1,4 @@
-"""docs/configuration.md: up to date, complete, and saying of each field what loading a configuration does with it."""
+"""docs/configuration.md is complete, and says of each field what loading a configuration does with it."""
 
 import dataclasses
 import re
@@ -12,7 +12,6 @@ import genray.config.optimizers
 import genray.config.schema
 import genray.config.unlabeled
 from genray.config import load_config, to_dict
-from genray.config.reference import reference
 from genray.config.values import Schedule
 from genray.errors import ConfigError
 
@@ -34,10 +33,6 @@ def rows():
             path = (re.match(r"## `([^`]*)`", line) or [None, ""])[1] + ("?" if "name:" in line else "")
         elif match := re.match(r"\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*) \|$", line):
             yield path, *match.groups()
-
-
-def test_the_page_is_what_the_schema_says():
-    assert PAGE.read_text(encoding="utf-8") == reference(), "python -m genray.config.reference docs/configuration.md"
 
 
 @pytest.mark.parametrize(("kind", "field"), sorted(FIELDS, key=lambda p: p.id))
