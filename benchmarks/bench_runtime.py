@@ -75,12 +75,11 @@ def _many_learners(size, number):
 
 def _one_handover(group):
     began = time.perf_counter()
-    contributions, after = [], {}
-    for name, learner in group.learners.items():
-        after[name], contribution = learner.run_window.remote(0, 0, True)
-        contributions.append(contribution)
+    contributions = [learner.run_window(0, 0, True)[1] for learner in group.learners.values()]
     theta_g = group.global_learner.combine.remote(*contributions)
-    ray.get([learner.load_global.remote(theta_g, after=after[name]) for name, learner in group.learners.items()])
+    for learner in group.learners.values():
+        learner.load_global(theta_g)
+    ray.get([ref for learner in group.learners.values() for ref in learner.after])
     return time.perf_counter() - began
 
 
