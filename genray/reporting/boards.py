@@ -153,7 +153,7 @@ def _of_evaluations(found):
             part = record["norms"][threat["norm"]]
             values = {a["name"]: part["columns"][a["name"]] for a in threat["attacks"]}
             values = {"natural": record["natural"], **values}
-            values |= {"union": record["union"]} if "union" in record else {}
+            values |= {"union": record["union"]} if record.get("union") else {}
             data = data_name(vars(run.config.data)) if run else one_line(protocol["data"]["source"])
             network = network_name(run.config) if run else "model of a file"
             ball = threat["norm"], threat["epsilon"], float(threat["epsilon_decimal"])

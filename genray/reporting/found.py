@@ -6,9 +6,9 @@ from pathlib import Path
 
 from genray.config import RunConfig, load_stored_config
 from genray.config.load import parse_yaml
-from genray.errors import GenrayError, RunFolderError
+from genray.errors import GenrayError
 from genray.recording.storage import Storage
-from genray.reporting.checked import Damaged, check_evaluation, check_record, check_results, check_study
+from genray.reporting.checked import Damaged, check_evaluation, check_record, check_request, check_results, check_study
 from genray.reporting.table import one_line
 from genray.reporting.trials import Trials, read_trials
 from genray.tuning.grid import RECORD
@@ -149,7 +149,7 @@ class _Search:
             if left:
                 self.problem(path, f"{len(left)} of {len(trials.rows)} trials have not started, first {left[0]}")
             return path, {row["trial"]: trials.place_of(row) for row in trials.rows}
-        except (GenrayError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except GenrayError as error:
             self.problem(path, _reason(error).removeprefix(f"{path}: "))
             return "", {}
 
@@ -162,7 +162,7 @@ class _Search:
             return None
         records, results = self._records(path, storage, names), None
         try:
-            results = check_results(_json(storage, "results.json")) if "results.json" in names else None
+            results = _checked(storage, "results.json", check_results) if "results.json" in names else None
         except (GenrayError, Damaged) as error:
             self.problem(path, f"{_reason(error)}; its table is left out")
         else:
@@ -182,7 +182,7 @@ class _Search:
         for number, line in enumerate(storage.read("metrics.jsonl").splitlines(), 1):
             try:
                 records.append(check_record(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except (ValueError, RecursionError):
                 self.problem(path, f"metrics.jsonl: line {number} is damaged; curves end before it")
                 break
         return records
@@ -193,15 +193,15 @@ class _Search:
             self.problem(path, f"unfinished evaluation: {blocks} blocks are done; genray.evaluate --resume goes on")
             return
         try:
-            record = check_evaluation(_json(storage, "results.json"))
-            model = str(_json(storage, "request.json").get("model"))
-            self.found.evaluations.append(Evaluation(path, record, model, owner))
-        except (GenrayError, Damaged, AttributeError) as error:
+            record = _checked(storage, "results.json", check_evaluation)
+            request = _checked(storage, "request.json", check_request)
+            self.found.evaluations.append(Evaluation(path, record, request["model"], owner))
+        except (GenrayError, Damaged) as error:
             self.problem(path, _reason(error))
 
     def _study(self, path, storage):
         try:
-            self.found.studies.append(Study(path, check_study(_json(storage, "results.json"))))
+            self.found.studies.append(Study(path, _checked(storage, "results.json", check_study)))
         except (GenrayError, Damaged) as error:
             self.problem(path, _reason(error))
 
@@ -210,10 +210,10 @@ def _reason(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _json(storage, name):
+def _checked(storage, name, check):
+    """The content of a JSON file that holds what it must."""
+    data = storage.read(name)
     try:
-        return json.loads(storage.read(name))
-    except RunFolderError:
-        raise
+        return check(json.loads(data))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{name} is damaged: {_reason(error)}") from None
+        raise Damaged(f"{name} is damaged or not of genray: {_reason(error)}") from None

@@ -13,6 +13,7 @@ from genray.errors import RunFolderError
 from genray.evaluation.job import STAGE
 from genray.evaluation.suite import COLUMNS
 from genray.recording.storage import Storage
+from genray.reporting.checked import check_evaluation, check_grid, check_results
 from genray.reporting.table import Cell, Table, TableRow, as_markdown, cell_of, head_of
 from genray.tuning.grid import RECORD, short_names, stated_trials
 from genray.types import NORMS
@@ -50,7 +51,7 @@ def read_trials(folder: str) -> Trials:
     """
     storage = Storage(folder)
     try:
-        stated = {name: dict(trial) for name, trial in stated_trials(storage).items()}
+        stated = check_grid({"trials": stated_trials(storage)})["trials"]
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
         raise RunFolderError(f"{folder}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
@@ -90,12 +91,12 @@ def _numbers(storage, name, data):
         begun = storage.exists(f"{name}/config.yaml")
         return {"status": "unfinished" if begun else "not started"}, ""
     try:
-        results = json.loads(storage.read(f"{name}/results.json"))
+        results = check_results(json.loads(storage.read(f"{name}/results.json")))
         numbers = {attack: record["value"] for attack, record in results["models"]["global"].items()}
         protocol = results["protocol"]
         about = f"{protocol['examples']} test images of {data}, {protocol['threat_model']}"
         if storage.exists(f"{name}/evaluation/results.json"):
-            judged = json.loads(storage.read(f"{name}/evaluation/results.json"))
+            judged = check_evaluation(json.loads(storage.read(f"{name}/evaluation/results.json")))
             numbers = {"natural": judged["natural"]["value"]}
             for norm, part in judged["norms"].items():
                 several = len(judged["norms"]) > 1
@@ -107,7 +108,7 @@ def _numbers(storage, name, data):
             about = f"{stated['data']['examples']} test images of {data}, {radii}, engine {stated['engine']}"
         ended = {"status": "finished", "best_epoch": results["best_epoch"], "wall_s": results["wall_s"]}
         return numbers | ended, about
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):
         return {"status": "damaged results.json"}, ""
 
 

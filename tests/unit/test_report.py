@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import types
 from html.parser import HTMLParser
 
 import pytest
@@ -20,13 +22,15 @@ from conftest import ROOT
 import genray
 from genray.command_line import run_command
 from genray.config import load_config, to_dict
+from genray.data.splits import Split
 from genray.errors import InputError
 from genray.evaluation.published import TABLES
 from genray.report import main, parse_args
 from genray.reporting.boards import board_table, boards
 from genray.reporting.build import build_report
 from genray.reporting.found import find
-from genray.reporting.gallery import default_sides, make_gallery, side_of
+from genray.reporting.gallery import Side, _Looker, default_sides, make_gallery, side_of
+from genray.reporting.page import as_page
 from genray.reporting.paper import paper_table
 from genray.reporting.plots import heat_map
 from genray.reporting.run_plots import times
@@ -408,6 +412,8 @@ def test_seeds_count_once(tmp_path):
     for name in ("one", "copy"):
         write_run(tmp_path / name, load_config(None, [f"name={name}"]), 0.9, 0.5)
     found = find([tmp_path])
+    again = find([tmp_path / "one", tmp_path, tmp_path])
+    assert len(again.runs) == 2 and again.problems == [], "a folder counts once, however often it is named"
     (board,) = boards(found)
     assert [len(group.entries) for group in board.groups] == [1]
     assert [reason for _, reason in found.problems] == [
@@ -428,10 +434,58 @@ def test_what_is_wrong_is_one_line_each_and_the_rest_is_made(lab, made, page):
     assert any("unfinished: 3 of 30 epochs; only its curves" in line for line in lines)
     for name in ("foreign", "bomb", "bytes"):
         assert "config.yaml is not of a genray run" in wrong[name]
-    assert "results.json is not of a run, an evaluation or a study of mixtures" in wrong["nan"]
+    assert "results.json is damaged or not of genray: run: missing" in wrong["nan"]
     assert "unfinished evaluation: 0 blocks are done" in wrong["begun"]
     text = " ".join("".join(page.text).split())
     assert all(" ".join(line.removeprefix("note: ").split()) in text for line in lines)
+
+
+STRANGE = (None, "x", "", -1, 2, True, [], {}, [1], 1e300, float("nan"), float("inf"), "1/0", {"a": None}, HOSTILE)
+
+
+def places(content, path=()):
+    """Every place in plain data."""
+    yield path
+    children = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def damaged(content, path, value):
+    """The same with something else in one place, or with that place gone."""
+    if not path:
+        return value
+    copy = content.copy()
+    if len(path) == 1 and value is GONE:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = damaged(content[path[0]], path[1:], value)
+    return copy
+
+
+GONE = object()
+FILES = ("digits/results.json", "digits/evaluation/results.json", "digits/mixtures/results.json", "grid/grid.json",
+         "digits/metrics.jsonl", "digits/evaluation/request.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_whatever_stands_in_a_file_the_report_is_made(lab, tmp_path, name):
+    """Each file with strange things in strange places: no error that is not a line, and a page every time."""
+    folder = tmp_path / name.split("/")[0]
+    ignored = shutil.ignore_patterns("checkpoints", "*.pt", "blocks", "tensorboard")
+    shutil.copytree(lab / folder.name, folder, ignore=ignored)
+    file, draw = tmp_path / name, random.Random(name)
+    lines = file.read_text().splitlines()[:2] if name.endswith("l") else [file.read_text()]
+    content = [json.loads(line) for line in lines]
+    where = [place for place in places(content) if place]
+    for place in draw.sample(where, min(30, len(where))):
+        value = draw.choice((GONE, *STRANGE)) if len(place) > 1 else draw.choice(STRANGE)
+        changed = damaged(content, place, value)
+        file.write_text("\n".join(json.dumps(part) for part in changed))
+        found = find([folder])
+        page = as_page(build_report(found, None, "", False))
+        Page(page)
+        assert all(reason and "\n" not in reason for _, reason in found.problems), (place, value)
 
 
 def test_nothing_usable_is_an_error_and_nothing_is_written(lab, tmp_path, capsys):
@@ -499,7 +553,8 @@ def test_only_a_report_is_overwritten(lab, tmp_path, capsys):
     quick(lab / "grid", "--output", output, "--format", "html,csv")
     assert (output / "tables/table_1.csv").exists() and not list(output.rglob("*.tmp-*"))
     (output / "mine.txt").write_text("kept")
-    quick(lab / "grid", "--output", output, "--format", "md")
+    for _ in range(2):
+        quick(lab / "grid", "--output", output, "--format", "md")
     assert sorted(p.name for p in output.rglob("*") if p.is_file()) == ["mine.txt", "report.json", "report.md"]
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -555,6 +610,40 @@ def test_the_gallery_shows_what_the_models_say(lab, digits):
             wanted = {"easy": [True] * 3, "first": [True, True, False, True], "second": [True, True, True, False]}
             assert right[:3] == wanted[kind] if kind == "easy" else kind == "hard" or right == wanted[kind]
             assert kind != "hard" or not all(right[:2])
+
+
+class OnePixel(torch.nn.Module):
+    """Two classes: 1 above a threshold. Attacked, an image is moved by `step`."""
+
+    def __init__(self, threshold, step):
+        super().__init__()
+        self.threshold, self.step = torch.nn.Parameter(torch.tensor(threshold)), step
+
+    def forward(self, x):
+        score = x.flatten(1).mean(1, keepdim=True) - self.threshold
+        return torch.cat([-score, score], 1)
+
+
+def test_kinds_of_images_by_hand():
+    """Class 1 at pixels (of 100): the first model calls 1 what is above 40 and is attacked by -20, the second above 60
+    and by -5."""
+    config = load_config(None, ["evaluation.attack.epsilon=0.2"])
+    sides = [Side("a", OnePixel(0.40, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
+    pixels = [95, 50, 30, 63, 58, 62, 90]
+    images = torch.tensor(pixels, dtype=torch.float).mul(2.55).round().byte().reshape(-1, 1, 1, 1)
+    test = Split(images, torch.ones(len(pixels), dtype=torch.int64))
+    looker = _Looker(sides, types.SimpleNamespace(test=test, class_names=("0", "1")), config)
+    looker.attack = lambda network, x, y, draw: x + network.step
+    looker.look(0, len(pixels))
+    found = {kind: [card.index for card in cards] for kind, cards in looker.chosen().items()}
+    assert sorted(found["easy"]) == [0, 6], "95 and 90 stay above 40 and 60"
+    assert sorted(found["hard"]) == [1, 2, 4], "below 60 or 40 without any attack"
+    assert found["first"] == [], "no image of the first's attack (43, 42) is above 60 for the second"
+    assert sorted(found["second"]) == [3, 5], "63 and 62 less 5 are below 60, and above 40, also less 20"
+    looker = _Looker(sides[::-1], types.SimpleNamespace(test=test, class_names=("0", "1")), config)
+    looker.attack = lambda network, x, y, draw: x + network.step
+    looker.look(0, len(pixels))
+    assert [card.index for card in looker.chosen()["first"]] == [5, 3]
 
 
 def test_a_gallery_of_what_is_not_there(lab, tmp_path):
