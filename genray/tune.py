@@ -134,7 +134,8 @@ def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int |
     if not nodes:
         return "\n".join([*lines, "at once        as many as the cluster holds"])
     plan = make_plan(needs, nodes, cores, max_concurrent)
-    lines.append(f"at once        {plan.at_once} on {len(nodes)} node{'s' * (len(nodes) > 1)}")
+    where = f"on {len(nodes)} node{'s' * (len(nodes) > 1)}"
+    lines.append(f"at once        {plan.at_once} {where}" if plan.at_once else f"at once        none yet {where}")
     return "\n".join([*lines, *_time_lines(plan)])
 
 
@@ -149,6 +150,8 @@ def _time_lines(plan):
 
 
 def _duration(seconds):
+    if seconds < 1:
+        return "a second"
     for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
         if seconds < 100 * size or unit == "h":
             return f"{seconds / size:.2g} {unit}"

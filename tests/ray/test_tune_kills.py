@@ -13,7 +13,9 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 import genray
+from genray.errors import PlacementError
 from genray.reporting.trials import read_trials
+from genray.tuning.checks import check_visible
 from genray.tuning.grid import load_grid
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -55,6 +57,8 @@ def test_kills_change_nothing(cluster, tmp_path):
     made, second = cluster
     path, folder = tmp_path / "killed.yaml", tmp_path / "runs" / "killed"
     path.write_text(yaml.safe_dump({"set": SETTINGS, "seeds": [0, 1, 2], "max_failures": 9}))
+    with pytest.raises(PlacementError, match="expected a folder that every node sees"):
+        check_visible(str(tmp_path))  # it has no grid in it: as a folder of another machine looks from here
     line = [sys.executable, "-m", "genray.tune", str(path), "--storage", str(tmp_path / "runs")]
     line += ["--address", made.address]
 

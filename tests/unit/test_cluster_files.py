@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from genray.config import load_config
+from genray.evaluate import parse_args as parse_evaluation
 from genray.train import parse_args
 
 ROOT = Path(__file__).parents[2]
@@ -415,3 +416,11 @@ def test_the_commands_of_the_page_are_taken():
         args, config = check_train_command(line)
         assert args.resume
         assert config.device == "cuda"
+
+
+def test_the_evaluation_of_the_page_is_taken():
+    page = (CLUSTER / "README.md").read_text().replace("\\\n", " ").replace("$STORAGE", "s3://b/r")
+    (line,) = re.findall(r"-- python -m genray\.evaluate ([^\n`]+)", page)
+    args = parse_evaluation(shlex.split(line))
+    assert (args.address, args.device, args.workers) == ("auto", "cuda", 2)
+    assert args.startup_timeout >= 600

@@ -12,6 +12,10 @@ from genray.learners.passes import Passes
 
 pytest.importorskip("ray", reason="grids run on Ray")
 
+import ray
+
+from genray.runtime.cluster import connected
+from genray.tune import plan_text
 from genray.tuning import needs as module
 from genray.tuning.checks import check_private
 from genray.tuning.grid import load_grid
@@ -134,9 +138,30 @@ def test_a_learner_wider_than_the_machine_is_refused(tmp_path):
         check_private(found, 2)
 
 
+def test_a_private_ray_does_not_pretend_to_have_more_cores_than_a_learner_needs():
+    with pytest.raises(PlacementError, match=r"base_learners: one wants 6400 CPU, this machine has \d+; lower"):
+        with connected(None, num_cpus=6401, widest=6400):
+            pass
+    assert not ray.is_initialized()
+
+
 def test_trials_of_a_search_hold_what_the_largest_needs(tmp_path):
     key = "base_learners.linf.resources.num_cpus"
     found = needs_of(tmp_path, search="optuna", choices={key: [1, 2]}, samples=5)
     assert {tuple(b.get("CPU", 0) for b in bundles) for bundles in found.bundles(0).values()} == {(0, 1, 2, 0)}
     with pytest.raises(ConfigError, match="search: expected trials with equal base learners"):
         module._largest({"two learners": [{"CPU": 1.0}] * 2, "three": [{"CPU": 1.0}] * 3})
+
+
+def test_the_plan_says_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: 0.1)
+    found = needs_of(tmp_path, runtime="local", seeds=[0, 1, 2], evaluate={"attacks": ["pgd20"], "engine": "genray"})
+    lines = plan_text(found, [{"CPU": 2, "memory": 1e12}], 2, None).splitlines()
+    assert lines[0] == "grid           some: 3 trials"
+    assert lines[1] == "trial          0_seed-0: 1 CPU, 0 GPU, 2 epochs" and len(lines) == 7
+    assert lines[4] == "at once        2 on 1 node"
+    # 3 trials, 2 at once, (320 + 320 x 11 + 170 images x 20 steps) passes of a tenth of a second
+    assert lines[5].startswith("time           about 18 min of computing, if nothing else runs")
+    assert lines[6].endswith("for `evaluate`")
+    assert plan_text(found, [{"CPU": 0}], None, None).splitlines()[4] == "at once        none yet on 1 node"
+    assert plan_text(found, [], None, None).splitlines()[4] == "at once        as many as the cluster holds"
