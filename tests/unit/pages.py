@@ -15,7 +15,7 @@ PAGES = [
     ROOT / "genray/evaluation/published/README.md",
 ]
 PROGRAM = re.compile(r"(?:\$ )?(?:python[\d.]*|pip|ray|bash|for|docker|kubectl|[A-Z]\w*=\S*)(?:\s|$)")
-NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
+NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)+?) -->\s*\Z", re.S)
 CONTINUED = re.compile(r"\\\n\s*")
 
 
