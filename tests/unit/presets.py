@@ -18,7 +18,7 @@ def _is_alias(path):
 
 
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if not _is_alias(path))
-GRIDS = [name for name in FILES if name.startswith("ablations/")]  # of `genray.tune`, not runs
+GRIDS = [name for name in FILES if name.startswith(("ablations/", "paper/tables/"))]  # of `genray.tune`, not runs
 PRESETS = [name for name in FILES if name not in GRIDS]
 ALIASES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if _is_alias(path))
 PAPER = [name for name in PRESETS if name.startswith("paper/")]
