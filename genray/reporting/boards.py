@@ -109,10 +109,11 @@ class Board:
 
     @property
     def robust_columns(self) -> list[str]:
-        """What a natural/robust plot is drawn of: the strongest column, and PGD-20 beside AutoAttack."""
+        """What natural/robust plots are drawn of: the union of norms, AutoAttack or the last column, and PGD-20."""
         attacks = [column for column in self.columns if column != "natural"]
-        strongest = [c for c in ("union", "aa", *reversed(attacks)) if c in attacks][:1]
-        return list(dict.fromkeys([*strongest, *(["pgd20"] if "pgd20" in attacks else [])]))
+        alone = [column for column in attacks if column != "union"]
+        wanted = ("union", "aa" if "aa" in alone else next(reversed(alone), ""), "pgd20")
+        return [column for column in dict.fromkeys(wanted) if column in attacks]
 
     @property
     def published(self) -> list:

@@ -90,9 +90,13 @@ class _Make:
 
     def trade_off(self):
         section = Section("trade-off", "Natural against robust accuracy")
+        unions = set()
         for number, board in enumerate(self.boards, 1):
+            whole = board.setting.data, board.setting.network, board.setting.examples
             for column in board.robust_columns:
-                section.blocks += self._scatter(number, board, column)
+                if column != "union" or whole not in unions:  # the same in the board of every norm
+                    section.blocks += self._scatter(number, board, column)
+            unions |= {whole} if "union" in board.columns else set()
         return section
 
     def _scatter(self, number, board, column):
