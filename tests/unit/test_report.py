@@ -26,6 +26,7 @@ from genray.data.splits import Split
 from genray.errors import InputError
 from genray.evaluation.published import TABLES
 from genray.report import main, parse_args
+from genray.reporting import checked
 from genray.reporting.boards import board_table, boards
 from genray.reporting.build import build_report
 from genray.reporting.found import find
@@ -488,6 +489,15 @@ def test_whatever_stands_in_a_file_the_report_is_made(lab, tmp_path, name):
         assert all(reason and "\n" not in reason for _, reason in found.problems), (place, value)
 
 
+@pytest.mark.parametrize("wrong", [{"value": 1.5, "high": 1.5}, {"low": 0.9}, {"high": 0.1}, {"value": float("nan")},
+                                   {"examples": 0}, {"examples": True}, {"low": -0.1}], ids=str)  # fmt: skip
+def test_what_is_no_accuracy_is_not_shown(wrong):
+    shape = {"natural": checked.accuracy}
+    checked.check({"natural": accuracy(0.5)}, shape)
+    with pytest.raises(checked.Damaged, match=r"^natural"):
+        checked.check({"natural": accuracy(0.5) | wrong}, shape)
+
+
 def test_nothing_usable_is_an_error_and_nothing_is_written(lab, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder in (lab / "wrong" / "foreign", tmp_path / "empty", tmp_path / "absent", ROOT / "README.md"):
@@ -644,6 +654,12 @@ def test_kinds_of_images_by_hand():
     looker.attack = lambda network, x, y, draw: x + network.step
     looker.look(0, len(pixels))
     assert [card.index for card in looker.chosen()["first"]] == [5, 3]
+    test = Split(torch.full((1, 1, 1, 1), 173, dtype=torch.uint8), torch.ones(1, dtype=torch.int64))
+    sides = [Side("a", OnePixel(0.50, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
+    looker = _Looker(sides, types.SimpleNamespace(test=test, class_names=("0", "1")), config)
+    looker.attack = lambda network, x, y, draw: x + network.step
+    looker.look(0, 1)
+    assert looker.chosen()["first"] == [], "68 less 20 fools the first, but the second too, though 63 does not"
 
 
 def test_a_gallery_of_what_is_not_there(lab, tmp_path):
