@@ -143,8 +143,8 @@ def _time_lines(plan):
     if plan.seconds is None:
         return ["time           not known before the first epochs are done; then it is shown"]
     lines = [
-        f"time           about {_duration(plan.seconds)} of computing, if nothing else runs: from one training step, "
-        "measured now on this machine; starting the processes of a trial adds some seconds"
+        f"time           about {_duration(plan.seconds)} of computing, at the pace of a training step measured on this "
+        "machine just now; starting the processes of a trial adds some seconds"
     ]
     return lines + [f"               and at most {_duration(plan.judging_s)} for `evaluate`"] * bool(plan.judging_s)
 

@@ -1,7 +1,6 @@
 """What the trials of a grid take, known before the first one starts: bundles, passes through the model, seconds."""
 
 import json
-import statistics
 import time
 from dataclasses import dataclass, replace
 
@@ -15,10 +14,11 @@ from genray.evaluation.record import protocol
 from genray.learners.local_run import learner_threads
 from genray.learners.setup import RunSetup, prepare
 from genray.models import build_model
+from genray.models.attack_copy import AttackCopy
 from genray.runtime.placement import trial_bundles
 from genray.tuning.grid import Grid, Trial
 
-PROBE_BATCH, PROBE_ROUNDS = 8, 3
+PROBE_BATCH, PROBE_ROUNDS = 8, 7
 QUICK_S = 0.05  # a step on a few images that takes longer is not measured on a whole batch
 
 
@@ -118,7 +118,8 @@ class Needs:
         return forwards / FORWARDS_A_PASS
 
     def probe(self) -> dict:
-        """Trial name -> seconds of one pass of one image on this machine, measured now, once a network."""
+        """Trial name -> seconds of one image's pass that trains, and of one that attacks; measured on this machine, now,
+        once a network."""
         seconds = {}
         for kind in self.kinds.values():
             if kind.measured not in seconds:
@@ -172,9 +173,8 @@ def _seconds_a_pass(kind):
     torch.set_num_threads(_threads(config))
     try:
         network = build_model(**architecture, seed=0)
-        few = _seconds_of_step(network, architecture, PROBE_BATCH)
-        whole = config.training.batch_size
-        return few / PROBE_BATCH if few > QUICK_S else _seconds_of_step(network, architecture, whole) / whole
+        copy = AttackCopy(network, fold=config.compute.fold_batch_norm, in_place=True)
+        return tuple(_seconds_of_a_step(f, architecture, config.training.batch_size) for f in (network, copy))
     finally:
         torch.set_num_threads(before)
 
@@ -183,14 +183,20 @@ def _threads(config):
     return max(learner_threads(config, name) for name in config.base_learners)
 
 
-def _seconds_of_step(network, architecture, size):
-    x = torch.rand(size, architecture["in_channels"], *architecture["image_size"])
+def _seconds_of_a_step(network, architecture, batch_size):
+    """Of an image; a whole batch only where a few images are quick."""
+    x = torch.rand(batch_size, architecture["in_channels"], *architecture["image_size"], requires_grad=True)
+    few = _quickest(network, x[:PROBE_BATCH])
+    return few / PROBE_BATCH if few > QUICK_S else _quickest(network, x) / batch_size
+
+
+def _quickest(network, x):
     seconds = []
-    for _ in range(1 + PROBE_ROUNDS):
+    for _ in range(PROBE_ROUNDS):
         began = time.perf_counter()
         network(x).logsumexp(1).sum().backward()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+    return min(seconds)  # what else runs on the machine now is not measured
 
 
 # --- what fits --------------------------------------------------------------------------------------------------------
@@ -252,10 +258,13 @@ def make_plan(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent
     seconds, apart = needs.probe(), grid.runtime == "ray"
     longest = summed = judging = 0.0
     for trial in grid.trials:
-        passes, second = needs.passes(trial), seconds[trial.name]
-        longest += second * (max(passes.learners.values()) + passes.evaluations if apart else passes.training)
-        summed += second * passes.training
-        judging += second * passes.judging
+        passes, (train, attack) = needs.passes(trial), seconds[trial.name]
+        images = trial.config.training.epochs * needs.kind_of[trial.name].sizes["train"]
+        learners = [train * min(n, images) + attack * max(n - images, 0) for n in passes.learners.values()]
+        evaluations = attack * passes.evaluations
+        longest += (max(learners) if apart else sum(learners)) + evaluations
+        summed += sum(learners) + evaluations
+        judging += attack * passes.judging
     scale = grid.size / len(grid.trials)
     at_once = min(at_once, cores)
     plan = replace(plan, seconds=scale * max(longest / at_once, summed / cores))

@@ -106,7 +106,7 @@ def test_the_data_is_read_once_a_kind(tmp_path, monkeypatch):
 
 
 def test_time_is_that_of_the_longest_learner_or_of_all_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: 0.5)
+    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: (0.5, 0.5))
     set_ = {"base_learners.linf.attack.num_steps": 3}
     nodes, many = [{"CPU": 4, "memory": 1e12}], [{"CPU": 100, "memory": 1e12}]
     alone = needs_of(tmp_path, set=set_, runtime="local", seeds=[0, 1, 2, 3])
@@ -127,8 +127,15 @@ def test_time_is_that_of_the_longest_learner_or_of_all_cores(tmp_path, monkeypat
 def test_a_pass_is_measured(tmp_path):
     found = needs_of(tmp_path)
     began = time.perf_counter()
-    (seconds,) = found.probe().values()
-    assert 0 < seconds < time.perf_counter() - began
+    ((train, attack),) = found.probe().values()
+    assert 0 < attack and 0 < train and train + attack < time.perf_counter() - began
+
+
+def test_passes_that_train_and_passes_that_attack_have_their_own_prices(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: (3.0, 1.0))
+    found = needs_of(tmp_path, set={"base_learners.linf.attack.num_steps": 3}, runtime="local")
+    by_hand = 3 * (320 + 320) + 320 * 3 + (2 * 40 + 30 * 3) * 20
+    assert make_plan(found, [{"CPU": 1, "memory": 1e12}], 1, None).seconds == pytest.approx(by_hand)
 
 
 def test_a_learner_wider_than_the_machine_is_refused(tmp_path):
@@ -154,14 +161,14 @@ def test_trials_of_a_search_hold_what_the_largest_needs(tmp_path):
 
 
 def test_the_plan_says_all_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: 0.1)
+    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: (0.1, 0.1))
     found = needs_of(tmp_path, runtime="local", seeds=[0, 1, 2], evaluate={"attacks": ["pgd20"], "engine": "genray"})
     lines = plan_text(found, [{"CPU": 2, "memory": 1e12}], 2, None).splitlines()
     assert lines[0] == "grid           some: 3 trials"
     assert lines[1] == "trial          0_seed-0: 1 CPU, 0 GPU, 2 epochs" and len(lines) == 7
     assert lines[4] == "at once        2 on 1 node"
     # 3 trials, 2 at once, (320 + 320 x 11 + 170 images x 20 steps) passes of a tenth of a second
-    assert lines[5].startswith("time           about 18 min of computing, if nothing else runs")
+    assert lines[5].startswith("time           about 18 min of computing, at the pace of")
     assert lines[6].endswith("for `evaluate`")
     assert plan_text(found, [{"CPU": 0}], None, None).splitlines()[4] == "at once        none yet on 1 node"
     assert plan_text(found, [], None, None).splitlines()[4] == "at once        as many as the cluster holds"
