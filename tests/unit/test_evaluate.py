@@ -266,7 +266,7 @@ def test_notes_of_the_cascade_and_of_its_members_are_printed_once():
 def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypatch):
     """Workers give results back in any order."""
 
-    def backwards(todo, model, images, labels, classes, workers, address):
+    def backwards(todo, model, images, labels, classes, cluster):
         while batch := todo.take():
             for task in reversed(batch):
                 yield task, run_task(task, todo.request, model, images, labels, classes, "cpu")
