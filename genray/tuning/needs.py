@@ -118,8 +118,10 @@ class Needs:
         return forwards / FORWARDS_A_PASS
 
     def probe(self) -> dict:
-        """Trial name -> seconds of one image's pass that trains, and of one that attacks; measured on this machine, now,
-        once a network."""
+        """Trial name -> seconds of one image's pass that trains, and of one that attacks.
+
+        Measured on this machine, now, once a network.
+        """
         seconds = {}
         for kind in self.kinds.values():
             if kind.measured not in seconds:
