@@ -264,6 +264,9 @@ class EvaluationAttackConfig:
 class EvaluationConfig:
     attack: EvaluationAttackConfig = option(EvaluationAttackConfig, "PGD on the validation and the test part")
     every_epochs: int = option(1, "evaluate theta_g on the validation part every n epochs", ge=1, unit="epochs")
+    base_learners: bool = option(
+        False, "and each base learner's own model at the same times: two more curves a learner, as much work again each"
+    )
     batch_size: int = option(256, "images a forward pass", ge=1, unit="images")
     examples: int | None = option(None, "final table: the first n test images; null: all", ge=1, unit="images")
     select_on: Literal["validation", "test"] = option(

@@ -50,7 +50,10 @@ def _run(setup, recorder, progress, state):
 
     for window in plan.windows[first:]:
         stats = {name: learner.run_window(window.start, window.stop) for name, learner in learners.items()}
-        scores = shipped = None
+        scores, shipped, own = None, None, {}
+        if window.evaluate and setup.config.evaluation.base_learners:  # before theta_g takes the place of raw weights
+            split = setup.config.evaluation.select_on
+            own = {name: evaluator.evaluate(lr.model_snapshot(), split) for name, lr in learners.items()}
         if window.hands_over:
             theta_g = glob.combine([learner.contribution() for learner in learners.values()])
         if window.redistribute:
@@ -59,7 +62,7 @@ def _run(setup, recorder, progress, state):
         if window.evaluate:
             shipped = evaluator.finalize(theta_g)
             scores = evaluator.evaluate(shipped, setup.config.evaluation.select_on)
-        recorder.window_done(window, stats, scores, lambda shipped=shipped: shipped)
+        recorder.window_done(window, stats, scores, lambda shipped=shipped: shipped, own)
         if window.checkpoint:
             recorder.write_state(window, {name: lr.state_dict() for name, lr in learners.items()}, theta_g)
 

@@ -87,7 +87,7 @@ class RunRecorder:
 
     # --- while training ---------------------------------------------------------------------------------------
 
-    def window_done(self, window, stats: dict, scores: dict | None, theta_g=None):
+    def window_done(self, window, stats: dict, scores: dict | None, theta_g=None, own=None):
         """Books one window.
 
         Args:
@@ -95,6 +95,7 @@ class RunRecorder:
             stats: learner name -> `WindowStats`.
             scores: {"natural": (correct, examples), ...} of theta_g, where the window ended with an evaluation.
             theta_g: callable giving the evaluated `WeightSnapshot`; called only when it is the best so far.
+            own: learner name -> scores of its own model, where those are wanted.
         """
         for name, stat in stats.items():
             self.pending[name].append(stat)
@@ -102,7 +103,7 @@ class RunRecorder:
         if scores is not None:
             self._choose(window, scores, theta_g)
         if window.stop % self.setup.plan.steps_per_epoch == 0:
-            self._epoch_done(window, scores)
+            self._epoch_done(window, scores, own or {})
 
     def _choose(self, window, scores, theta_g):
         rates = {name: correct / examples for name, (correct, examples) in scores.items()}
@@ -113,14 +114,17 @@ class RunRecorder:
             self.best_score, self.best_epoch, self.best = score, window.epoch, theta_g()
             self.write_model("model.pt", self.best, window.epoch, rates)
 
-    def _epoch_done(self, window, scores):
+    def _epoch_done(self, window, scores, own):
         plan = self.setup.plan
         record = {
             "epoch": window.epoch,
             "step": window.stop,
             "wall_s": round(self.wall_s(), 3),
             "redistributions": self.redistributions,
-            "learners": {name: self._learner_record(name, parts) for name, parts in self.pending.items()},
+            "learners": {
+                name: self._learner_record(name, parts) | self._own_record(own.get(name, {}))
+                for name, parts in self.pending.items()
+            },
             "mixing_weights": {name: plan.mixing_weight(name, window.stop - 1) for name in self.pending},
             "global": {name: correct / examples for name, (correct, examples) in (scores or {}).items()} or None,
             "best_epoch": self.best_epoch,
@@ -149,6 +153,10 @@ class RunRecorder:
             "rollbacks": self.setup.plan.rollbacks.get(name, 0),
             **{name: round(sum(getattr(p, name) for p in parts), 4) for name in TIMES},
         }
+
+    def _own_record(self, scores):
+        split = self.setup.config.evaluation.select_on
+        return {f"{split}_{name}": correct / examples for name, (correct, examples) in scores.items()}
 
     def _headline(self, record):
         parts = [f"epoch {record['epoch']}/{self.setup.config.training.epochs}"]

@@ -24,6 +24,7 @@ def epochs(run: Run) -> dict:
             marker = "o" if name else "s"
             axes.plot(*curve, linestyle=dashes, color=COLOURS[0], marker=marker, markersize=3.5, label=label)
         for learner in run.config.base_learners:
+            _own(axes, run, learner, looks[learner]["color"])
             points = [(r["epoch"], 100 * r["learners"][learner]["train_accuracy"]) for r in run.records
                       if learner in r["learners"] and "train_accuracy" in r["learners"][learner]]  # fmt: skip
             if points:
@@ -48,6 +49,18 @@ def _theta_g(records, name):
     name = name or _attack_name(records)
     points = [(r["epoch"], 100 * r["global"][name]) for r in records if r["global"] and name in r["global"]]
     return tuple(zip(*points)) if points else ((), ())
+
+
+def _own(axes, run, learner, color):
+    """A base learner's own model over epochs, where it was evaluated: natural thin, under attack thin with squares."""
+    split = run.config.evaluation.select_on
+    names = dict.fromkeys(key for r in run.records for key in r["learners"].get(learner, {}))
+    for name in (name for name in names if name.startswith(f"{split}_")):
+        points = [(r["epoch"], 100 * r["learners"][learner][name]) for r in run.records
+                  if name in r["learners"].get(learner, {})]  # fmt: skip
+        attack = name.removeprefix(f"{split}_")
+        axes.plot(*zip(*points), color=color, linewidth=1, marker="o" if attack == "natural" else "s", markersize=2,
+                  label=label_text(f"{learner}, {head_of(attack)}"))  # fmt: skip
 
 
 def _at_the_end(axes, run, looks):

@@ -131,8 +131,10 @@ class BaseLearnerActor(_Worker):
         """Something for the next call to come after, and the state."""
         return None, self.learner.state_dict()
 
+    @ray.method(num_returns=2)
     def model_snapshot(self, after=None):
-        return self.learner.model_snapshot()
+        """The same of its own model."""
+        return None, self.learner.model_snapshot()
 
     @ray.method(concurrency_group="control")
     def status(self) -> int:
@@ -164,6 +166,10 @@ class EvaluatorActor(_Worker):
         """(correct, examples) an attack, and the weights as evaluated."""
         shipped = self.evaluator.finalize(theta_g)
         return self.evaluator.evaluate(shipped, split), shipped
+
+    def evaluate_own(self, snapshot, split):
+        """(correct, examples) an attack, of a base learner's own model."""
+        return self.evaluator.evaluate(snapshot, split)
 
     def finalize(self, theta_g):
         return self.evaluator.finalize(theta_g)

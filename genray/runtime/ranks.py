@@ -36,3 +36,7 @@ class LearnerActors:
     def state_dict(self) -> ray.ObjectRef:
         self.after[0], state = self.first.state_dict.remote(after=self.after[0])
         return state
+
+    def model_snapshot(self) -> ray.ObjectRef:
+        self.after[0], snapshot = self.first.model_snapshot.remote(after=self.after[0])
+        return snapshot

@@ -93,12 +93,14 @@ class InFlight:
     theta_g: object = None
     scores: object = None
     shipped: object = None
+    own: dict = field(default_factory=dict)
 
     def refs(self) -> dict:
         """What has to be there before the window can be booked, and whom it comes from."""
         refs = {ref: f"base_learners.{name}" for name, of_workers in self.stats.items() for ref in of_workers}
         refs |= {ref: f"base_learners.{name}" for name, ref in self.states.items()}
         refs |= {self.theta_g: "global learner", self.scores: "evaluator"}
+        refs |= dict.fromkeys(self.own.values(), "evaluator")
         return {ref: who for ref, who in refs.items() if ref is not None}
 
 
@@ -152,13 +154,17 @@ class Pipeline:
     def _bytes_of(self, window):
         learners = len(self.group.learners)
         copies = (learners + 2) * window.hands_over + STATE_COPIES * learners * window.checkpoint
+        copies += learners * (window.evaluate and self.setup.config.evaluation.base_learners)
         return copies * self.unit
 
     def _submit(self, window, nbytes) -> InFlight:
-        flight, contributions = InFlight(window, nbytes), []
+        flight, contributions, own = InFlight(window, nbytes), [], {}
+        evaluation = self.setup.config.evaluation
         for name, learner in self.group.learners.items():
             flight.stats[name], contribution = learner.run_window(window.start, window.stop, window.hands_over)
             contributions.append(contribution)
+            if window.evaluate and evaluation.base_learners:
+                own[name] = learner.model_snapshot()
         if window.hands_over:
             flight.theta_g = self.group.global_learner.combine.remote(*contributions)
         if window.redistribute:
@@ -168,8 +174,9 @@ class Pipeline:
             for name, learner in self.group.learners.items():
                 flight.states[name] = learner.state_dict()
         if window.evaluate:
-            split = self.setup.config.evaluation.select_on
-            flight.scores, flight.shipped = self.group.evaluator.evaluate.remote(flight.theta_g, split)
+            evaluator, split = self.group.evaluator, evaluation.select_on
+            flight.scores, flight.shipped = evaluator.evaluate.remote(flight.theta_g, split)
+            flight.own = {name: evaluator.evaluate_own.remote(snapshot, split) for name, snapshot in own.items()}
         return flight
 
     def _book(self, flight: InFlight):
@@ -178,7 +185,9 @@ class Pipeline:
         stats = {name: fetch(refs[0], f"base_learners.{name}") for name, refs in flight.stats.items()}
         self.theta_g = flight.theta_g or self.theta_g
         scores = fetch(flight.scores, "evaluator") if flight.scores is not None else None
-        self.recorder.window_done(flight.window, stats, scores, lambda: _owned(fetch(flight.shipped, "evaluator")))
+        own = {name: fetch(ref, "evaluator") for name, ref in flight.own.items()}
+        shipped = lambda: _owned(fetch(flight.shipped, "evaluator"))  # noqa: E731
+        self.recorder.window_done(flight.window, stats, scores, shipped, own)
         if flight.states:
             states = {name: fetch(ref, f"base_learners.{name}") for name, ref in flight.states.items()}
             self.recorder.write_state(flight.window, states, fetch(self.theta_g, "global learner"))
@@ -227,7 +236,7 @@ class Watch:
 def _judge(setup, group, recorder, progress, theta_g):
     """The final table: all models on the test images, spread over all actors."""
     last = _owned(group.fetch(group.evaluator.finalize.remote(theta_g), "evaluator"))
-    snapshots = {name: learner.first.model_snapshot.remote() for name, learner in group.learners.items()}
+    snapshots = {name: learner.model_snapshot() for name, learner in group.learners.items()}
     own = {name: _owned(group.fetch(ref, f"base_learners.{name}")) for name, ref in snapshots.items()}
     judged = recorder.models_to_judge(last, own)
     size = len(setup.splits["test"])

@@ -105,6 +105,7 @@ class Needs:
             learners |= _learners_passes(teacher_config(config), kind.sizes["train"])
         judged = min(config.training.epochs, 1 + len(config.base_learners)) + 1  # models in the final table
         images = kind.sizes["validation"] * config.training.epochs / config.evaluation.every_epochs
+        images *= 1 + len(config.base_learners) * config.evaluation.base_learners
         images += kind.sizes["test"] * judged
         return Passes(learners, images * config.evaluation.attack.num_steps, self._judging(kind))
 

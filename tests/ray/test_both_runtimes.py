@@ -32,7 +32,12 @@ def _weights(folder, name="model.pt"):
 
 KINDS = {
     "averaged": ["global_learner.mix=averaged"],
-    "raw": ["global_learner.mix=raw", *E_AT],
+    "raw": [
+        "global_learner.mix=raw",
+        "evaluation.base_learners=true",
+        "base_learners.natural.averaging.enabled=false",  # its own model is gone once theta_g is handed back
+        *E_AT,
+    ],
     "customised": [  # TRADES with AWP beside mixup, cutout and label smoothing
         "base_learners.linf.objective=trades",
         "base_learners.linf.awp.gamma=0.005",
