@@ -42,7 +42,7 @@ def largest_difference(first, second, names=MODELS):
     return max(float((a[key].double() - b[key].double()).abs().max()) for a, b in pairs for key in a)
 
 
-def test_shared_attacks_give_the_weights_of_the_run_in_one_process(tmp_path, small_run):
+def test_shared_attacks_give_the_weights_of_one_process(tmp_path, small_run):
     genray.train(None, small_run, runtime="local", storage=str(tmp_path / "local"))
     genray.train(None, [*small_run, *SHARED], storage=str(tmp_path / "shared"))
     assert largest_difference(tmp_path / "local", tmp_path / "shared") <= 1e-6
