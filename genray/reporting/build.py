@@ -289,11 +289,12 @@ def _published_place(table, method, column):
 
 
 def _epochs_caption(run):
-    on = run.config.evaluation.select_on
+    own = "thin: the base learners' own models; " if run.config.evaluation.base_learners else ""
     return (
-        f"{run.name}: theta_g on the {on} images, natural (circles) and under attack (squares); dashed: each learner "
-        "on its own training inputs, which for a robust learner are attacked; diamonds: base learners on the test "
-        "images at the end, filled natural, hollow under attack; grey bands: theta_g was handed back to the learners."
+        f"{run.name}: theta_g on the {run.config.evaluation.select_on} images, natural (circles) and under attack "
+        f"(squares); {own}dashed: each learner on its own training inputs, which for a robust learner are attacked; "
+        "diamonds: base learners on the test images at the end, filled natural, hollow under attack; grey bands: "
+        "theta_g was handed back to the learners."
     )
 
 
