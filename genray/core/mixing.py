@@ -37,6 +37,9 @@ def accumulate_(share: torch.Tensor, weights: torch.Tensor, decay: float, mixing
     return share
 
 
+BLOCK = 1 << 18  # numbers
+
+
 def sum_shares(shares) -> torch.Tensor:
     """theta_g = sum_k G_k, in the order given (so that both runtimes round alike).
 
@@ -49,9 +52,13 @@ def sum_shares(shares) -> torch.Tensor:
     first, *others = shares
     if not others:
         return first.clone()
-    total = first + others[0]
-    for share in others[1:]:
-        total.add_(share)
+    total = torch.empty(first.shape, dtype=first.dtype, device=first.device)
+    # Block by block, so that what was added last is still in the cache when the next share comes.
+    blocks = zip(total.view(-1).split(BLOCK), *(share.reshape(-1).split(BLOCK) for share in shares))
+    for part, one, two, *rest in blocks:
+        torch.add(one, two, out=part)
+        for share in rest:
+            part.add_(share)
     return total
 
 
