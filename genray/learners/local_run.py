@@ -48,11 +48,11 @@ def _run(setup, recorder, progress, state):
     for learner in learners.values():
         learner.on_step = lambda: progress.steps(sum(lr.step for lr in learners.values()) / len(learners))
 
+    split = setup.config.evaluation.select_on
     for window in plan.windows[first:]:
         stats = {name: learner.run_window(window.start, window.stop) for name, learner in learners.items()}
         scores, shipped, own = None, None, {}
         if window.evaluate and setup.config.evaluation.base_learners:  # before theta_g takes the place of raw weights
-            split = setup.config.evaluation.select_on
             own = {name: evaluator.evaluate(lr.model_snapshot(), split) for name, lr in learners.items()}
         if window.hands_over:
             theta_g = glob.combine([learner.contribution() for learner in learners.values()])
@@ -61,7 +61,7 @@ def _run(setup, recorder, progress, state):
                 learner.load_global(theta_g)
         if window.evaluate:
             shipped = evaluator.finalize(theta_g)
-            scores = evaluator.evaluate(shipped, setup.config.evaluation.select_on)
+            scores = evaluator.evaluate(shipped, split)
         recorder.window_done(window, stats, scores, lambda shipped=shipped: shipped, own)
         if window.checkpoint:
             recorder.write_state(window, {name: lr.state_dict() for name, lr in learners.items()}, theta_g)

@@ -20,9 +20,7 @@ def use_lean_gradients(network: nn.Module) -> list[str]:
     those to the weights. `prepare` of each has to be called after its weights changed.
     """
     found = [(name, module) for name, module in network.named_modules() if type(module) is nn.Conv2d]
-    lean = [
-        (name, kind(module)) for name, module in found for kind in (Skipping, FewChannels, Halving) if kind.fits(module)
-    ]
+    lean = [(name, kind(module)) for name, module in found for kind in KINDS if kind.fits(module)]
     for name, module in lean:
         network.set_submodule(name, module)
     return [name for name, _ in lean]

@@ -11,7 +11,7 @@ from genray.config.unlabeled import teacher_config
 from genray.errors import ConfigError
 from genray.evaluation.job import FORWARDS_A_PASS, Todo, expected_cost
 from genray.evaluation.record import protocol
-from genray.learners.local_run import learner_threads
+from genray.learners.local_run import evaluation_threads
 from genray.learners.setup import RunSetup, prepare
 from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
@@ -42,7 +42,7 @@ class Kind:
     def measured(self) -> tuple:
         """What the speed of a pass depends on."""
         config = self.setup.config
-        return str(self.architecture), config.training.batch_size, _threads(config)
+        return str(self.architecture), config.training.batch_size, evaluation_threads(config)
 
 
 @dataclass(frozen=True)
@@ -173,17 +173,13 @@ def _learners_passes(config, num_train):
 def _seconds_a_pass(kind):
     config, architecture = kind.setup.config, kind.architecture
     before = torch.get_num_threads()
-    torch.set_num_threads(_threads(config))
+    torch.set_num_threads(evaluation_threads(config))
     try:
         network = build_model(**architecture, seed=0)
         copy = AttackCopy(network, fold=config.compute.fold_batch_norm, in_place=True)
         return tuple(_seconds_of_a_step(f, architecture, config.training.batch_size) for f in (network, copy))
     finally:
         torch.set_num_threads(before)
-
-
-def _threads(config):
-    return max(learner_threads(config, name) for name in config.base_learners)
 
 
 def _seconds_of_a_step(network, architecture, batch_size):
