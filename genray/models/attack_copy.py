@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genray.core.flat import take_over
 from genray.models.lean_gradients import use_lean_gradients
+from genray.models.lean_rectifiers import use_lean_rectifiers
 from genray.models.normalize import Normalize
 from genray.models.tracing import foldable_pairs, overwrite_activations, pool_before_relu, trace
 
@@ -59,6 +60,8 @@ class AttackCopy(nn.Module):
             self.body = pool_before_relu(traced)
             if in_place:
                 overwrite_activations(self.body)
+            if lean_gradients:
+                use_lean_rectifiers(self.body)
         self._lean = [self.body.get_submodule(n) for n in (use_lean_gradients(self.body) if lean_gradients else ())]
         self.refresh()
 

@@ -43,7 +43,7 @@ def pool_before_relu(traced: fx.GraphModule) -> fx.GraphModule:
     """Swaps each ReLU with the max-pooling that alone reads it: the same values and gradients from fewer numbers."""
     for pool in traced.graph.nodes:
         relu = pool.args[0] if pool.args else None
-        if _called(traced, pool) is nn.MaxPool2d and _called(traced, relu) is nn.ReLU and len(relu.users) == 1:
+        if called(traced, pool) is nn.MaxPool2d and called(traced, relu) is nn.ReLU and len(relu.users) == 1:
             if not traced.get_submodule(pool.target).return_indices:
                 pool.replace_all_uses_with(relu)
                 pool.args, relu.args = relu.args, (pool,)
@@ -52,9 +52,13 @@ def pool_before_relu(traced: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-def _called(traced, node):
+def called(traced: fx.GraphModule, node) -> type | None:
     """Type of the module that a node calls; None for other nodes."""
     return type(traced.get_submodule(node.target)) if getattr(node, "op", None) == "call_module" else None
+
+
+def is_relu(traced: fx.GraphModule, node) -> bool:
+    return called(traced, node) is nn.ReLU or (node.op == "call_function" and node.target is F.relu)
 
 
 def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
@@ -66,15 +70,14 @@ def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
     for node in traced.graph.nodes:
         if not node.args or not isinstance(node.args[0], fx.Node):
             continue
-        kind, free = _called(traced, node), node.args[0] in overwritable and len(node.args[0].users) == 1
+        kind, free = called(traced, node), node.args[0] in overwritable and len(node.args[0].users) == 1
         if kind in (nn.Conv2d, nn.MaxPool2d) or (kind is nn.Identity and free):
             overwritable.add(node)
         elif node.target is operator.add and isinstance(node.args[1], fx.Node):
             overwritable.add(node)
             node.target = operator.iadd if free and node.args[0] is not node.args[1] else operator.add
-        elif free and node.target is F.relu:
-            node.kwargs = {**node.kwargs, "inplace": True}
-        elif free and kind is nn.ReLU:
-            traced.get_submodule(node.target).inplace = True
+        elif free and is_relu(traced, node):
+            # Not the module's own flag: the module may be called elsewhere too.
+            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, node.args[:1], {"inplace": True}
     traced.recompile()
     return traced
