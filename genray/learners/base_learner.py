@@ -98,7 +98,8 @@ class BaseLearner:
             if self.on_step:
                 self.on_step()
         tally.settle()
-        self._check_finite(tally, start)
+        if stop > start:  # a window of no steps only hands over
+            self._check_finite(tally, start)
         rate = self.plan.learning_rate(self.name, stop - 1)
         sums = float(tally.loss_sum), int(tally.num_correct), tally.num_examples
         times = self.stopwatch.seconds("attack"), self.stopwatch.seconds("averaging"), self.transferred
