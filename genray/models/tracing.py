@@ -64,14 +64,15 @@ def is_relu(traced: fx.GraphModule, node) -> bool:
 def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
     """Lets ReLUs and residual sums write into their input where nobody else, not even a backward pass, reads it.
 
-    That input has to come from a convolution or a pooling, whose gradients do not need their output, or such a sum.
+    That input has to come from a convolution, pooling or BatchNorm, whose gradients do not need their output, or from
+    such a sum.
     """
     overwritable = set()
     for node in traced.graph.nodes:
         if not node.args or not isinstance(node.args[0], fx.Node):
             continue
         kind, free = called(traced, node), node.args[0] in overwritable and len(node.args[0].users) == 1
-        if kind in (nn.Conv2d, nn.MaxPool2d) or (kind is nn.Identity and free):
+        if kind in (nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d) or (kind is nn.Identity and free):
             overwritable.add(node)
         elif node.target is operator.add and isinstance(node.args[1], fx.Node):
             overwritable.add(node)

@@ -17,7 +17,7 @@ BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: 
 
 
 def numbers(dtype, seed):
-    """(4, 5, 6, 8) normal numbers with the special ones of the type among them, NaN of either sign at the end."""
+    """(4, 5, 6, 8) normal numbers with the special ones of the type among them, a NaN at the end."""
     limits = torch.finfo(dtype)
     special = [0.0, -0.0, limits.tiny, -limits.tiny, limits.smallest_normal / 4, -limits.smallest_normal / 4]
     special += [limits.max, limits.min, float("inf"), float("-inf")]
