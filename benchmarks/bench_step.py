@@ -112,7 +112,7 @@ def forwards(args, split):
                 copy(x)
 
     kinds = {"forward fp32": torch.float32, "forward bf16": torch.bfloat16}
-    return {name: partial(twenty, AttackCopy(network, dtype=kind)) for name, kind in kinds.items()}
+    return {name: partial(twenty, attacked(network, kind)) for name, kind in kinds.items()}
 
 
 def times(args):

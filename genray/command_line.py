@@ -36,10 +36,10 @@ def run_command(main, args) -> int:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; --resume goes on from the newest checkpoint", file=sys.stderr)
+        _say_stopped("Ctrl-C", args)
         return 130
     except Terminated:
-        print("stopped by SIGTERM; --resume goes on from the newest checkpoint", file=sys.stderr)
+        _say_stopped("SIGTERM", args)
         return 143
     except Exception as error:
         if args.debug:
@@ -47,6 +47,11 @@ def run_command(main, args) -> int:
         message = " ".join(str(error).split())
         print(f"error: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _say_stopped(what, args):
+    hint = "; --resume goes on from the newest checkpoint" if hasattr(args, "resume") else ""
+    print(f"stopped by {what}{hint}", file=sys.stderr)
 
 
 def _call(main, args):

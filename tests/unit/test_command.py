@@ -1,5 +1,6 @@
 """`python -m genray.train` as a user sees it: the plan, progress, stopping, resuming, the run folder."""
 
+import argparse
 import fcntl
 import json
 import os
@@ -61,6 +62,18 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path, small_run):
     assert "Traceback" not in err
     assert list(checkpoints.glob("state-*.pt"))
     assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": False}])
+def test_only_a_command_that_can_go_on_says_so(options, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)  # the handlers of this process stay
+
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted, argparse.Namespace(debug=False, **options)) == 130
+    hint = "; --resume goes on from the newest checkpoint" if options else ""
+    assert capsys.readouterr().err == f"stopped by Ctrl-C{hint}\n"
 
 
 def test_a_terminal_gets_a_bar_with_accuracy_and_time_left(tmp_path, small_run):
