@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 
 from genray.models.attack_copy import AttackCopy
+from genray.models.tracing import overwriting
 
 
 class Passes:
@@ -22,7 +23,7 @@ class Passes:
         self.network, self.compute, self.device, self.pack = network, compute, device, pack
         self.refreshes = True
         self.dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-        self._run = self._compiled(network)
+        self._run = self._compiled(network) if compute.compile else overwriting(network)
 
     def training(self, x):
         """Logits of the network itself, in its own mode; gradients flow to the weights."""

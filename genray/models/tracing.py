@@ -61,6 +61,15 @@ def is_relu(traced: fx.GraphModule, node) -> bool:
     return called(traced, node) is nn.ReLU or (node.op == "call_function" and node.target is F.relu)
 
 
+def overwriting(network: nn.Module) -> nn.Module:
+    """The network's own layers in its own modes, with activations that overwrite each other; `network` stays as it is.
+
+    It is the network itself that comes back where it cannot be traced.
+    """
+    traced = trace(network)
+    return network if traced is None else overwrite_activations(traced)
+
+
 def overwrite_activations(traced: fx.GraphModule) -> fx.GraphModule:
     """Lets ReLUs and residual sums write into their input where nobody else, not even a backward pass, reads it.
 

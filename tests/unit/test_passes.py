@@ -9,6 +9,7 @@ from genray.config import load_config
 from genray.core.flat import FlatWeights
 from genray.learners.passes import Passes
 from genray.models import build_model
+from genray.models.tracing import overwriting
 
 X = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
 
@@ -72,3 +73,26 @@ def test_compiled_passes_compute_the_same():
     (second,) = torch.autograd.grad(compiled.attacked("eval")(image).square().sum(), image)
     assert torch.allclose(first, second, rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 2  # it was really compiled
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "wrn_28_10", "small_cnn"])
+def test_overwritten_activations_leave_every_bit_of_an_update(name, dtype, training):
+    found, x = [], torch.rand((5, 3, 32, 32), generator=torch.Generator().manual_seed(3))
+    options = {"batch_norm": True} if name == "small_cnn" else {}
+    for overwrites in (False, True):
+        network = build_model(name, num_classes=7, in_channels=3, image_size=(32, 32), width=2, seed=1, **options)
+        flat = FlatWeights(network.train(training))
+        run = overwriting(network) if overwrites else network
+        assert not overwrites or "inplace = True" in run.code
+        for seed in range(2):
+            torch.manual_seed(seed)  # of the dropout
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logits = run(x)
+            logits.float().logsumexp(1).sum().backward()
+            with torch.no_grad():
+                flat.weights[: len(flat.parameter)] -= 0.01 * flat.parameter.grad
+        found.append((logits.detach(), flat.weights.clone(), flat.parameter.grad.clone()))
+    assert found[0][2].abs().sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(*found))

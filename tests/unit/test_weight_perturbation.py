@@ -327,7 +327,7 @@ def test_both_passes_see_the_same_mixture_with_their_own_dropout(train):
     """The perturbation is against the loss that is then minimised: the same share and partners, twice."""
     learner = make_learner(train, {"gamma": 0.05}, {"name": "natural", "mixup": 1.0}, dropout=0.5)
     inputs, masks = [], []
-    learner.network.register_forward_pre_hook(lambda module, args: inputs.append(args[0].clone()))
+    learner.network[0][0].register_forward_pre_hook(lambda module, args: inputs.append(args[0].clone()))
     learner.network[2].register_forward_hook(lambda module, args, out: masks.append(out == 0))
     learner.run_window(0, 2)
     assert len(inputs) == 4
