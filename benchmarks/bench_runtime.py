@@ -17,7 +17,7 @@ from unittest import mock
 
 import ray
 import torch
-from common import machine, paired, text_of, write_json
+from common import interleave, machine, paired, text_of, write_json
 
 import genray
 from genray.config import load_config, to_dict
@@ -48,11 +48,12 @@ def handover(args):
 
 def _handover(size, number, rounds):
     setup = _many_learners(size, number)
-    copies = _memcpys(setup.weight_bytes, rounds)
+    copy = _memcpy(setup.weight_bytes)
     with connected(None, num_cpus=number):
         placement = make_placement(setup.plan, setup.weight_bytes, ray.available_resources())
         with ActorGroup(setup, placement, {}) as group:
-            seconds = [_one_handover(group) for _ in range(rounds + 2)][2:]
+            times = interleave({"handover": lambda: _one_handover(group), "memcpy": copy}, rounds, warm_up=2)
+    seconds, copies = times["handover"], times["memcpy"]
     ratio = paired(seconds, copies)
     print(
         f"hand-over of {setup.weight_bytes / 1e6:6.1f} MB, {number} learners: {1e3 * statistics.median(seconds):7.1f} "
@@ -74,24 +75,17 @@ def _many_learners(size, number):
 
 
 def _one_handover(group):
-    began = time.perf_counter()
     contributions = [learner.run_window(0, 0, True)[1] for learner in group.learners.values()]
     theta_g = group.global_learner.combine.remote(*contributions)
     for learner in group.learners.values():
         learner.load_global(theta_g)
     ray.get([ref for learner in group.learners.values() for ref in learner.after])
-    return time.perf_counter() - began
 
 
-def _memcpys(nbytes, rounds):
+def _memcpy(nbytes):
+    """Copies so much memory, on one core as `memcpy` does."""
     source, target = (torch.ones(nbytes // 4) for _ in range(2))
-    target.copy_(source)
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+    return lambda: target.copy_(source)
 
 
 # --- whole runs --------------------------------------------------------------------------------------------------
@@ -217,6 +211,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=60, help="how long a run is to take, about")
     parser.add_argument("--output", help="JSON file")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # of this process, which copies memory and runs what is local
     record = {"machine": {**machine(), "ray": ray.__version__}}
     print(record["machine"])
     for part in args.parts:

@@ -22,8 +22,8 @@ NETWORKS = {
 }
 
 
-# All ReLUs and sums of a ResNet (17 and 8) and of pre-activation nets (two and one a block, and perhaps a last ReLU); of
-# SmallCNN the ReLUs after convolutions (its fully connected ones come after linear layers).
+# All ReLUs and sums of a ResNet (17 and 8) and of pre-activation nets (two and one a block, and perhaps a last ReLU);
+# of SmallCNN the ReLUs after convolutions (its fully connected ones come after linear layers).
 OVERWRITING = {
     "resnet18": 25, "preact_resnet18": 25, "preact_resnet18_no_bn": 24, "wrn_28_10": 37, "small_cnn": 4,
     "small_cnn plain": 4,
