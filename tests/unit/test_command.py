@@ -178,5 +178,5 @@ def test_a_stop_inside_compiled_code_is_a_stop(stop, code, capsys):
     def main(args):
         raise SystemError("returned a result with an exception set") from stop()
 
-    assert run_command(main, None) == code
+    assert run_command(main, argparse.Namespace(resume=False)) == code
     assert "--resume goes on" in capsys.readouterr().err
