@@ -96,7 +96,10 @@ def test_the_pages_are_read():
     assert len({block.where for block, *_ in OF_GENRAY}) > 20
 
 
-@pytest.mark.parametrize(("module", "argv"), sorted({(m, tuple(a)) for _, _, (m, a) in OF_GENRAY}), ids=str)
+CALLS = sorted({(m, tuple(a)) for _, _, (m, a) in OF_GENRAY})  # in one order in all of pytest's processes
+
+
+@pytest.mark.parametrize(("module", "argv"), CALLS, ids=str)
 def test_a_command_of_genray_is_taken(module, argv, capsys):
     """By its own parser and by what checks its values: only files that are not here are not looked at."""
     if module == "genray.config.reference":
@@ -106,7 +109,7 @@ def test_a_command_of_genray_is_taken(module, argv, capsys):
     CHECKS.get(module, lambda args: None)(args)
 
 
-DRY = [(m, a) for m, a in {(m, tuple(a)) for _, _, (m, a) in OF_GENRAY} if "--dry-run" in a and "genray.train" == m]
+DRY = [(m, a) for m, a in CALLS if "--dry-run" in a and "genray.train" == m]
 
 
 @pytest.mark.parametrize("argv", [argv for _, argv in DRY if "/data/mine" not in " ".join(argv)], ids=str)
