@@ -26,7 +26,8 @@ class AttackCopy(nn.Module):
         network: eval-mode and train-mode alike; stays as it is.
         fold: fold each BatchNorm that directly follows a convolution (pre-activation blocks have some that do not).
         in_place: activations overwrite each other where they may; a little faster, for passes that end in a gradient.
-        lean_gradients: some convolutions get a cheaper gradient to their input, the same up to rounding; for a CPU.
+        lean_gradients: some convolutions get a cheaper gradient to their input, the same up to rounding, and ReLUs one
+            of the same bits; for a CPU.
         dtype: of weights and activations; images are normalised, and logits computed by the classifier, in float32.
         packed: its weights are its own, all of them views of one tensor, `packed`, (B,) uint8: whoever overwrites that
             with the one of another copy of the same architecture and settings, and calls `prepare`, has its function.
