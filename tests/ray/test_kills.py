@@ -112,7 +112,7 @@ def test_every_actor_and_a_node_may_die(two_nodes, tmp_path, undisturbed, capsys
     assert run_outcome(tmp_path / "digits") == undisturbed
     assert [record["epoch"] for record in undisturbed[0]] == list(range(1, EPOCHS + 1))
     wait_for(lambda: all(g["state"] == "REMOVED" for g in placement_group_table().values()), "end of all groups")
-    assert not ours(b"ray::BaseLearner")
+    wait_for(lambda: not ours(b"ray::BaseLearner"), "end of all learners, those of the dead node too")
 
 
 def test_too_many_deaths_end_the_run_with_who_and_why(two_nodes, tmp_path):
