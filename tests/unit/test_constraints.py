@@ -51,8 +51,7 @@ def test_the_tested_versions_satisfy_the_project():
             assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)]), line
 
 
-def test_one_version_each_in_order():
-    assert [line.split("==")[0].lower() for line in LINES] == sorted(line.split("==")[0].lower() for line in LINES)
+def test_one_version_each():
     assert len(PINNED) == len(LINES)
 
 
