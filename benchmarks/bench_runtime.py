@@ -24,10 +24,10 @@ from genray.config import load_config, to_dict
 from genray.learners.base_learner import BaseLearner
 from genray.learners.setup import prepare
 from genray.recording import RunRecorder
-from genray.recording.storage import Storage
 from genray.runtime.cluster import connected
 from genray.runtime.group import ActorGroup
 from genray.runtime.placement import make_placement
+from genray.storage import Storage
 
 NATURAL, ROBUST = "base_learners.natural=null", "base_learners.linf=null"
 ALONE = ["global_learner.gamma=null", "global_learner.sync_unit=never", "global_learner.warmup_epochs=null"]

@@ -34,7 +34,7 @@ def export(source, layout: str, output=None, *, force: bool = False) -> str:
     from genray.errors import ConfigError
     from genray.models.checkpoint_layouts import read_metadata
     from genray.models.load import load_model
-    from genray.recording.storage import Storage
+    from genray.storage import Storage
 
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")

@@ -193,9 +193,9 @@ def _dry_run(grid, address, max_concurrent):
 def _report(folder):
     """Writes the tables, and the plots where matplotlib is; returns the `Trials`."""
     from genray.errors import ConfigError
-    from genray.recording.storage import Storage
     from genray.reporting.plots import heat_map, trials_scatter
     from genray.reporting.trials import read_trials, write_files
+    from genray.storage import Storage
 
     trials = read_trials(folder)
     write_files(trials, folder)

@@ -1,6 +1,5 @@
 """What every data source is asked for and the checks that all of them share."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +84,3 @@ def resolve_classes(
 def one_line(error: object) -> str:
     """An error's text on one line, for messages that quote it."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def expand(path: Any) -> str:
-    """A local path as text, with ~ expanded."""
-    return os.path.abspath(os.path.expanduser(os.fspath(path)))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from genray.data.files import Folder
+from genray.data.files import Folder, local_folder
 from genray.data.images import ImageStack, resize_images
-from genray.data.request import PARTS, DataRequest, expand, one_line, resolve_classes
+from genray.data.request import PARTS, DataRequest, one_line, resolve_classes
 from genray.data.splits import ImageData, Split, balanced_choice
 from genray.errors import DataError
 
@@ -39,7 +39,7 @@ def load_digits(request: DataRequest) -> ImageData:
 def load_torchvision(request: DataRequest) -> ImageData:
     """CIFAR-10, CIFAR-100, MNIST or SVHN through torchvision, in the order in which it stores them."""
     request.refuse("image_column", "label_column")
-    root = expand(request.path if request.path is not None else DEFAULT_ROOT)
+    root = local_folder(request.path if request.path is not None else DEFAULT_ROOT, request.source)
     parts = {}
     for part in PARTS:
         dataset = open_torchvision(request.source, root, part, request.download)

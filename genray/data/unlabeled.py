@@ -10,10 +10,10 @@ import torch
 
 from genray.config.schema import DataConfig
 from genray.core import rng
-from genray.data.files import Folder, open_file
+from genray.data.files import Folder, local_folder, open_file
 from genray.data.images import ImageStack
 from genray.data.parquet import find_image_column, unlabeled_shards
-from genray.data.request import expand, one_line
+from genray.data.request import one_line
 from genray.data.sources import DEFAULT_ROOT, image_files, open_torchvision
 from genray.data.splits import UNLABELED, Split
 from genray.errors import DataError
@@ -172,7 +172,7 @@ def _count(options, available) -> int:
 def _svhn_extra(data, image_size):
     """The 531,131 images that SVHN's authors call easier; beside `data.path` where the run trains on SVHN."""
     path = data.unlabeled.path or (data.path if data.source == "svhn" else None)
-    images = open_torchvision("svhn", expand(path or DEFAULT_ROOT), "extra", data.download).data
+    images = open_torchvision("svhn", local_folder(path or DEFAULT_ROOT, "svhn_extra"), "extra", data.download).data
     return torch.from_numpy(np.ascontiguousarray(images[: _count(data.unlabeled, len(images))]))
 
 

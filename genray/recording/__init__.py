@@ -3,6 +3,6 @@
 from genray.recording.progress import Progress
 from genray.recording.recorder import RunRecorder
 from genray.recording.run_folder import RunFolder
-from genray.recording.storage import Storage
+from genray.storage import Storage
 
 __all__ = ["Progress", "RunFolder", "RunRecorder", "Storage"]

@@ -7,7 +7,7 @@ import torch
 
 from genray.errors import RunFolderError
 from genray.evaluation.job import BlockResult, Task
-from genray.recording.storage import Storage
+from genray.storage import Storage
 
 
 class EvaluationFolder:

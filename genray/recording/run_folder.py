@@ -16,7 +16,7 @@ from genray.config import load_stored_config, to_dict
 from genray.core.flat import from_array
 from genray.core.seal import seal, unseal
 from genray.errors import CheckpointError, ConfigError, RunFolderError
-from genray.recording.storage import Storage
+from genray.storage import Storage
 
 MODEL_FORMAT = "genray-model/1"
 LEARNERS = "learners"  # folder of the base learners' own models
@@ -32,12 +32,12 @@ class RunFolder:
     """
 
     def __init__(self, storage: str, name: str):
-        place, question, options = str(storage).partition("?")  # s3://bucket/prefix?region=...
-        self.storage = Storage(f"{place.rstrip('/')}/{name}{question}{options}")
+        self.storage = Storage(storage) / name
 
     @property
     def location(self) -> str:
-        return self.storage.uri
+        """Where it is, for messages: without credentials."""
+        return str(self.storage)
 
     # --- opening ------------------------------------------------------------------------------------------------
 

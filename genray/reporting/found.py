@@ -7,10 +7,10 @@ from pathlib import Path
 from genray.config import RunConfig, load_stored_config
 from genray.config.load import parse_yaml
 from genray.errors import GenrayError
-from genray.recording.storage import Storage
 from genray.reporting.checked import Damaged, check_evaluation, check_record, check_request, check_results, check_study
 from genray.reporting.table import one_line
 from genray.reporting.trials import Trials, read_trials
+from genray.storage import Storage
 from genray.tuning.grid import RECORD
 
 DEEPEST = 8  # folders below those given

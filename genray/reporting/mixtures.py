@@ -19,10 +19,10 @@ from genray.models.load import load_model
 from genray.recording.base_learners import load_base_learners
 from genray.recording.progress import Progress
 from genray.recording.run_folder import model_bytes
-from genray.recording.storage import Storage
 from genray.reporting.mixture_plot import AGAIN, draw_curve
 from genray.reporting.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
 from genray.reporting.style import MissingMatplotlib
+from genray.storage import Storage
 from genray.types import fraction_text
 
 SPLITS = (CHOSEN_ON, "test")

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from genray.errors import RunFolderError
 from genray.evaluation.job import STAGE
 from genray.evaluation.suite import COLUMNS
-from genray.recording.storage import Storage
 from genray.reporting.checked import check_evaluation, check_grid, check_results
 from genray.reporting.table import Cell, Table, TableRow, as_markdown, cell_of, head_of
+from genray.storage import Storage
 from genray.tuning.grid import RECORD, short_names, stated_trials
 from genray.types import NORMS
 

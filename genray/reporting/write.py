@@ -4,10 +4,10 @@ import json
 from pathlib import PurePosixPath
 
 from genray.errors import RunFolderError
-from genray.recording.storage import Storage
 from genray.reporting.content import Figure, Report, Section
 from genray.reporting.page import as_document, as_page
 from genray.reporting.table import Table, as_csv, as_latex
+from genray.storage import Storage
 
 FORMATS = ("html", "md", "csv", "tex", "png", "svg")
 DEFAULT_FORMATS = ("html", "md", "csv", "tex", "png")

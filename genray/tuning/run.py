@@ -11,7 +11,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from genray.config import to_dict
 from genray.errors import RunFolderError
-from genray.recording.storage import Storage
+from genray.storage import Storage
 from genray.tuning.checks import check_fits, check_visible
 from genray.tuning.grid import RECORD, Grid
 from genray.tuning.loggers import logger_callbacks

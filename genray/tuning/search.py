@@ -8,7 +8,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from genray.errors import ConfigError
-from genray.recording.storage import Storage
+from genray.storage import Storage
 from genray.tuning.grid import Grid, stated_trials, suggested_file
 from genray.tuning.reader import rounded
 

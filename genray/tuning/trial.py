@@ -6,7 +6,7 @@ from ray import tune
 
 from genray.config import load_stored_config
 from genray.recording import RunFolder
-from genray.recording.storage import Storage
+from genray.storage import Storage
 from genray.tuning.grid import stated_trials
 
 

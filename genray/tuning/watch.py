@@ -3,7 +3,7 @@
 from ray import tune
 
 from genray.recording import Progress, RunFolder
-from genray.recording.storage import Storage
+from genray.storage import Storage
 from genray.tuning.grid import stated_trials
 from genray.tuning.needs import Needs
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "genray"
 LAYERS = [
     {"types", "errors"},
+    {"storage"},
     {"config"},
     {"core"},
     {"models", "data", "attacks", "objectives"},

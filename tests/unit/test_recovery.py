@@ -21,8 +21,8 @@ from genray.learners.global_learner import GlobalLearner
 from genray.learners.recovery import run_with_recovery
 from genray.learners.setup import prepare
 from genray.recording import Progress, RunFolder, RunRecorder
-from genray.recording.storage import Storage
 from genray.recording.writer import Writer
+from genray.storage import Storage
 from genray.train import main, parse_args
 
 STEPS_PER_EPOCH = 7  # of the small run

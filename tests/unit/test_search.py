@@ -9,7 +9,7 @@ import yaml
 
 from genray.config import to_dict
 from genray.errors import ConfigError
-from genray.recording.storage import Storage
+from genray.storage import Storage
 from genray.tuning.grid import RECORD, load_grid, stated_trials
 
 pytest.importorskip("optuna", reason="an optional extra")

@@ -17,8 +17,8 @@ from genray.errors import CheckpointError, RunFolderError
 from genray.models import build_model
 from genray.models.load import load_model
 from genray.recording.run_folder import RunFolder, encode_state, first_difference
-from genray.recording.storage import Storage
 from genray.recording.table import results_table
+from genray.storage import Storage
 
 
 def local(folder):
