@@ -46,9 +46,8 @@ def tune(
 def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: None):
     """As `tune`, of a grid that was read; `say` is called with the plan before the first trial starts."""
     needs, widest = _needs(grid, address)
-    from genray.runtime.cluster import connected
+    from genray.runtime.cluster import connected, node_resources
     from genray.train import train
-    from genray.tuning.checks import node_resources
     from genray.tuning.run import open_folder, run_grid
 
     with connected(address, num_cpus=widest):

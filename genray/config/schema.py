@@ -4,6 +4,7 @@ One `RunConfig` is one complete run. Plain values only (no torch, no ray): the s
 both runtimes and Tune. `load.py` turns YAML into it and reports every mistake at once.
 """
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -165,14 +166,15 @@ class ResourcesConfig:
     num_cpus: float = option(1.0, "CPUs of the learner's bundle; torch's threads are its whole part", gt=0, unit="CPUs")
     num_gpus: float | Literal["auto"] = option(
         "auto",
-        "GPUs of the learner's bundle: 1, a fraction, 0; auto: one each, shared when there are fewer",
+        "GPUs of each of the learner's workers: 1, a fraction, 0; auto: one each, shared when there are fewer",
         ge=0,
         unit="GPUs",
     )
 
     def problems(self):
-        if self.num_gpus != "auto" and self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
-            yield f"num_gpus: expected a whole number or a fraction below 1, got {self.num_gpus}"
+        if self.num_gpus != "auto" and self.num_gpus > 1:
+            several = f"; for several GPUs set workers: {math.ceil(self.num_gpus)} and leave num_gpus at 1"
+            yield f"num_gpus: expected at most 1, because a worker computes on one GPU, got {self.num_gpus:g}{several}"
 
 
 @dataclass(frozen=True, kw_only=True)

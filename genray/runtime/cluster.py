@@ -66,6 +66,11 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
         within(SHUTDOWN_TIMEOUT_S, "the end of Ray", ray.shutdown)
 
 
+def node_resources() -> list[dict]:
+    """Of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def within(timeout_s, what, call):
     """Calls `call()`, but goes on without it after `timeout_s`: cleaning up must not hang, whatever died before."""
     problems = []

@@ -8,8 +8,9 @@ from genray.learners.division import divide, division_lines, fixed_workers, plan
 from genray.learners.local_run import learner_threads
 from genray.learners.probe import step_seconds
 from genray.runtime.actors import actor_device, pack, unpack
+from genray.runtime.cluster import node_resources
 from genray.runtime.fetch import fetch
-from genray.runtime.placement import gpus_of_a_worker
+from genray.runtime.shares import gpus_each, placed
 
 
 class Division:
@@ -50,25 +51,20 @@ class Division:
 
 
 def _slots(config, auto, free) -> int:
-    """How many workers the learners `auto` may have together, beside those of the others."""
+    """How many workers the learners `auto` may have together, beside those of the others, on nodes and devices of
+    whole workers."""
     fixed, gpus = fixed_workers(config), _gpus_each(config, free)
-    held = {
-        "CPU": {name: learner.resources.num_cpus for name, learner in config.base_learners.items()},
-        "GPU": gpus,
-    }
-    rooms = [math.inf]
-    for kind, each in held.items():
-        left = free.get(kind, 0) - sum(n * each[name] for name, n in fixed.items() if name not in auto)
-        largest = max(each[name] for name in auto)
-        if largest:
-            rooms.append(math.floor(left / largest + 1e-9))
-    return min(rooms)
+    held = {name: {"CPU": lr.resources.num_cpus, "GPU": gpus[name]} for name, lr in config.base_learners.items()}
+    others = [held[name] for name, number in fixed.items() if name not in auto for _ in range(number)]
+    largest = {kind: max(held[name][kind] for name in auto) for kind in ("CPU", "GPU")}
+    most = math.ceil(free.get("CPU", 0) / largest["CPU"])  # every worker holds some
+    return min(placed(others + [largest] * most, nodes) for nodes in ([free], node_resources())) - len(others)
 
 
 def _gpus_each(config, free) -> dict:
     """Learner name -> GPUs of one worker, a whole one each where that is auto and there are any."""
     wanted = {name: learner.resources.num_gpus for name, learner in config.base_learners.items()}
-    return {name: gpus_of_a_worker(much, config, free, 1) for name, much in wanted.items()}
+    return {name: gpus_each([much], config.device, free.get("GPU", 0))[0] for name, much in wanted.items()}
 
 
 def _measure(setup, auto, free) -> dict:

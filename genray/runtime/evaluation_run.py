@@ -13,7 +13,8 @@ from genray.core.flat import from_array
 from genray.errors import GenrayError, PlacementError
 from genray.evaluation.job import run_task
 from genray.runtime.actors import actor_device
-from genray.runtime.cluster import connected
+from genray.runtime.cluster import connected, node_resources
+from genray.runtime.shares import equal_workers
 
 GRACE_S = 5.0  # workers that take longer to start wait for the cluster
 
@@ -56,21 +57,12 @@ def run_on_workers(
         GenrayError: a worker died or failed; the message says which and on what.
     """
     with connected(address, num_cpus=workers or os.cpu_count() or 1) as may_grow:
-        number, share = _shares(workers, len(first), device)
+        number, share = equal_workers(node_resources(), workers, len(first), device)
         remote = ray.remote(max_restarts=0, max_task_retries=0, **share)(EvaluationWorker)
         shared = [ray.put(item) for item in (model, images.numpy(), labels.numpy())]
         actors = [remote.remote(*shared, num_classes, 1, device) for _ in range(number)]
         _await_first(actors, share, startup_timeout_s, may_grow)
         yield from _feed(actors, deque(first), todo)
-
-
-def _shares(workers, tasks, device):
-    """(how many workers, what each takes); where there is nothing yet, each asks for a whole device."""
-    there = ray.cluster_resources()
-    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0)) if device != "cpu" else 0
-    number = min(workers or gpus or (1 if device == "cuda" else cpus) or 1, tasks)
-    share = {"num_cpus": _share(number, cpus) if cpus else 1.0, "num_gpus": _share(number, gpus) if gpus else 0}
-    return number, share | ({"num_gpus": 1.0} if device == "cuda" and not gpus else {})
 
 
 def _await_first(actors, share, timeout_s, may_grow):
@@ -93,11 +85,6 @@ def _await_first(actors, share, timeout_s, may_grow):
         print(f"waiting up to {timeout_s:g} s for the cluster: {what}", file=sys.stderr, flush=True)
     if (lacks and not may_grow) or not ray.wait(starting, timeout=max(0.0, timeout_s - GRACE_S))[0]:
         raise PlacementError(f"evaluation: no worker started within {timeout_s:g} s: {what}")
-
-
-def _share(workers, devices):
-    """Of a device for each worker, such that whole workers fit on every device (2 GPUs, 3 workers: a half each)."""
-    return 1.0 if workers <= devices else int(10_000 / -(-workers // devices)) / 10_000
 
 
 def _feed(actors, queue, todo):

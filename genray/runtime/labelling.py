@@ -10,6 +10,7 @@ from genray.evaluation import chunks
 from genray.learners.pseudo_labels import classify
 from genray.runtime.actors import actor_device
 from genray.runtime.cluster import connected
+from genray.runtime.shares import gpus_each
 
 BATCHES_A_TASK = 16
 
@@ -25,7 +26,9 @@ def classify_on_cluster(network, images, config, address: str | None = None):
     """
     with connected(address):
         resources = teacher_config(config).base_learners[TEACHER].resources
-        task = ray.remote(num_cpus=resources.num_cpus, num_gpus=_gpus(resources.num_gpus, config))(_classify)
+        there = ray.cluster_resources().get("GPU", 0)
+        (num_gpus,) = gpus_each([resources.num_gpus], config.device, there)
+        task = ray.remote(num_cpus=resources.num_cpus, num_gpus=num_gpus)(_classify)
         shared = ray.put(network), ray.put(images.numpy()), ray.put(config)
         ranges = chunks(len(images), BATCHES_A_TASK * config.evaluation.batch_size)
         return _joined([task.remote(*shared, *some) for some in ranges], config.runtime.stall_timeout_s)
@@ -33,13 +36,6 @@ def classify_on_cluster(network, images, config, address: str | None = None):
 
 def _classify(network, images, config, start, stop):
     return classify(network, from_array(images[start:stop]), config, actor_device(config.device)).numpy()
-
-
-def _gpus(wanted, config):
-    if wanted != "auto":
-        return wanted
-    there = ray.cluster_resources().get("GPU", 0) >= 1
-    return 1 if config.device == "cuda" or (there and config.device == "auto") else 0
 
 
 def _joined(references, timeout_s):

@@ -1,4 +1,4 @@
-"""Which actor holds what: one bundle a base learner's worker, one for the global learner, a place for the evaluator."""
+"""Where the actors go: one bundle a base learner's worker, one for the global learner, a place for the evaluator."""
 
 import time
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from genray.errors import PlacementError
 from genray.learners.division import fixed_workers
 from genray.learners.plan import RunPlan
+from genray.runtime.cluster import node_resources
+from genray.runtime.shares import fit, gpus_each
 
 # The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
 COPIES_IN_GLOBAL_LEARNER = 4
@@ -54,7 +56,9 @@ class Placement:
         return sum(bundle.get("GPU", 0) for bundle in self.bundles)
 
 
-def make_placement(plan: RunPlan, weight_bytes: int, available: dict, workers: dict | None = None) -> Placement:
+def make_placement(
+    plan: RunPlan, weight_bytes: int, available: dict, workers: dict | None = None, auto: float | None = None
+) -> Placement:
     """Bundles for a run.
 
     Args:
@@ -62,14 +66,16 @@ def make_placement(plan: RunPlan, weight_bytes: int, available: dict, workers: d
         weight_bytes: size of one learner's flat weights.
         available: the cluster's resources ("CPU", "GPU").
         workers: learner name -> how many; None: as configured, and one where that is `auto`.
+        auto: GPUs of a worker with num_gpus: auto; None: what `available` has for it.
     """
-    learners, bundles = {}, []
     workers = workers or fixed_workers(plan.config)
-    for name, learner in plan.config.base_learners.items():
-        cpus = learner.resources.num_cpus
-        gpus = gpus_of_a_worker(learner.resources.num_gpus, plan.config, available, sum(workers.values()))
-        learners[name] = tuple(Place(len(bundles) + rank, cpus, gpus) for rank in range(workers[name]))
-        bundles += [_bundle(cpus, gpus) for _ in learners[name]]
+    wanted = [plan.config.base_learners[name].resources.num_gpus for name, n in workers.items() for _ in range(n)]
+    gpus = gpus_each(wanted, plan.config.device, available.get("GPU", 0), auto)
+    learners, bundles = {}, []
+    for name, number in workers.items():
+        cpus, first = plan.config.base_learners[name].resources.num_cpus, len(bundles)
+        learners[name] = tuple(Place(at, cpus, gpus[at]) for at in range(first, first + number))
+        bundles += [_bundle(cpus, place.num_gpus) for place in learners[name]]
     global_place = Place(len(bundles), 0, 0)
     bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
     evaluator = _place_evaluator(plan, learners, bundles, available)
@@ -102,9 +108,8 @@ def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
     if group is None or group.bundle_specs[0] != DRIVER_BUNDLE:
         return None
     held = group.bundle_specs
-    gpus = [bundle.get("GPU", 0) for bundle in held]
-    for num_gpus in (sum(gpus), max(gpus)):
-        wanted = make_placement(plan, weight_bytes, {"GPU": num_gpus})
+    for gpus in sorted({bundle["GPU"] for bundle in held if bundle.get("GPU")}, reverse=True) or [0.0]:
+        wanted = make_placement(plan, weight_bytes, {}, auto=gpus)
         at = _fitted(wanted.bundles, held)
         if at:
             return _moved(wanted, at, group)
@@ -131,21 +136,6 @@ def _moved(placement, at, group):
     return Placement(placement.bundles, learners, *others, placement.strategy, group)
 
 
-def gpus_of_a_worker(wanted, config, available, workers: int) -> float:
-    """GPUs that a worker of a learner holds.
-
-    Args:
-        wanted: its resources.num_gpus.
-        workers: of all learners together.
-    """
-    if wanted != "auto":
-        return float(wanted)
-    there = available.get("GPU", 0)
-    if config.device == "cpu" or there < 1:
-        return 1.0 if config.device == "cuda" else 0.0
-    return 1.0 if there >= workers else int(there / workers * 1000) / 1000
-
-
 def _bundle(cpus, gpus):
     return {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
 
@@ -153,13 +143,10 @@ def _bundle(cpus, gpus):
 def _place_evaluator(plan, learners, bundles, available) -> Place:
     """A device of its own where one is free; else a small part of the learner's that makes no adversarial examples,
     which leaves its device idle most of the time."""
-    used_gpus = sum(place.num_gpus for places in learners.values() for place in places)
-    used_cpus = sum(place.num_cpus for places in learners.values() for place in places)
-    spare_gpu = available.get("GPU", 0) - used_gpus >= 1
-    spare_cpu = available.get("CPU", 0) - used_cpus >= 1
-    if spare_cpu and (spare_gpu or not used_gpus):
-        bundles.append(_bundle(1, 1 if used_gpus else 0))
-        return Place(len(bundles) - 1, 1, 1 if used_gpus else 0)
+    own = _bundle(1, 1 if any(place.num_gpus for places in learners.values() for place in places) else 0)
+    if fit([*(bundle for bundle in bundles if "memory" not in bundle), own], [available]):
+        bundles.append(own)
+        return Place(len(bundles) - 1, own["CPU"], own.get("GPU", 0))
     host = min(learners, key=lambda name: plan.config.base_learners[name].is_robust)
     place, *others = learners[host]
     if not place.num_gpus:
@@ -196,8 +183,7 @@ GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
 
 
 def _fits(placement):
-    total = ray.cluster_resources()
-    return total.get("CPU", 0) >= placement.num_cpus and total.get("GPU", 0) >= placement.num_gpus
+    return fit(placement.bundles, node_resources())
 
 
 RELEASE_TIMEOUT_S = 10.0
@@ -248,7 +234,7 @@ def _shortage(placement):
         f"{name} {f'{len(places)} x ' * (len(places) > 1)}{places[0].num_cpus:g} CPU {places[0].num_gpus:g} GPU"
         for name, places in placement.learners.items()
     )
-    return f"{'; '.join(short) or f'no node holds a bundle of it: {placement.bundles}'} ({learners})"
+    return f"{'; '.join(short) or f'no nodes hold all its bundles at once: {placement.bundles}'} ({learners})"
 
 
 def _missing(placement, timeout_s):

@@ -7,15 +7,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genray.errors import PlacementError
+from genray.runtime.cluster import node_resources
+from genray.runtime.placement import GRACE_S
+from genray.runtime.shares import fit
 from genray.tuning.grid import RECORD
-from genray.tuning.needs import Needs, holds, total
+from genray.tuning.needs import Needs, total
 
 VISIBLE_TIMEOUT_S = 120
-
-
-def node_resources() -> list[dict]:
-    """Of each node that is there."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def check_private(needs: Needs, cores: int):
@@ -48,9 +46,7 @@ def check_fits(wanted: dict, patience_s: float = 0):
     """
     nodes = node_resources()
     for name, trial in wanted.items():
-        each_fits = all(any(holds(node, bundle) for node in nodes) for bundle in trial)
-        fits = each_fits and holds(total(nodes), total(trial))
-        if not fits and not (patience_s and _grows(trial, patience_s)):
+        if not fit(trial, nodes) and not _holds(trial, max(patience_s, GRACE_S)):
             text = ", ".join(f"{total(trial).get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
             there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise PlacementError(
@@ -59,8 +55,8 @@ def check_fits(wanted: dict, patience_s: float = 0):
             )
 
 
-def _grows(trial, patience_s):
-    """Whether the cluster makes room for a trial when it is asked to."""
+def _holds(trial, patience_s):
+    """Whether the cluster has or makes room for a trial when it is asked to."""
     group = placement_group(trial)
     try:
         return bool(ray.wait([group.ready()], timeout=patience_s)[0])

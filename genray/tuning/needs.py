@@ -16,6 +16,7 @@ from genray.learners.setup import RunSetup, prepare
 from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
 from genray.runtime.placement import trial_bundles
+from genray.runtime.shares import gpus_each, placed
 from genray.tuning.grid import Grid, Trial
 
 PROBE_BATCH, PROBE_ROUNDS = 8, 7
@@ -146,9 +147,10 @@ def _kind(trial):
 
 
 def _alone(config, num_gpus):
-    """The one bundle of a trial that trains its learners one after another."""
-    gpu = {"GPU": 1.0} if num_gpus and config.device != "cpu" else {}
-    return {"CPU": float(max(learner.resources.num_cpus for learner in config.base_learners.values())), **gpu}
+    """The one bundle of a trial that trains its learners one after another, each with what it wants for itself."""
+    resources = [learner.resources for learner in config.base_learners.values()]
+    gpus = max(gpus_each([each.num_gpus], config.device, num_gpus)[0] for each in resources)
+    return {"CPU": float(max(each.num_cpus for each in resources)), **({"GPU": gpus} if gpus else {})}
 
 
 def _largest(found):
@@ -201,10 +203,6 @@ def _quickest(network, x):
 # --- what fits --------------------------------------------------------------------------------------------------------
 
 
-def holds(node: dict, bundle: dict) -> bool:
-    return all(node.get(kind, 0) >= amount for kind, amount in bundle.items())
-
-
 def total(parts) -> dict:
     """Sum of resources."""
     parts = list(parts)
@@ -213,15 +211,12 @@ def total(parts) -> dict:
 
 def fits_at_once(wanted: list[list[dict]], nodes: list[dict]) -> int:
     """How many trials, from the first on, find room at the same time, each bundle on the first node that holds it."""
-    free = [dict(node) for node in nodes]
-    for number, bundles in enumerate(wanted):
-        for bundle in bundles:
-            place = next((node for node in free if holds(node, bundle)), None)
-            if place is None:
-                return number
-            for kind, amount in bundle.items():
-                place[kind] -= amount
-    return len(wanted)
+    ends, bundles = [], []
+    for trial in wanted:
+        bundles += trial
+        ends.append(len(bundles))
+    found = placed(bundles, nodes)
+    return sum(end <= found for end in ends)
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,6 @@ def test_nothing_is_started_where_everything_is_finished(model, digits, tmp_path
     assert evaluate(model, digits, tmp_path / "done", workers=2, resume=True) == local
 
 
-def test_shares_leave_room_for_every_worker():
-    """Whole workers have to fit on single devices: 0.66 of a GPU each would leave the third of 3 on 2 out."""
-    assert evaluation_run._share(1, 2) == evaluation_run._share(2, 2) == 1
-    assert evaluation_run._share(3, 2) == 0.5
-    assert evaluation_run._share(3, 1) == 0.3333
-
-
 # --- kill -9 -------------------------------------------------------------------------------------------------------
 
 # One process imports everything once and is the command again and again in children that it kills.

@@ -4,13 +4,18 @@ import time
 
 import pytest
 import ray
+from conftest import wait_for
+from ray.util.placement_group import placement_group, remove_placement_group
 
 import genray
 from genray.config import load_config
 from genray.errors import PlacementError
 from genray.learners.setup import prepare
+from genray.runtime.cluster import node_resources
 from genray.runtime.group import ActorGroup
-from genray.runtime.placement import make_placement
+from genray.runtime.placement import make_placement, trial_bundles
+from genray.runtime.shares import equal_workers, fit, gpus_each
+from genray.tuning.checks import check_fits
 
 pytestmark = pytest.mark.ray
 
@@ -45,9 +50,10 @@ def test_learners_hold_different_devices(two_gpus, small_run):
 
 
 def test_too_few_gpus_is_said_within_the_timeout(two_gpus, tmp_path, small_run):
-    overrides = [*small_run, "base_learners.linf.resources.num_gpus=2", "base_learners.natural.resources.num_gpus=1"]
+    overrides = [*small_run, "base_learners.linf.workers=2", "device=cuda"]
+    overrides += [f"base_learners.{name}.resources.num_gpus=1" for name in ("natural", "linf")]
     began = time.monotonic()
-    with pytest.raises(PlacementError, match=r"3 GPU wanted, 2 in the cluster.*linf 1 CPU 2 GPU"):
+    with pytest.raises(PlacementError, match=r"3 GPU wanted, 2 in the cluster.*linf 2 x 1 CPU 1 GPU"):
         genray.train(None, [*overrides, "runtime.startup_timeout_s=8"], storage=str(tmp_path))
     assert time.monotonic() - began < 15
     assert not list(tmp_path.iterdir())
@@ -64,3 +70,59 @@ def test_one_gpu_is_shared(small_run):
         assert ids == {"natural": ["0"], "linf": ["0"], "evaluator": ["0"]}
     finally:
         ray.shutdown()
+
+
+# --- every share is placed by a real Ray -----------------------------------------------------------------------------
+
+
+def placed(bundles, seconds=20):
+    """Whether Ray places them all at once; they are given back."""
+    group = placement_group(bundles)
+    try:
+        return bool(ray.wait([group.ready()], timeout=seconds)[0])
+    finally:
+        remove_placement_group(group)
+        free = {kind: ray.cluster_resources()[kind] for kind in ("CPU", "GPU")}
+        wait_for(lambda: free.items() <= ray.available_resources().items(), "free devices")
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4])
+def test_shares_are_what_ray_places(gpus, small_run):
+    ray.init("local", num_cpus=16, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    try:
+        for actors in range(1, 9):
+            most = -(-actors // gpus)  # on one device, where all have as many as they can
+            (share, *others) = gpus_each(["auto"] * actors, "auto", gpus)
+            assert share == int(10_000 / most) / 10_000 and others == [share] * (actors - 1)
+            assert placed([{"GPU": share}] * actors)
+            number, each = equal_workers(node_resources(), actors, 100, "auto")
+            assert (number, each) == (actors, {"num_cpus": 1, "num_gpus": share})
+        for workers in range(1, 8):
+            setup = prepare(load_config(None, [*small_run, f"base_learners.linf.workers={workers}"]))
+            found = make_placement(setup.plan, 1000, ray.available_resources())
+            assert placed(found.bundles), found.bundles
+            assert placed(trial_bundles(setup.plan, 1000, gpus))
+        for wanted in (["auto", 0.5, "auto"], [0.7, "auto", "auto", "auto"], ["auto", 0.0, 0.25, "auto", "auto"]):
+            mixed = gpus_each(wanted, "auto", gpus)
+            assert placed([{"GPU": amount} if amount else {"CPU": 1} for amount in mixed]), mixed
+    finally:
+        ray.shutdown()
+
+
+def test_sums_are_not_room(two_gpus):
+    """Three times 0.6 is less than two GPUs, and no two of them lie on one."""
+    sixths, halves = [{"GPU": 0.6}] * 3, [{"GPU": 0.5}] * 4
+    assert not fit(sixths, node_resources()) and not placed(sixths, seconds=2)
+    assert fit(halves, node_resources()) and placed(halves)
+    for number in (1, 2, 3):
+        bundles = [{"CPU": 1, "GPU": 0.4}] * number
+        assert fit(bundles, node_resources()) == placed(bundles, seconds=2), "as Ray, also where it is CPUs that lack"
+    with pytest.raises(PlacementError, match=r"^trial a: wants 0 CPU, 1.8 GPU .* 1 nodes \(2 CPU, 2 GPU\)"):
+        check_fits({"a": sixths})  # Tune would wait for it for ever
+
+
+def test_workers_of_a_node_with_many_gpus_and_few_cpus_find_room():
+    nodes = [{"CPU": 16.0}, {"CPU": 2.0, "GPU": 4.0}]
+    assert equal_workers(nodes, 0, 100, "auto") == (4, {"num_cpus": 0.5, "num_gpus": 1})
+    assert equal_workers(nodes, 0, 3, "auto") == (3, {"num_cpus": 0.5, "num_gpus": 1})
+    assert equal_workers(nodes, 0, 100, "cpu") == (18, {"num_cpus": 1, "num_gpus": 0})

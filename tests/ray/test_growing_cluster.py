@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT
 from ray.cluster_utils import Cluster
 
-from genray.runtime import evaluation_run
+from genray.runtime.shares import equal_workers
 
 pytestmark = pytest.mark.ray
 
@@ -71,15 +71,14 @@ def test_an_evaluation_waits_for_the_node_it_asked_for(bare_head, trained_run, t
     assert json.loads((tmp_path / "out/results.json").read_text())["norms"]["linf"]["columns"]["pgd20"]
 
 
-def test_workers_ask_for_gpus_that_are_not_there(monkeypatch):
-    shares = {}
-    for there in ({}, {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}):
-        monkeypatch.setattr(evaluation_run.ray, "cluster_resources", lambda there=there: there)
-        shares[len(there)] = [evaluation_run._shares(w, 8, d) for w, d in ((0, "auto"), (0, "cuda"), (3, "cuda"))]
+def test_workers_ask_for_gpus_that_are_not_there():
+    def shares(nodes):
+        return [equal_workers(nodes, number, 8, device) for number, device in ((0, "auto"), (0, "cuda"), (3, "cuda"))]
+
     asks = {"num_cpus": 1.0, "num_gpus": 1.0}
-    assert shares[0] == [(1, {"num_cpus": 1.0, "num_gpus": 0}), (1, asks), (3, asks)]
-    assert shares[1] == [(4, {"num_cpus": 1.0, "num_gpus": 0}), (1, asks), (3, asks)]
-    assert shares[2] == [(2, asks), (2, asks), (3, {"num_cpus": 1.0, "num_gpus": 0.5})]
+    assert shares([]) == [(1, {"num_cpus": 1.0, "num_gpus": 0}), (1, asks), (3, asks)]
+    assert shares([{"CPU": 4.0}]) == [(4, {"num_cpus": 1.0, "num_gpus": 0}), (1, asks), (3, asks)]
+    assert shares([{"CPU": 4.0, "GPU": 2.0}]) == [(2, asks), (2, asks), (3, {"num_cpus": 1.0, "num_gpus": 0.5})]
 
 
 def test_a_private_ray_does_not_wait(tmp_path, small_run, genray_command):
