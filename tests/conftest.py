@@ -92,6 +92,17 @@ def run_outcome(folder):
     return records, tensors, json.loads((folder / "results.json").read_text())["models"]
 
 
+def tensorboard_events(file):
+    """TensorBoard's records: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        yield Event.FromString(data[at + 12 : at + 12 + size])
+        at += 16 + size
+
+
 @contextmanager
 def every_write_made():
     """Files are written at once: beside the training, a slow disk skips checkpoints that a newer one replaces."""

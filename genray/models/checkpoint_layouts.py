@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from genray.core.seal import SEAL_BYTES, is_sealed, unseal
+from genray.core.seal import SEAL_BYTES, check_seal, is_sealed
 from genray.errors import CheckpointError, ConfigError
 from genray.models import MODELS
 from genray.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize, set_normalization
@@ -164,7 +164,7 @@ def _check_seal(path):
         if not is_sealed(file.read()):
             return
     try:
-        unseal(path.read_bytes())
+        check_seal(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: is corrupt or truncated ({error})") from None
 

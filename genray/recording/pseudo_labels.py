@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from genray.config.unlabeled import TEACHER, teacher_config
-from genray.core.seal import seal, unseal
+from genray.core.seal import check_seal, seal
 from genray.errors import CheckpointError
 from genray.learners.pseudo_labels import (
     awaits_labels,
@@ -54,7 +54,7 @@ def pseudo_labelled(setup: RunSetup, folder: RunFolder, progress, train_teacher:
     labels = classify(network, unlabeled_images(setup), setup.config)
     buffer = io.BytesIO()
     np.save(buffer, labels.numpy(), allow_pickle=False)
-    folder.storage.write(FILE, seal(buffer.getvalue()))
+    folder.storage.write(FILE, seal(buffer))
     setup = with_labels(setup, labels)
     progress.say("; ".join(unlabeled_lines(unlabeled_record(setup))))
     return setup
@@ -70,7 +70,9 @@ def _trained_teacher(setup, folder):
 def _read(setup, folder):
     where, count = folder.storage.path(FILE), int((~setup.splits["train"].labelled).sum())
     try:
-        labels = np.load(io.BytesIO(unseal(folder.storage.read(FILE))), allow_pickle=False)
+        content = folder.storage.read(FILE)
+        check_seal(content)
+        labels = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise CheckpointError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
     classes = len(setup.class_names)

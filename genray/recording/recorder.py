@@ -13,6 +13,7 @@ from genray.learners.setup import RunSetup
 from genray.learners.tally import WindowStats
 from genray.recording.progress import Progress
 from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encode_state, versions
+from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
@@ -208,6 +209,7 @@ class RunRecorder:
             "best": vars(self.best) if self.best else None,
             "books": json.dumps(books),
         }
+        self.newest = None  # its memory first: what follows takes as much again
         step, data, keep = window.stop, encode_state(state), self.setup.config.checkpoint.keep
         self.newest, self.newest_step = data, step
         self.writer.put("checkpoint", lambda: self.folder.write_state(step, data, keep))
@@ -262,7 +264,11 @@ class RunRecorder:
             "wall_s": round(self.wall_s(), 1),
         }
         self.writer.put("results.json", lambda: self.folder.write_results(results))
-        self.writer.flush(self.setup.config.runtime.storage_timeout_s)
+        try:
+            self.writer.flush(self.setup.config.runtime.storage_timeout_s)
+        except StorageError:
+            self.progress.say(results_table(results))  # the figures are not lost with the files
+            raise
         return {**results, "folder": self.folder.location}
 
     def _protocol(self):

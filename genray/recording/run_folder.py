@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 import genray
 from genray.config import load_stored_config, to_dict
 from genray.core.flat import from_array
-from genray.core.seal import seal, unseal
+from genray.core.seal import check_seal, seal
 from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.storage import Storage
 
@@ -217,7 +217,8 @@ def decode_state(data: bytes) -> dict:
         CheckpointError: not a whole checkpoint of this format.
     """
     try:
-        content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
+        check_seal(data)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         raise CheckpointError(f"not a readable checkpoint: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict) or content.pop("format", None) != STATE_FORMAT:
@@ -228,7 +229,7 @@ def decode_state(data: bytes) -> dict:
 def _to_bytes(content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return seal(buffer.getvalue())
+    return seal(buffer)
 
 
 def _as_tensors(value):

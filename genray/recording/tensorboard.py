@@ -3,10 +3,13 @@
 import socket
 import time
 import uuid
+from pathlib import Path
 
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+
+from genray.errors import StorageError
 
 
 class EventFile:
@@ -20,8 +23,7 @@ class EventFile:
 
     def __init__(self, storage, writer, first_epoch: int):
         self.storage, self.writer, self.written = storage, writer, 0
-        unique = f"{time.time():.0f}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
-        self.name = f"tensorboard/events.out.tfevents.{unique}"
+        self.name = self.key = _new_name()
         start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
         self.content = _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self.content += _framed(Event(wall_time=time.time(), step=first_epoch, session_log=start))
@@ -30,21 +32,36 @@ class EventFile:
         """One epoch's record."""
         for tag, value in _scalars(record):
             self.content += _framed(Event(wall_time=time.time(), step=record["epoch"], summary=scalar(tag, value)))
-        self.writer.put(self.name, self._write)
+        self.writer.put(self.key, self._write)
 
     def _write(self):
         content = self.content
-        if self.storage.is_local and self.written:
-            self._append(content)
-        else:
-            self.storage.write(self.name, content)
+        if self.written and self._append(content):
+            return
+        if self.written and self.storage.is_local:
+            self.name = _new_name()  # TensorBoard may still follow the one that was removed
+        self.storage.write(self.name, content)
         self.written = len(content)
 
     def _append(self, content):
-        with open(self.storage.path(self.name), "r+b") as stream:  # TensorBoard keeps it open: no new file in its place
-            stream.seek(self.written)
-            stream.write(content[self.written :])
-            stream.truncate()
+        """Adds what is new; False where that cannot be done: on object storage, or the file is not there any more."""
+        path = Path(self.storage.path(self.name))
+        if not self.storage.is_local or not path.is_file() or path.stat().st_size < self.written:
+            return False
+        try:
+            with open(path, "r+b") as stream:  # TensorBoard keeps it open: no new file in its place
+                stream.seek(self.written)
+                stream.write(content[self.written :])
+                stream.truncate()
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+        self.written = len(content)
+        return True
+
+
+def _new_name():
+    unique = f"{time.time():.0f}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+    return f"tensorboard/events.out.tfevents.{unique}"
 
 
 def _scalars(record):

@@ -1,5 +1,7 @@
-"""Writing while training goes on: a full disk or an unreachable store delays files, never the run."""
+"""Writing while the work goes on: a file that cannot be written delays neither the work nor another file."""
 
+import heapq
+import itertools
 import threading
 import time
 
@@ -7,10 +9,11 @@ from genray.errors import StorageError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PAUSE_AT_THE_END_S = 0.5
+LISTED = 10  # files that an error names
 
 
 class Writer:
-    """Does writes one after another in a thread of its own, each again and again until it succeeds.
+    """Writes files in a thread of its own, each again and again until it succeeds, with pauses of its own.
 
     A newer write under the same key takes the place of one that waits, so an outage keeps one of each kind in memory.
 
@@ -21,14 +24,19 @@ class Writer:
     def __init__(self, say):
         self.say = say
         self.changed = threading.Condition()
-        self.waiting = {}  # key -> callable, in the order of writing
+        self.waiting = {}  # key -> newest callable
+        self.errors = {}  # key -> why its last attempt failed
+        self.queue = []  # heap of (time of the next attempt, number, key, pause if it fails)
+        self.numbers = itertools.count()
         self.running = self.hurry = False
-        self.error = None  # of the last attempt
 
     def put(self, key: str, write):
         """Has `write()` called soon; it must write a file whole or not at all."""
         with self.changed:
-            self.waiting[key] = write  # one that waits keeps its place: storage slower than the run starves none
+            if key not in self.waiting:  # one that waits keeps its turn: storage slower than the run starves none
+                self._queue(key, 0.0, FIRST_PAUSE_S)
+            self.waiting[key] = write
+            self.changed.notify_all()
             if not self.running:
                 self.running = True
                 threading.Thread(target=self._work, name="genray writer", daemon=True).start()
@@ -37,48 +45,63 @@ class Writer:
         """Waits until everything is written.
 
         Raises:
-            StorageError: something is not after `timeout_s`; the message says what and why.
+            StorageError: something is not after `timeout_s`; the message lists the files and why.
         """
         with self.changed:
             self.hurry = True
+            self.queue = [(0.0, next(self.numbers), key, PAUSE_AT_THE_END_S) for _, _, key, _ in sorted(self.queue)]
             self.changed.notify_all()
             done = self.changed.wait_for(lambda: not self.running, timeout_s)
             self.hurry = False
             if not done:
-                names = ", ".join(self.waiting)
-                reason = self.error or "storage does not answer"
-                self.waiting.clear()
-                raise StorageError(f"{reason} (tried for {timeout_s:g} s; not written: {names})")
+                left = self._left()
+                for of_files in (self.waiting, self.queue, self.errors):
+                    of_files.clear()
+                raise StorageError(f"tried for {timeout_s:g} s; not written: {left}")
+
+    def _left(self):
+        """The files that wait, with the reason; of many with one reason, the first."""
+        groups = {}
+        for key in self.waiting:
+            error = self.errors.get(key, "storage does not answer")
+            groups.setdefault(_reason(error), (error, []))[1].append(key)
+        return "; ".join(f"{_listed(keys)} ({error})" for error, keys in groups.values())
+
+    def _queue(self, key, seconds, pause):
+        heapq.heappush(self.queue, (time.monotonic() + seconds, next(self.numbers), key, pause))
 
     def _work(self):
-        pause = FIRST_PAUSE_S
         while True:
             with self.changed:
                 if not self.waiting:  # all done, or given up
                     self.running = False
                     self.changed.notify_all()
                     return
-                key, write = next(iter(self.waiting.items()))
+                rest = self.queue[0][0] - time.monotonic()
+                if rest > 0:
+                    self.changed.wait(rest)
+                    continue
+                *_, key, pause = heapq.heappop(self.queue)
+                write = self.waiting[key]
             error = _attempt(write)
             with self.changed:
-                if error is None:
-                    newer = self.waiting.pop(key, write)
-                    if newer is not write:
-                        self.waiting[key] = newer
-                    if self.error is not None:
-                        self.say("storage: writes again")
-                    self.error, pause = None, FIRST_PAUSE_S
-                    continue
-                if self.error is None:
-                    self.say(f"warning: {error}; the run goes on in memory and tries again")
-                self.error = error
-                self._rest(PAUSE_AT_THE_END_S if self.hurry else pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                if key in self.waiting:
+                    self._book(key, write, error, PAUSE_AT_THE_END_S if self.hurry else pause)
 
-    def _rest(self, seconds):
-        """Waits; somebody who begins to wait for the end cuts it short."""
-        hurried, until = self.hurry, time.monotonic() + seconds
-        self.changed.wait_for(lambda: self.hurry and not hurried, until - time.monotonic())
+    def _book(self, key, write, error, pause):
+        """What comes of an attempt: done, or to be done again."""
+        if error is not None:
+            if _reason(error) not in map(_reason, self.errors.values()):
+                self.say(f"warning: {error}; the run goes on in memory and tries again")
+            self.errors[key] = error
+            self._queue(key, pause, min(2 * pause, LONGEST_PAUSE_S))
+            return
+        if self.errors.pop(key, None) and not self.errors:
+            self.say("storage: writes again")
+        if self.waiting[key] is write:
+            del self.waiting[key]
+        else:  # a newer one came meanwhile
+            self._queue(key, 0.0, FIRST_PAUSE_S)
 
 
 def _attempt(write):
@@ -87,3 +110,13 @@ def _attempt(write):
     except Exception as error:  # storage libraries raise many kinds
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _listed(keys):
+    more = [f"{len(keys) - LISTED} more"] * (len(keys) > LISTED)
+    return ", ".join([*keys[:LISTED], *more])
+
+
+def _reason(error):
+    """An error without the name of the file."""
+    return error.rpartition(": ")[2]

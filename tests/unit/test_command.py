@@ -14,8 +14,7 @@ import time
 
 import pytest
 import torch
-from conftest import CTRL_C, ROOT, every_write_made
-from tensorboardX.proto.event_pb2 import Event
+from conftest import CTRL_C, ROOT, every_write_made, tensorboard_events
 
 import genray
 from genray.command_line import Terminated, run_command
@@ -120,7 +119,8 @@ def test_run_folder(tmp_path, small_run):
     assert not model.training
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["state-000000014.pt", "state-000000021.pt"]
 
-    scalars = [value for event in _events(folder) for value in event.summary.value]
+    (file,) = (folder / "tensorboard").iterdir()
+    scalars = [value for event in tensorboard_events(file) for value in event.summary.value]
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for tag, expected in (
         ("global/natural", [e["global"]["natural"] for e in epochs]),
@@ -128,16 +128,6 @@ def test_run_folder(tmp_path, small_run):
         ("mixing_weight/linf", [e["mixing_weights"]["linf"] for e in epochs]),
     ):
         assert [v.simple_value for v in scalars if v.tag == tag] == pytest.approx(expected, rel=1e-6)
-
-
-def _events(folder):
-    """TensorBoard's records: length, its checksum, the event, its checksum."""
-    (file,) = (folder / "tensorboard").iterdir()
-    data, at = file.read_bytes(), 0
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        yield Event.FromString(data[at + 12 : at + 12 + size])
-        at += 16 + size
 
 
 def test_model_predicts_what_the_table_says(tmp_path, small_run):

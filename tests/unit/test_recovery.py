@@ -1,6 +1,8 @@
 """What a run survives in one process: NaNs, broken checkpoints, full disks, being stopped, a second run of its name."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_outcome
+from conftest import ROOT, run_outcome, tensorboard_events, wait_for
 
 import genray
 from genray.command_line import run_command
@@ -249,10 +251,76 @@ def test_results_that_cannot_be_written_end_the_run(tmp_path, small_run, monkeyp
     assert time.monotonic() - began < 60
     out, err = capsys.readouterr()
     last = err.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path}/digits/")
-    assert "No space left on device (tried for 1 s; not written: " in last
-    assert "results.json" in last
+    assert last.startswith("error: tried for 1 s; not written: ")
+    assert last.endswith(": cannot be written: No space left on device)") and last.count(f"{tmp_path}/digits/") == 1
+    assert all(name in last for name in ("model.pt", "learners/linf.pt", "checkpoint", "tensorboard/", "results.json"))
+    assert "theta_g, last epoch" in err  # the figures are not lost with the files
     assert "Traceback" not in err
+
+
+def spoiled_at(epoch, place, spoil):
+    """An `on_epoch` that does something to `tensorboard/` while the run is on."""
+
+    def on_epoch(record):
+        if record["epoch"] == epoch:
+            wait_for(lambda: [f for f in place.glob("events*") if ".tmp-" not in f.name], "the event file")
+            spoil(place)
+
+    return on_epoch
+
+
+def test_one_file_that_cannot_be_written_stops_no_other(tmp_path, small_run, capsys, undisturbed):
+    place = tmp_path / "digits" / "tensorboard"
+
+    def replace(place):
+        shutil.rmtree(place)
+        place.write_text("mine")
+
+    with pytest.raises(StorageError) as caught:
+        train(tmp_path, [*small_run, "runtime.storage_timeout_s=1"], on_epoch=spoiled_at(1, place, replace))
+    expected = r"tried for 1 s; not written: tensorboard/\S+ \(\S+: cannot be written: \S.*\)"
+    assert re.fullmatch(expected, str(caught.value))
+    assert capsys.readouterr().err.count("the run goes on in memory and tries again") == 1
+    assert outcome(tmp_path) == undisturbed
+    assert place.read_text() == "mine"
+
+
+def move(place):
+    place.rename(place.parent / "kept")
+
+
+def cut(place):
+    for file in place.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, move, cut])
+def test_a_tensorboard_folder_that_went_away_is_begun_anew(tmp_path, small_run, spoil):
+    place = tmp_path / "digits" / "tensorboard"
+    train(tmp_path, [*small_run, "runtime.storage_timeout_s=1"], on_epoch=spoiled_at(2, place, spoil))
+    newest = max(place.iterdir(), key=lambda file: file.stat().st_size)
+    found = [(event.step, value.tag) for event in tensorboard_events(newest) for value in event.summary.value]
+    assert [step for step, tag in found if tag == "linf/loss"] == [1, 2, 3]
+
+
+def test_a_failing_file_is_tried_less_and_less_and_the_others_at_once():
+    written, tried, said = [], [], []
+    writer = Writer(said.append)
+
+    def fail():
+        tried.append(len(written))
+        raise StorageError("bad: cannot be written: no")
+
+    writer.put("bad", fail)
+    for i in range(200):
+        done = threading.Event()
+        writer.put(f"good{i % 3}", lambda i=i, done=done: (written.append(i), done.set()))
+        assert done.wait(60)
+    assert written == list(range(200))
+    assert len(tried) < 100  # not between any two others
+    with pytest.raises(StorageError, match=r"not written: bad \(bad: cannot be written: no\)"):
+        writer.flush(0.1)
+    assert said == ["warning: bad: cannot be written: no; the run goes on in memory and tries again"]
 
 
 @pytest.mark.parametrize("grace", [30, 0.2])

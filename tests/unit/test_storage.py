@@ -4,11 +4,14 @@ import builtins
 import io
 import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from pyarrow import fs
 
 from genray.config import load_config, to_dict
@@ -339,7 +342,42 @@ def test_a_state_of_another_kind_is_refused(tmp_path, content):
 def sealed(content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return seal(buffer.getvalue())
+    return seal(buffer)
+
+
+MEMORY = """
+import re, sys
+import numpy as np
+from genray.recording.run_folder import RunFolder, decode_state, encode_state
+
+def resident(name):
+    return int(re.search(rf"{name}:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+def cost(call):
+    open("/proc/self/clear_refs", "w").write("5")  # forgets the peak so far
+    before = resident("VmRSS")
+    kept = call()
+    print(resident("VmHWM") - before)
+    return kept
+
+folder = RunFolder(sys.argv[1], "run")
+encode_state({"step": np.ones(1)})
+state = {"step": 1, "learners": {str(i): np.ones(25 * 2**18, np.float32) for i in range(8)}}
+data = cost(lambda: encode_state(state))
+cost(lambda: folder.write_state(1, data, 1))
+del state
+cost(lambda: decode_state(data))
+del data
+cost(folder.read_newest_state)
+"""
+
+
+def test_memory_of_a_checkpoint(tmp_path):
+    """Of 200 MiB: one copy to encode it, none to write it, one to decode it; its bytes and one copy to read it."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    encode, write, decode, read = (float(line) / 200 for line in done.stdout.split())
+    assert (encode, write, decode, read) == pytest.approx((1, 0, 1, 2), abs=0.2)
 
 
 class Harmful:
