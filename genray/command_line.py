@@ -1,19 +1,32 @@
 """What all commands share: one-line errors, exit codes, signals, and modules that can be called."""
 
 import argparse
+import re
 import signal
 import sys
 import traceback
 import types
 
+from genray.config.parse import did_you_mean
 from genray.errors import ConfigError, GenrayError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, with the word that was probably meant."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}{self._meant(message)}\n")
+
+    def _meant(self, message):
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            return did_you_mean(choice[1], [word.strip("'") for word in choice[2].split(", ")])
+        option = re.match(r"unrecognized arguments: (--[^ =]+)(.*)", message)
+        if not option:
+            return ""
+        if "." in option[1]:
+            return f" (a field is overridden without dashes: {option[1].lstrip('-')}={option[2].lstrip(' =') or '...'})"
+        return did_you_mean(option[1], re.findall(r"--[a-z-]+", self.format_help()))
 
 
 class Terminated(BaseException):

@@ -7,13 +7,16 @@ from fractions import Fraction
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from genray.command_line import Parser, make_callable, run_command
+from genray.config.arguments import Count, Natural, Place, Seconds, checked
 from genray.errors import DataError
 from genray.runtime.loopback import keep_on_loopback
 from genray.types import ThreatModel
 
 
+@checked
 def evaluate(
     model,
     x,
@@ -23,17 +26,17 @@ def evaluate(
     norms=("linf",),
     epsilon=None,
     step_size=None,
-    num_classes: int | None = None,
-    seed: int = 0,
-    block_size: int = 100,
+    num_classes: Count | None = None,
+    seed: Natural = 0,
+    block_size: Count = 100,
     engine: str | None = None,
-    workers: int | None = None,
+    workers: Natural | None = None,
     address: str | None = None,
-    device: str = "auto",
-    startup_timeout_s: float = 120.0,
-    output: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    startup_timeout_s: Seconds = 120.0,
+    output: Place | None = None,
     resume: bool = False,
-    data: dict | None = None,
+    data=None,
 ) -> dict:
     """Natural and robust accuracy of any model on any images.
 
@@ -72,7 +75,6 @@ def evaluate(
     from genray.evaluation.record import build_record, flags_parquet, join, protocol
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
 
-    inputs.check_numbers(seed, block_size, workers)
     attacks, norms = inputs.names(attacks), inputs.names(norms)
     threats = tuple(ThreatModel(norm, radius) for norm, radius in inputs.radii(norms, epsilon).items())
     engine = inputs.engine_name(engine)

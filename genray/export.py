@@ -4,14 +4,23 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from genray.command_line import Parser, make_callable, run_command
+from genray.config.arguments import Place, checked
 from genray.errors import RunFolderError
 
 LAYOUTS = {"trades": "model_trades.pt", "robustbench": "model_robustbench.pt", "onnx": "model.onnx"}
 
 
-def export(source, layout: str, output=None, *, force: bool = False) -> str:
+@checked
+def export(
+    source: Place,
+    layout: Literal[tuple(LAYOUTS)],
+    output: Place | None = None,
+    *,
+    overwrite: bool = False,
+) -> str:
     """Writes the model of a run as a file that other programs read.
 
     The file gives the logits of `genray.load_model(source)` for images in [0, 1], normalisation included.
@@ -22,7 +31,7 @@ def export(source, layout: str, output=None, *, force: bool = False) -> str:
             (`genray.models.published_layouts` says which classes, and what they cannot hold).
         output: path or URI of the file; by default `model.onnx`, `model_trades.pt` or `model_robustbench.pt` beside
             the model.
-        force: replace a file that is there.
+        overwrite: replace a file that is there.
 
     Returns:
         Where the file is.
@@ -31,13 +40,10 @@ def export(source, layout: str, output=None, *, force: bool = False) -> str:
         InputError: the source, the output or the layout will not do; nothing was written.
         GenrayError: writing failed, or the ONNX file does not give the same logits.
     """
-    from genray.errors import ConfigError
     from genray.models.checkpoint_layouts import read_metadata
     from genray.models.load import load_model
     from genray.storage import Storage
 
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     file = Path(source) / "model.pt" if Path(source).is_dir() else Path(source)
     output = str(output) if output is not None else str(file.with_name(LAYOUTS[layout]))
     folder, _, name = output.rpartition("/")
@@ -45,8 +51,8 @@ def export(source, layout: str, output=None, *, force: bool = False) -> str:
         raise RunFolderError(f"{output}: expected the name of a file, got a folder")
     storage = Storage(folder or ("." if not output.startswith("/") else "/"))
     storage.check_writable()
-    if storage.exists(name) and not force:
-        raise RunFolderError(f"{output}: exists; choose another --output, or --force")
+    if storage.exists(name) and not overwrite:
+        raise RunFolderError(f"{output}: exists; choose another --output, or --overwrite")
     model = load_model(file)
     storage.write(name, _content(model, read_metadata(file), layout))
     return output
@@ -73,7 +79,7 @@ def _content(model, metadata, layout):
 
 
 def main(args):
-    print(f"the model is in {export(args.source, args.layout, args.output, force=args.force)}")
+    print(f"the model is in {export(args.source, args.layout, args.output, overwrite=args.overwrite)}")
 
 
 def parse_args(argv):
@@ -81,7 +87,7 @@ def parse_args(argv):
     parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a model file written by genray")
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="what the file is to look like")
     parser.add_argument("--output", metavar="FILE", help="path or URI (default: beside the model)")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)
 

@@ -1,28 +1,32 @@
 """Tables, plots and a page of finished runs: `python -m genray.report RUN_OR_FOLDER...`, or `genray.report(paths)`."""
 
+import os
 import sys
 
 from genray.command_line import Parser, make_callable, run_command
+from genray.config.arguments import Count, Place, checked
+from genray.config.parse import did_you_mean
 from genray.errors import InputError, RunFolderError
 
 DEFAULT_OUTPUT = "report"
 DEFAULT_IMAGES = 300
 
 
+@checked
 def report(
     paths,
     *,
-    output: str = DEFAULT_OUTPUT,
+    output: Place = DEFAULT_OUTPUT,
     formats=None,
     gallery=None,
-    images: int = DEFAULT_IMAGES,
+    images: Count = DEFAULT_IMAGES,
 ):
     """Makes a report of everything that lies below some folders.
 
     Args:
         paths: folders of runs, evaluations, mixtures and grids, or folders that hold such, in any mixture.
         output: folder or URI; a report that is there is overwritten, nothing else is.
-        formats: of html, md, csv, tex, png, svg; all but svg by default.
+        formats: a list, or one text "html,md", of html, md, csv, tex, png, svg; all but svg by default.
         gallery: two models, each a run folder, RUN:LEARNER or a model file in a run; None for theta_g and the robust
             base learner of the first run that has both; () for no gallery.
         images: at most so many test images are attacked for the gallery.
@@ -39,9 +43,10 @@ def report(
     from genray.reporting.style import MissingMatplotlib, require_matplotlib
     from genray.reporting.write import DEFAULT_FORMATS, files_of, open_output, write_files
 
+    formats = formats.split(",") if isinstance(formats, str) else formats
     formats = _checked_formats(DEFAULT_FORMATS if formats is None else formats)
     storage, before = open_output(output)
-    found = find([paths] if isinstance(paths, str) else paths)
+    found = find([paths] if isinstance(paths, (str, os.PathLike)) else paths)
     if found.nothing:
         raise RunFolderError("; ".join(f"{path}: {reason}" for path, reason in found.problems) or "no folder given")
     try:
@@ -63,8 +68,11 @@ def _checked_formats(formats):
     from genray.reporting.write import FORMATS
 
     wrong = [name for name in formats if name not in FORMATS]
+    hint = did_you_mean(wrong[0], FORMATS) if wrong else ""
     if wrong or not formats:
-        raise RunFolderError(f"--format: expected some of {', '.join(FORMATS)}, got {wrong[0] if wrong else 'none'!r}")
+        raise RunFolderError(
+            f"--format: expected some of {', '.join(FORMATS)}, got {wrong[0] if wrong else 'none'!r}{hint}"
+        )
     return tuple(formats)
 
 

@@ -1,23 +1,26 @@
 """Train Generalist: `python -m genray.train [--config FILE] [key=value ...]`, or `genray.train(config)`."""
 
 import sys
+from typing import Literal
 
 from genray.command_line import Parser, make_callable, run_command
-from genray.config import load_config, to_yaml
+from genray.config import listed_overrides, load_config, to_yaml
+from genray.config.arguments import Place, checked
 from genray.errors import PlacementError
 from genray.runtime.loopback import keep_on_loopback
 
 DEFAULT_STORAGE = "runs"
 
 
+@checked
 def train(
     config=None,
     overrides=(),
     *,
-    runtime: str = "ray",
+    runtime: Literal["ray", "local"] = "ray",
     address: str | None = None,
     name: str | None = None,
-    storage: str = DEFAULT_STORAGE,
+    storage: Place = DEFAULT_STORAGE,
     resume: bool = False,
     on_epoch=None,
 ) -> dict:
@@ -25,7 +28,7 @@ def train(
 
     Args:
         config: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run.
-        overrides: "key=value" strings.
+        overrides: "key=value" strings, or a mapping with nested or dotted keys.
         runtime: "ray" (one actor a learner) or "local" (one after another in this process, same bits on CPU).
         address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
         name: run name, instead of the configuration's.
@@ -66,7 +69,7 @@ def _saved(recorder, progress, runtime, address):
 def _prepared(config, overrides, name):
     from genray.learners.setup import prepare
 
-    return prepare(load_config(config, [*overrides, *([f"name={name}"] if name else [])]))
+    return prepare(load_config(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])]))
 
 
 def _starting_state(folder, config, resume, progress):

@@ -6,26 +6,28 @@ import time
 from functools import partial
 
 from genray.command_line import Parser, make_callable, run_command
+from genray.config.arguments import Count, Place, checked
 from genray.errors import GenrayError, PlacementError
 from genray.runtime.loopback import keep_on_loopback
 
 DEFAULT_STORAGE = "runs"
 
 
+@checked
 def tune(
-    grid,
+    grid: Place,
     overrides=(),
     *,
     address: str | None = None,
-    storage: str = DEFAULT_STORAGE,
-    max_concurrent: int | None = None,
+    storage: Place = DEFAULT_STORAGE,
+    max_concurrent: Count | None = None,
     resume: bool = False,
 ):
     """Runs every trial of a grid to its end and writes their table.
 
     Args:
         grid: path of a grid file.
-        overrides: "key=value" strings for every trial.
+        overrides: for every trial: "key=value" strings, or a mapping with nested or dotted keys.
         address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
         storage: folder or URI that holds the grid's folder; every node has to see it.
         max_concurrent: at most so many trials at once; None for as many as fit.

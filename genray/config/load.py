@@ -1,6 +1,8 @@
-"""From a YAML file and `key=value` overrides to one checked `RunConfig`, and back to YAML."""
+"""From a YAML file and overrides to one checked `RunConfig`, and back to YAML."""
 
 import dataclasses
+import re
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,8 +21,14 @@ RESERVED = ("global", "global_last")  # rows of the results beside the base lear
 TAGS = {cls: name for name, cls in (OBJECTIVES | OPTIMIZERS).items()}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key written twice, which YAML would silently let win."""
+class _Loader(yaml.SafeLoader):
+    """A safe loader with the few types of YAML 1.2; a key written twice is refused, which YAML would let win.
+
+    PyYAML's own rules are those of YAML 1.1, where `no` is false, `010` is 8, `1:20` is 80 and `2024-11-30` a date.
+    What is a number, a truth value or null here is the same there, so that files that PyYAML wrote are read as before.
+    """
+
+    yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -33,14 +41,29 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+TAG = "tag:yaml.org,2002:"
+for tag, pattern, first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
+    ("float", r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(TAG + tag, re.compile(f"^({pattern})$"), first)
+
+
 def parse_yaml(text: str, where: str):
     """The content of YAML text: safe tags only, a finite tree.
+
+    Without quotes, `true`, `false`, `null` (or `~`, or nothing) and decimal numbers without leading zeros are what they
+    look like; everything else is text.
 
     Raises:
         ConfigError: anything else; PyYAML raises many kinds for hostile text.
     """
     try:
-        content = yaml.load(text, _UniqueKeyLoader)
+        content = yaml.load(text, _Loader)
     except RecursionError:
         raise ConfigError(f"{where} is not valid YAML: nested too deeply") from None
     except Exception as error:
@@ -83,28 +106,71 @@ def read_yaml(path) -> dict:
     return data
 
 
+def listed_overrides(overrides) -> list:
+    """Overrides in any form that users give them in, as a list of "a.b.c=value" strings and mappings.
+
+    Raises:
+        ConfigError: something else is among them.
+    """
+    given = [overrides] if isinstance(overrides, (str, Mapping)) else overrides
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"overrides: expected key=value strings or a mapping, got {given!r}")
+    given = list(given)
+    problems = [
+        f"overrides: expected key=value strings or mappings, got {override!r}"
+        for override in given
+        if not isinstance(override, (str, Mapping))
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return given
+
+
 def apply_overrides(data: dict, overrides) -> dict:
-    """Returns `data` with every "a.b.c=value" applied; the value is read as YAML, and null removes a mapping's entry.
+    """Returns `data` with every override applied, in order.
+
+    Args:
+        data: plain configuration.
+        overrides: a list of "a.b.c=value" strings, whose value is read as YAML, and of mappings with nested or dotted
+            keys, whose values are taken as they are; or one of these alone. null (None) removes a mapping's entry.
 
     Raises:
         ConfigError: an override without "=", with an empty key or a value that is not YAML.
     """
     problems, result = [], _copy(data)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or not all(parts):
-            problems.append(f"{override!r}: expected key=value, for example training.epochs=10")
-            continue
-        try:
-            value = parse_yaml(text, f"{key}: value {text if len(text) < 80 else text[:77] + '...'!r}")
-        except ConfigError as error:
-            problems += error.problems
-            continue
-        _put(result, parts, value, key, problems)
+    for override in listed_overrides(overrides):
+        for parts, value in _leaves(override) if isinstance(override, Mapping) else _read_override(override, problems):
+            _put(result, parts, value, ".".join(parts), problems)
     if problems:
         raise ConfigError(problems)
     return result
+
+
+def _read_override(text, problems):
+    """[(parts of the key, value)] of "a.b.c=value"; empty after adding to `problems`."""
+    key, equals, text = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        problems.append(f"{key + equals + text!r}: expected key=value, for example training.epochs=10")
+        return []
+    try:
+        return [(parts, parse_yaml(text, f"{key}: value {text if len(text) < 80 else text[:77] + '...'!r}"))]
+    except ConfigError as error:
+        problems += error.problems
+        return []
+
+
+def _leaves(mapping, above=()):
+    """(parts of the key, value) of everything in a nested mapping that is no section itself.
+
+    A section that says its name is a choice with settings of its own, and is put in as a whole.
+    """
+    for key, value in mapping.items():
+        parts = [*above, *str(key).split(".")]
+        if isinstance(value, Mapping) and value and "name" not in value:
+            yield from _leaves(value, parts)
+        else:
+            yield parts, _copy(value)
 
 
 def _put(node, parts, value, key, problems):
@@ -122,7 +188,10 @@ def _put(node, parts, value, key, problems):
 
 
 def _copy(data):
-    return {key: _copy(value) for key, value in data.items()} if isinstance(data, dict) else data
+    """A copy of the sections, whose keys are text, even `7`."""
+    if not isinstance(data, Mapping):
+        return data
+    return {str(key) if type(key) is int else key: _copy(value) for key, value in data.items()}
 
 
 def load_config(source=None, overrides=()) -> RunConfig:
@@ -131,14 +200,16 @@ def load_config(source=None, overrides=()) -> RunConfig:
     Args:
         source: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run. The `versions` in
             a run's own `config.yaml` are a record, not configuration.
-        overrides: "key=value" strings, applied in order.
+        overrides: as in `apply_overrides`.
 
     Raises:
         ConfigError: with one line for every mistake found.
     """
     if isinstance(source, RunConfig):
         source = to_dict(source)
-    data = source if isinstance(source, dict) else read_yaml(DEFAULT_CONFIG if source is None else source)
+    if source is not None and not isinstance(source, (str, Path, Mapping)):
+        raise ConfigError(f"config: expected the path of a YAML file or a mapping, got {type(source).__name__}")
+    data = source if isinstance(source, Mapping) else read_yaml(DEFAULT_CONFIG if source is None else source)
     data = {key: value for key, value in data.items() if key != "versions"}
     data = apply_overrides(data, overrides)
     problems = []

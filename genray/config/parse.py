@@ -2,10 +2,12 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
 from fractions import Fraction
+from numbers import Integral
 
 from genray.config.values import Schedule, number_to_yaml, parse_fraction
 
@@ -21,7 +23,7 @@ def parse_section(cls, raw, path, problems):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in raw:
         if key not in fields:
-            problems.append(f"{_join(path, key)}: unknown key{_hint(key, fields)}")
+            problems.append(f"{_join(path, key)}: unknown key{did_you_mean(key, fields)}")
     values, hints, good = {}, typing.get_type_hints(cls), True
     for name, f in fields.items():
         if name in raw:
@@ -41,7 +43,7 @@ def parse_section(cls, raw, path, problems):
 def _parse_field(f, hint, raw, path, problems):
     if "tagged" in f.metadata:
         return _parse_tagged(f.metadata["tagged"], raw, path, problems)
-    return _parse_value(hint, f.metadata, raw, path, problems)
+    return parse_value(hint, f.metadata, raw, path, problems)
 
 
 def _parse_tagged(choices, raw, path, problems):
@@ -52,12 +54,15 @@ def _parse_tagged(choices, raw, path, problems):
         return _wrong(problems, path, f"a section with name: one of {', '.join(choices)}", raw)
     name = raw["name"]
     if not isinstance(name, str) or name not in choices:
-        return _wrong(problems, f"{path}.name", f"one of {', '.join(choices)}", name, _hint(name, choices))
+        return _wrong(problems, f"{path}.name", f"one of {', '.join(choices)}", name, did_you_mean(name, choices))
     return parse_section(choices[name], {k: v for k, v in raw.items() if k != "name"}, path, problems)
 
 
-def _parse_value(hint, checks, raw, path, problems):
+def parse_value(hint, checks, raw, path, problems):
+    """Reads a value of type `hint` in the range `checks`; returns it, or WRONG after adding to `problems`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return parse_value(args[0], dict(args[1:]), raw, path, problems)
     if origin in (types.UnionType, typing.Union):
         if raw is None and type(None) in args:
             return None
@@ -66,7 +71,7 @@ def _parse_value(hint, checks, raw, path, problems):
             return raw
         others = [a for a in args if a is not type(None) and typing.get_origin(a) is not typing.Literal]
         hint = others[0] if others else next(a for a in args if a is not type(None))
-        return _parse_value(hint, checks, raw, path, problems)
+        return parse_value(hint, checks, raw, path, problems)
     if dataclasses.is_dataclass(hint) and hint is not Schedule:
         return parse_section(hint, raw, path, problems)
     if origin is dict:
@@ -86,7 +91,7 @@ def _parse_mapping(hint, checks, raw, path, problems):
     for key in raw:
         if key not in names:
             _wrong(problems, path, "names of letters, digits, _ and -", key)
-    parsed = {key: _parse_value(hint, checks, raw[key], _join(path, key), problems) for key in names}
+    parsed = {key: parse_value(hint, checks, raw[key], _join(path, key), problems) for key in names}
     return WRONG if len(names) < len(raw) or WRONG in parsed.values() else parsed
 
 
@@ -94,7 +99,7 @@ def _parse_tuple(args, checks, raw, path, problems):
     length = None if args[-1] is Ellipsis else len(args)
     if not isinstance(raw, (list, tuple)) or not raw or (length and len(raw) != length):
         return _wrong(problems, path, f"a list of {length or 'one or more'} numbers", raw)
-    items = tuple(_parse_scalar(args[0], checks, item, f"{path}[{i}]", problems) for i, item in enumerate(raw))
+    items = tuple(parse_value(args[0], checks, item, f"{path}[{i}]", problems) for i, item in enumerate(raw))
     return WRONG if WRONG in items else items
 
 
@@ -104,7 +109,7 @@ def _parse_scalar(hint, checks, raw, path, problems):
         choices = typing.get_args(hint)
         if isinstance(raw, str) and raw in choices:
             return raw
-        return _wrong(problems, path, expected, raw, _hint(raw, choices))
+        return _wrong(problems, path, expected, raw, did_you_mean(raw, choices))
     try:
         value = READERS[hint](raw)
     except (ValueError, OverflowError) as error:
@@ -123,9 +128,9 @@ def _read_bool(raw):
 
 
 def _read_int(raw):
-    if isinstance(raw, bool) or not isinstance(raw, int) or abs(raw) >= 2**63:
+    if isinstance(raw, bool) or not isinstance(raw, Integral) or abs(raw) >= 2**63:
         raise ValueError(raw)
-    return raw
+    return int(raw)
 
 
 def _read_float(raw):
@@ -133,7 +138,15 @@ def _read_float(raw):
 
 
 def _read_str(raw):
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return str(raw)  # a whole number is written in one way only, so that it is the text that was meant
     if not isinstance(raw, str):
+        raise ValueError(raw)
+    return raw
+
+
+def _read_path(raw):
+    if not isinstance(raw, (str, os.PathLike)) or not os.fspath(raw):
         raise ValueError(raw)
     return raw
 
@@ -143,6 +156,7 @@ READERS = {
     int: _read_int,
     float: _read_float,
     str: _read_str,
+    os.PathLike: _read_path,
     Fraction: parse_fraction,
     Schedule: Schedule.parse,
 }
@@ -179,6 +193,7 @@ def describe_type(hint):
         return "a list of numbers"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
     names |= {Fraction: 'a number such as "8/255"', Schedule: "a number or a list of [position, value] pairs"}
+    names |= {os.PathLike: "a path or URI"}
     return names[hint]
 
 
@@ -200,7 +215,8 @@ def _wrong(problems, path, expected, got, hint=""):
     return WRONG
 
 
-def _hint(word, known):
+def did_you_mean(word, known) -> str:
+    """ " (did you mean X?)" where one of the known words is close, else nothing."""
     close = difflib.get_close_matches(word, list(known), 1) if isinstance(word, str) else []
     return f" (did you mean {close[0]}?)" if close else ""
 

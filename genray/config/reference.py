@@ -18,6 +18,10 @@ One YAML file is one run. Every field of it stands here; `python -m genray.train
 all of them filled in. Any field can be overridden on the command line by its path: `training.epochs=10`,
 `base_learners.linf.attack.num_steps=7`, `base_learners.natural=null` (which removes an entry).
 
+- Unquoted, `true`, `false`, `null` and decimal numbers without leading zeros are what they look like (YAML 1.2's rule);
+  everything else is text: `no`, `on`, `010`, `0x10`, `1:20` and `2024-11-30` are. The command line and
+  `overrides=["key=value"]` in Python follow the same rule; a mapping, `overrides={"training": {"epochs": 10}}` or
+  `{"training.epochs": 10}`, takes its values as they are.
 - A number may be written as a fraction, `8/255`, and is then exact.
 - A *schedule* is a number, or a list of `[position, value]` pairs, linear between them; a position is a share of the
   run, from 0 to 1: `[[0, 0.1], [1/2, 0.1], [1, 0]]`.

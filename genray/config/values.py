@@ -7,7 +7,9 @@ from fractions import Fraction
 from genray.types import fraction_text
 
 # Few enough digits that no text, however hostile, makes an exact number that is slow to hold or beyond a float.
-NUMBER = re.compile(r"([+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,3})?)(?:\s*/\s*(\d{1,40}))?")
+# No leading zeros: 010 is ten to one reader and eight to another.
+WHOLE = r"(?:0|[1-9]\d{0,39})"
+NUMBER = re.compile(rf"([+-]?(?:{WHOLE}(?:\.\d{{0,40}})?|\.\d{{1,40}})(?:[eE][+-]?\d{{1,3}})?)(?:\s*/\s*({WHOLE}))?")
 LARGEST = Fraction(10) ** 300
 
 

@@ -1,7 +1,8 @@
 """Image data sets by name: everything becomes two uint8 tensors with labels in memory."""
 
-from typing import Any
+from typing import Any, Literal
 
+from genray.config.arguments import Count, checked
 from genray.data.parquet import load_parquet
 from genray.data.request import DataRequest
 from genray.data.sources import load_digits, load_image_folder, load_torchvision
@@ -22,16 +23,17 @@ SOURCES = {
 }
 
 
+@checked(error=DataError, prefix="data.")
 def load_image_data(
-    source: str,
+    source: Literal[tuple(SOURCES)],
     *,
     path: Any = None,
     image_column: str | None = None,
     label_column: str | None = None,
     download: bool = True,
-    image_size: tuple[int, int] | None = None,
-    train_examples: int | None = None,
-    test_examples: int | None = None,
+    image_size: tuple[Count, Count] | None = None,
+    train_examples: Count | None = None,
+    test_examples: Count | None = None,
 ) -> ImageData:
     """Loads a whole data set into memory.
 
@@ -55,10 +57,6 @@ def load_image_data(
         DataError: the data is absent, unreadable, inconsistent or does not fit the arguments. One line names the
             argument as data.<argument> or the file, with what was expected and what came.
     """
-    if source not in SOURCES:
-        raise DataError(f"data.source: expected one of {', '.join(SOURCES)}, came {source!r}")
-    if image_size is not None:
-        image_size = _checked_size(image_size)
     request = DataRequest(source, path, image_column, label_column, download, image_size, train_examples, test_examples)
     data = SOURCES[source](request)
     train, test = data.train.images.shape[1:], data.test.images.shape[1:]
@@ -68,10 +66,3 @@ def load_image_data(
             f"came {tuple(test)}"
         )
     return data
-
-
-def _checked_size(image_size) -> tuple[int, int]:
-    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else ()
-    if len(size) != 2 or not all(type(pixels) is int and pixels >= 1 for pixels in size):
-        raise DataError(f"data.image_size: expected two whole numbers of pixels (H, W), came {image_size!r}")
-    return size

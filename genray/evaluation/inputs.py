@@ -6,6 +6,7 @@ from fractions import Fraction
 import torch
 
 from genray.attacks import temporary_mode
+from genray.config.parse import did_you_mean
 from genray.config.values import parse_fraction
 from genray.errors import ConfigError, DataError
 from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
@@ -83,22 +84,6 @@ def _outputs(model, pixels):
     return outputs
 
 
-def check_numbers(seed, block_size, workers):
-    """The whole numbers of an evaluation.
-
-    Raises:
-        ConfigError: one is out of range; every problem is listed.
-    """
-    least = {"seed": (seed, 0), "block_size": (block_size, 1), "workers": (workers, 0)}
-    problems = [
-        f"{name}: expected a whole number at least {low}, got {value!r}"
-        for name, (value, low) in least.items()
-        if not (name == "workers" and value is None) and (type(value) is not int or value < low)
-    ]
-    if problems:
-        raise ConfigError(problems)
-
-
 def engine_name(value) -> str:
     """The engine of AutoAttack's members; the default for None.
 
@@ -106,7 +91,7 @@ def engine_name(value) -> str:
         ConfigError: there is none of this name.
     """
     if value is not None and value not in ENGINES:
-        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {value!r}")
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {value!r}{did_you_mean(value, ENGINES)}")
     return value or DEFAULT_ENGINE
 
 
@@ -121,7 +106,11 @@ def radii(norms, epsilon) -> dict[str, Fraction]:
         ConfigError: an unknown norm or a radius out of range; every problem is listed.
     """
     given = _by_norm("epsilon", epsilon, norms)
-    problems = [f"norms: expected {', '.join(NORMS)}, got {norm!r}" for norm in norms if norm not in NORMS]
+    problems = [
+        f"norms: expected {', '.join(NORMS)}, got {norm!r}{did_you_mean(norm, NORMS)}"
+        for norm in norms
+        if norm not in NORMS
+    ]
     found = {}
     for norm in norms if not problems else ():
         value = given.get(norm, RADII[norm])

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import torch
 
+from genray.config.arguments import Place, checked
 from genray.errors import CheckpointError, ConfigError
 from genray.models import build_model
 from genray.models.checkpoint_layouts import load_into, read_metadata
 
 
-def load_model(path, device="cpu") -> torch.nn.Module:
+@checked
+def load_model(path: Place, device="cpu") -> torch.nn.Module:
     """Loads the model of a genray run.
 
     Args:
@@ -20,8 +22,10 @@ def load_model(path, device="cpu") -> torch.nn.Module:
         The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
 
     Raises:
+        ConfigError: torch has no such device.
         CheckpointError: absent, corrupt, or not written by genray (for other files: `build_model`, `load_into`).
     """
+    place = _device(device)
     file = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
     architecture = read_metadata(file).get("architecture")
     if not isinstance(architecture, dict):
@@ -31,4 +35,12 @@ def load_model(path, device="cpu") -> torch.nn.Module:
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{file}: its architecture cannot be built: {error}") from None
     load_into(model, file)
-    return model.to(device).eval()
+    return model.to(place).eval()
+
+
+def _device(name):
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all of these
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"device: expected cpu, cuda or another device of torch, got {name!r}: {reason}") from None

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 import genray
 from genray.config import load_stored_config, to_dict
+from genray.config.load import parse_yaml
 from genray.core.flat import from_array
 from genray.core.seal import check_seal, seal
 from genray.errors import CheckpointError, ConfigError, RunFolderError
@@ -96,8 +97,8 @@ class RunFolder:
             RunFolderError: its configuration differs; the message names the first difference.
         """
         try:
-            before = to_dict(load_stored_config(yaml.safe_load(self.storage.read("config.yaml"))))
-        except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
+            before = to_dict(load_stored_config(parse_yaml(self.storage.read("config.yaml").decode(), "config.yaml")))
+        except (ConfigError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split("\n")[0].split())
             raise RunFolderError(f"{self.location}/config.yaml: not of this version of genray: {reason}") from None
         difference = first_difference(_resumed_part(before), _resumed_part(to_dict(config)))

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genray.config.load import apply_overrides, load_config, read_yaml, to_dict
+from genray.config.load import apply_overrides, listed_overrides, load_config, read_yaml, to_dict
+from genray.config.parse import did_you_mean
 from genray.config.schema import RunConfig
 from genray.errors import ConfigError
 from genray.evaluation.job import Request
@@ -144,14 +145,18 @@ def load_grid(path, overrides=()) -> Grid:
 
     Args:
         path: of the file; paths in it are relative to its folder.
-        overrides: "key=value" strings, applied to every trial's configuration before its place in the grid.
+        overrides: as in `apply_overrides`, applied to every trial's configuration before its place in the grid.
 
     Raises:
         ConfigError: with one line for every mistake; those in a trial's configuration name the trial.
     """
     path = Path(path)
     source = read_yaml(path)
-    problems = [f"{key}: unknown key; a grid has {', '.join(sorted(KEYS))}" for key in source if key not in KEYS]
+    problems = [
+        f"{key}: unknown key; a grid has {', '.join(sorted(KEYS))}{did_you_mean(key, KEYS)}"
+        for key in source
+        if key not in KEYS
+    ]
     reader = Reader(source, path.parent, problems)
     name, methods, seeds, searcher = reader.name(path.stem), reader.methods(), reader.seeds(), reader.search()
     points = [{}] if searcher == "optuna" else reader.points()
@@ -175,7 +180,7 @@ def load_grid(path, overrides=()) -> Grid:
         points = [{key: (value, value) for key, value in point.items()} for point in space.ends()]
     trials = _trials(methods, points, seeds, path)
     metric = _metric(source.get("metric", "score"), trials, path)
-    return Grid(name, trials, space, metric, source=source | {"overrides": list(overrides)}, **rest)
+    return Grid(name, trials, space, metric, source=source | {"overrides": listed_overrides(overrides)}, **rest)
 
 
 def reported(config: RunConfig) -> tuple[str, ...]:
@@ -211,7 +216,7 @@ def _trial(place, number, method, base, point, seed) -> Trial:
     """Trial `place` of `number`: a method's plain configuration, with config key -> (label, value)."""
     name = f"{place:0{len(str(number - 1))}d}_{_label(method, point, seed)}"[:100]
     settings = [f"{key}={json.dumps(value)}" for key, (_, value) in point.items()]
-    config = load_config(apply_overrides(base, settings), [f"seed={seed}", f"name={name}"])
+    config = load_config(apply_overrides(base, settings), {"seed": seed, "name": name})
     return Trial(name, method, {key: label for key, (label, _) in point.items()}, seed, config)
 
 

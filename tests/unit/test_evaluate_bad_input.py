@@ -256,7 +256,7 @@ ARRAYS = {
     "one-hot labels": ((TEN, images(), torch.eye(4, dtype=torch.long)), {}, "y: expected 4 integer labels"),
     "one class": ((Answers(lambda x: x.mean((2, 3))), images(), labels(0, 0, 0, 0)), {}, "K = 1 >= 2"),
     "K differs": ((TEN, images(), labels()), {"num_classes": 100}, "model: expected logits (N, K) with K = 100"),
-    "K zero": ((TEN, images(), labels()), {"num_classes": 0}, "model: expected logits (N, K) with K = 0"),
+    "K zero": ((TEN, images(), labels()), {"num_classes": 0}, "num_classes: expected a whole number at least 1, got 0"),
     "maps": ((Answers(lambda x: x), images(), labels()), {}, "model: expected logits (N, K)"),
     "pairs": ((Answers(lambda x: (x, x)), images(), labels()), {}, "model: expected logits (N, K), got tuple"),
     "channels": ((nn.Conv2d(3, 2, 3), images(), labels()), {}, "model: cannot take images of shape (1, 8, 8)"),

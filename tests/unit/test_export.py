@@ -209,6 +209,6 @@ def test_wrong_arguments(tmp_path, capsys, monkeypatch):
     refused(capsys, tmp_path, "invalid choice: 'tardes'", source, "--layout", "tardes")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused(capsys, tmp_path, "pip install 'genray[onnx]'", source, "--layout", "onnx")
-    assert run(source, *trades, "--output", tmp_path / "there.pt", "--force") == 0
+    assert run(source, *trades, "--output", tmp_path / "there.pt", "--overwrite") == 0
     assert capsys.readouterr().out == f"the model is in {tmp_path / 'there.pt'}\n"
     assert set(torch.load(tmp_path / "there.pt", weights_only=True)) == set(SmallCNN().state_dict())
