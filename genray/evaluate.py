@@ -177,8 +177,9 @@ def main(args):
     from genray.evaluation.published import row_of_run
     from genray.evaluation.record import record_table
     from genray.evaluation.sources import load_what
+    from genray.recording.progress import Progress
 
-    model, data, split, epsilon, config = load_what(args)
+    model, data, split, epsilon, config = load_what(args, Progress())
     where = args.output or str(Path(args.model) / "evaluation" if Path(args.model).is_dir() else f"{args.model}.eval")
     examples = split if args.examples is None else split.first(args.examples, "--examples")
     record = _evaluate(args, model, examples, epsilon, where, {"source": data, "split": "test"})

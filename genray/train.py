@@ -45,7 +45,9 @@ def train(
     """
     from genray.recording import Progress, RunFolder, RunRecorder
 
-    setup, progress = _prepared(config, overrides, name), Progress()
+    progress = Progress()
+    # Ray's object store holds the images of a machine beside those of this process.
+    setup = _prepared(config, overrides, name, copies=2 if runtime == "ray" else 1, progress=progress)
     folder = RunFolder(storage, setup.config.name)
     folder.storage.check_writable()
     with folder.lock():
@@ -66,10 +68,12 @@ def _saved(recorder, progress, runtime, address):
         raise
 
 
-def _prepared(config, overrides, name):
+def _prepared(config, overrides, name, **how):
     from genray.learners.setup import prepare
 
-    return prepare(load_config(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])]))
+    return prepare(
+        load_config(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])]), **how
+    )
 
 
 def _starting_state(folder, config, resume, progress):
@@ -125,7 +129,7 @@ def dry_run(config, overrides, name, runtime, address) -> str:
     from genray.models import count_parameters
     from genray.recording.dry_run import plan_text
 
-    setup = _prepared(config, overrides, name)
+    setup = _prepared(config, overrides, name, decode=False)
     if awaits_labels(setup) and setup.config.data.unlabeled.teacher.path:
         load_teacher(setup)  # says what is wrong with it
     network = setup.build_network()

@@ -105,7 +105,7 @@ def judge(folder: str, config, arguments: dict) -> dict:
     arguments.setdefault("norms", [attack.norm])
     radii = {attack.norm: attack.epsilon} | (arguments.get("epsilon") or {})
     arguments["epsilon"] = {norm: radius for norm, radius in radii.items() if norm in arguments["norms"]}
-    test = load_image_data(**data_of(config)).test
+    test = load_image_data(**data_of(config), decode=("test",)).test
     test = test if examples is None else test.first(examples, "evaluate.examples")
     data = {"source": config.data.source, "split": "test"}
     record = evaluate(

@@ -3,8 +3,10 @@
 from typing import Any, Literal
 
 from genray.config.arguments import Count, checked
+from genray.core.memory import check_memory
 from genray.data.parquet import load_parquet
-from genray.data.request import DataRequest
+from genray.data.reading import Reading
+from genray.data.request import PARTS, DataRequest
 from genray.data.sources import load_digits, load_image_folder, load_torchvision
 from genray.data.splits import ImageData, Split, validation_split
 from genray.errors import DataError
@@ -34,8 +36,11 @@ def load_image_data(
     image_size: tuple[Count, Count] | None = None,
     train_examples: Count | None = None,
     test_examples: Count | None = None,
+    decode: Any = PARTS,
+    copies: Count = 1,
+    progress: Any = None,
 ) -> ImageData:
-    """Loads a whole data set into memory.
+    """Loads a data set into memory.
 
     Args:
         source: a key of SOURCES. `digits` comes with scikit-learn; `cifar10`, `cifar100`, `mnist` and `svhn` come from
@@ -49,20 +54,52 @@ def load_image_data(
         image_size: (H, W) in pixels to resize every image to; by default images must agree in size.
         train_examples, test_examples: take the first so many examples in stored order; by default all. Classes are
             counted before that.
+        decode: the parts whose images are wanted. Of the others only labels and the shape of the first image are read;
+            their images are tensors on torch's device "meta", which have a shape and no pixels.
+        copies: how often the images will be in the memory of this machine.
+        progress: a `Progress` that shows how far decoding is, and what was left out or changed; None shows nothing.
 
     Returns:
         The data with images (N, C, H, W) uint8, C = 1 for grey and 3 for RGB, and labels 0..K-1, K >= 2.
 
     Raises:
-        DataError: the data is absent, unreadable, inconsistent or does not fit the arguments. One line names the
-            argument as data.<argument> or the file, with what was expected and what came.
+        DataError: the data is absent, unreadable, inconsistent, does not fit the arguments, or (found before anything
+            is decoded) does not fit into memory. One line names the argument as data.<argument> or the file, with what
+            was expected and what came.
     """
-    request = DataRequest(source, path, image_column, label_column, download, image_size, train_examples, test_examples)
-    data = SOURCES[source](request)
-    train, test = data.train.images.shape[1:], data.test.images.shape[1:]
-    if train != test:
+    reading = Reading(progress)
+    request = DataRequest(
+        source, path, image_column, label_column, download, image_size, train_examples, test_examples, reading
+    )
+    catalogue = SOURCES[source](request)
+    _check_sizes(source, catalogue.parts)
+    needed = sum(part.nbytes for name, part in catalogue.parts.items() if name in decode)
+    shape = "x".join(map(str, catalogue.parts["train"].shape))
+    counted = [f"{len(part.labels)} {name} images" for name, part in catalogue.parts.items() if name in decode]
+    check_memory(copies * needed, f"{' and '.join(counted)} of {shape} bytes{', twice' * (copies > 1)}")
+    images = {
+        name: part.decode(name, reading) if name in decode else part.undecoded()
+        for name, part in catalogue.parts.items()
+    }
+    channels = max(tensor.shape[1] for tensor in images.values())
+    splits = {
+        name: Split(_with_channels(tensor, channels), catalogue.parts[name].labels) for name, tensor in images.items()
+    }
+    if progress is not None:
+        for note in reading.notes:
+            progress.say(f"data: {note}")
+    return ImageData(splits["train"], splits["test"], catalogue.class_names, source, catalogue.columns, reading.notes)
+
+
+def _with_channels(images, channels):
+    """Grey images among colours become colours; the tensor itself where it has them."""
+    return images if images.shape[1] == channels else images.expand(-1, channels, -1, -1).contiguous()
+
+
+def _check_sizes(source, parts):
+    train, test = (parts[name].shape for name in PARTS)
+    if train[1:] != test[1:]:
         raise DataError(
-            f"{source} data: expected test images of the training images' shape {tuple(train)} (C, H, W), "
-            f"came {tuple(test)}"
+            f"{source} data: expected test images of the training images' {train[1]}x{train[2]} pixels (H x W), came "
+            f"{test[1]}x{test[2]}; set data.image_size to resize all images"
         )
-    return data

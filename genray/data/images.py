@@ -1,13 +1,17 @@
 """Encoded image bytes -> one uint8 tensor."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from genray.core.memory import check_memory, too_large
+from genray.data.reading import Reading
 from genray.data.request import one_line
 from genray.errors import DataError
 
@@ -16,21 +20,26 @@ _SIGNATURES = {b"\x89PNG": "PNG", b"RIFF": "WEBP", b"\xff\xd8\xff": "JPEG"}
 _CHANNELS = {"L": 1, "RGB": 3}
 # Smaller images decode faster than threads hand over Python's lock (32x32 WebP: 1.5 times slower with two).
 _THREADS_FROM_PIXELS = 128 * 128
+_TURNED = "turned as the EXIF orientation says"
+_ON_WHITE = "partly transparent, drawn on white"
+_FRAMES = "with several frames, of which the first is read"
 
 
 class ImageStack:
     """Collects decoded images of one size into a (count, C, H, W) uint8 tensor.
 
-    Grey images stay grey (C = 1) and colour images RGB (C = 3); where both occur, all become RGB. An alpha channel is
-    dropped and palettes are resolved.
+    Grey images stay grey (C = 1) and colour images RGB (C = 3); where both occur, all become RGB. Palettes are
+    resolved, images are turned as their EXIF orientation says, and transparent ones are drawn on white: the pixels are
+    those that viewers show. Of an animation the first frame is taken.
 
     Args:
         count: how many images will come.
         image_size: (H, W) to resize all of them to, or None if they must agree by themselves.
+        reading: is told of every image and of what was done to it.
     """
 
-    def __init__(self, count: int, image_size: tuple[int, int] | None = None):
-        self._count, self._image_size = count, image_size
+    def __init__(self, count: int, image_size: tuple[int, int] | None, reading: Reading):
+        self._count, self._image_size, self._reading = count, image_size, reading
         self._images, self._filled = None, 0
 
     def append(self, blobs: Sequence[bytes | None], locate: Callable[[int], str]) -> None:
@@ -47,8 +56,8 @@ class ImageStack:
             return
         decoded = self._decode_all(blobs, locate)
         if self._images is None:
-            height, width, _ = decoded[0].shape
-            self._images = torch.empty((self._count, 1, height, width), dtype=torch.uint8)
+            height, width, channels = decoded[0].shape
+            self._images = allocate((self._count, channels, height, width))
         expected = tuple(self._images.shape[2:])
         for index, image in enumerate(decoded):
             if image.shape[:2] != expected:
@@ -69,21 +78,54 @@ class ImageStack:
 
         first = decode(0)
         rest = range(1, len(blobs))
-        if first.shape[0] * first.shape[1] < _THREADS_FROM_PIXELS:
-            return [first, *map(decode, rest)]
-        with ThreadPoolExecutor() as pool:
-            return [first, *pool.map(decode, rest)]
+        if first.pixels.shape[0] * first.pixels.shape[1] < _THREADS_FROM_PIXELS:
+            decoded = [first, *map(decode, rest)]
+        else:
+            with ThreadPoolExecutor() as pool:
+                decoded = [first, *pool.map(decode, rest)]
+        for image in decoded:
+            self._reading.remark(image.remarks)
+        return [image.pixels for image in decoded]
 
     def _store(self, decoded: list[np.ndarray]) -> None:
         channels = {image.shape[2] for image in decoded}
         if max(channels) > self._images.shape[1]:
-            self._images = self._images.expand(-1, 3, -1, -1).contiguous()
+            colour = allocate((self._count, 3, *self._images.shape[2:]))
+            colour[: self._filled] = self._images[: self._filled]
+            self._images = colour
         if len(channels) > 1:
             decoded = [image if image.shape[2] == 3 else image.repeat(3, axis=2) for image in decoded]
         end = self._filled + len(decoded)
         # A grey batch spreads over the three channels of an RGB stack by itself.
         self._images[self._filled : end] = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
         self._filled = end
+        self._reading.count(len(decoded))
+
+
+class Decoded(NamedTuple):
+    """pixels: (H, W, C) uint8. remarks: what was done to the image, as `Reading.remark` takes it."""
+
+    pixels: np.ndarray
+    remarks: tuple[str, ...]
+
+
+def shape_of(blob: bytes | None, image_size: tuple[int, int] | None, where: str) -> tuple[int, int, int]:
+    """(C, H, W) of one encoded image, as `ImageStack` reads it."""
+    height, width, channels = _decode(blob, image_size, lambda _: where, 0).pixels.shape
+    return channels, height, width
+
+
+def allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialised uint8 tensor.
+
+    Raises:
+        DataError: it does not fit into the memory that is free.
+    """
+    check_memory(math.prod(shape), f"{shape[0]} images of {'x'.join(map(str, shape[1:]))} bytes")
+    try:
+        return torch.empty(shape, dtype=torch.uint8)
+    except RuntimeError:  # limits that `free_memory` does not know
+        raise too_large(math.prod(shape), f"{shape[0]} images") from None
 
 
 def resize_images(images: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -92,33 +134,53 @@ def resize_images(images: np.ndarray, image_size: tuple[int, int]) -> np.ndarray
     return np.stack(resized).reshape(len(images), *image_size, images.shape[1]).transpose(0, 3, 1, 2)
 
 
-def _decode(blob, image_size, locate, index) -> np.ndarray:
-    """One encoded file -> (H, W, C) uint8."""
+def _decode(blob, image_size, locate, index) -> Decoded:
+    """One encoded file."""
     if blob is None:
         raise DataError(f"{locate(index)}: expected the bytes of an image file, came null")
     try:
-        image = _open_8bit(blob)
-    except MemoryError:
-        raise
+        image, remarks = _open_8bit(blob)
+    except MemoryError as error:
+        raise DataError(f"{locate(index)}: the decoded image does not fit into memory") from error
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to, SyntaxError included
         raise DataError(
             f"{locate(index)}: expected an image file with 8 bits a channel, came {one_line(error)}"
         ) from error
     image = _resized(image, image_size)
     pixels = np.frombuffer(image.tobytes(), dtype=np.uint8)
-    return pixels.reshape(image.height, image.width, _CHANNELS[image.mode])
+    return Decoded(pixels.reshape(image.height, image.width, _CHANNELS[image.mode]), tuple(remarks))
 
 
-def _open_8bit(blob: bytes) -> Image.Image:
-    """Opens and decodes a file as mode "L" or "RGB"."""
+def _open_8bit(blob: bytes) -> tuple[Image.Image, list[str]]:
+    """Opens and decodes a file as mode "L" or "RGB"; with it, what was done to it."""
     known = next((name for start, name in _SIGNATURES.items() if blob.startswith(start)), None)
     image = Image.open(io.BytesIO(blob), formats=None if known is None else (known,))
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}")
-    if image.mode not in _CHANNELS:
-        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-    image.load()
-    return image
+    # A telephone's JPEG with a preview behind it (MPO) is no animation.
+    remarks = [_FRAMES] if image.format != "MPO" and getattr(image, "is_animated", False) else []
+    image.load()  # turns a TIFF; other formats are turned here
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+        remarks.append(_TURNED)
+    if image.mode not in _CHANNELS or "transparency" in image.info:
+        grey = image.mode in ("1", "L", "LA", "La")
+        if image.has_transparency_data:
+            image, drawn = _on_white(image)
+            remarks += [_ON_WHITE] * drawn
+        image = image.convert("L" if grey else "RGB")
+    return image, remarks
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image in RGB on a white ground, and whether any of that ground is seen."""
+    image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image.convert("RGB"), False
+    ground = Image.new("RGB", image.size, "white")
+    ground.paste(image.convert("RGB"), mask=alpha)
+    return ground, True
 
 
 def _to_pillow(image: np.ndarray) -> Image.Image:

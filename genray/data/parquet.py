@@ -13,16 +13,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from genray.data.files import Folder
-from genray.data.images import ImageStack
-from genray.data.request import PARTS, DataRequest, one_line, resolve_classes
-from genray.data.splits import ImageData, Split
+from genray.data.catalogue import Catalogue, Part
+from genray.data.files import Folder, readable
+from genray.data.images import ImageStack, shape_of
+from genray.data.reading import Reading
+from genray.data.request import PARTS, DataRequest, resolve_classes
 from genray.errors import DataError
 
 _SHARD = re.compile(r"(train|test|validation)([-_.].*)?\.parquet")
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
-_LABEL_NAMES = ("label", "fine_label")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
+_IMAGE_NAMES = ("image", "img")
+_PANDAS_INDEX = "__index_level_0__"
 _ROWS_AT_ONCE = 1024  # bounds the memory that encoded images take beside the decoded ones
+_BUFFER_BYTES = 2**20  # read at once; without a buffer a whole row group is read for its first image
 
 
 class Shard:
@@ -30,37 +34,48 @@ class Shard:
 
     def __init__(self, folder: Folder, path: str):
         self.path = path
-        with _reading(path):
-            self._file = pq.ParquetFile(path, filesystem=folder.filesystem)
+        with readable(f"{path}: expected a readable Parquet file"):
+            self._file = pq.ParquetFile(path, filesystem=folder.filesystem, buffer_size=_BUFFER_BYTES)
             self.schema = self._file.schema_arrow
 
     @property
     def num_rows(self) -> int:
         return self._file.metadata.num_rows
 
-    def labels(self, column: str) -> torch.Tensor:
-        """(rows,) int64, the whole label column."""
+    def labels(self, column: str, names: "ClassNames") -> torch.Tensor:
+        """(rows,) int64, the whole label column, as numbers of the classes in `names`."""
         self._require("label", column, pa.types.is_integer)
-        with _reading(self.path):
+        with readable(f"{self.path}: expected a readable Parquet file"):
             values = self._file.read(columns=[column]).column(column)
         if values.null_count:
             row = pc.index(pc.is_null(values), True).as_py()
             raise DataError(f"{self.path}, row {row}: expected an integer class label in {column!r}, came null")
-        return torch.tensor(values.to_numpy(), dtype=torch.int64)
+        labels = torch.tensor(values.to_numpy(), dtype=torch.int64)
+        own = class_names(self.schema, column)
+        if own is None or own == names.names:
+            return labels
+        return names.renumbered(labels, own, self.path)
+
+    def first_image(self, column: str) -> bytes | None:
+        """The encoded first image; next to nothing else is read."""
+        return next(self._images(column, 1))[0]
 
     def read_images(self, column: str, count: int, stack: ImageStack) -> None:
         """Decodes the first `count` images of the file into `stack`."""
-        self._require("image", column, lambda kind: _is_image_struct(kind) or _is_binary(kind))
-        is_struct = pa.types.is_struct(self.schema.field(column).type)
-        with _reading(self.path):
-            batches = self._file.iter_batches(_ROWS_AT_ONCE, columns=[f"{column}.bytes" if is_struct else column])
-        start = 0
+        batches, start = self._images(column, _ROWS_AT_ONCE), 0
         while start < count:
-            with _reading(self.path):
-                values = next(batches).column(0).slice(0, count - start)
-                blobs = (pc.struct_field(values, "bytes") if is_struct else values).to_pylist()
+            blobs = next(batches)[: count - start]
             stack.append(blobs, lambda index, start=start: f"{self.path}, row {start + index}")
             start += len(blobs)
+
+    def _images(self, column, at_once):
+        """Lists of encoded images, in order."""
+        self._require("image", column, _is_image)
+        is_struct = pa.types.is_struct(self.schema.field(column).type)
+        with readable(f"{self.path}: expected a readable Parquet file"):
+            for batch in self._file.iter_batches(at_once, columns=[f"{column}.bytes" if is_struct else column]):
+                values = batch.column(0)
+                yield (pc.struct_field(values, "bytes") if is_struct else values).to_pylist()
 
     def _require(self, role: str, column: str, fits: Callable[[pa.DataType], bool]) -> None:
         """The files of a data set may differ from the first, whose columns were chosen."""
@@ -68,12 +83,39 @@ class Shard:
             raise _no_column(self.path, role, column, self.schema)
 
 
-def load_parquet(request: DataRequest) -> ImageData:
+class ClassNames:
+    """Class names of a data set: those of its first file that states any."""
+
+    def __init__(self, shards: list[Shard], label_column: str):
+        stated = ((shard.path, class_names(shard.schema, label_column)) for shard in shards)
+        self.path, self.names = next(((path, names) for path, names in stated if names), ("", None))
+
+    def renumbered(self, labels: torch.Tensor, own: list[str], path: str) -> torch.Tensor:
+        """Labels of a file with class names `own`, as numbers of the same names here.
+
+        Raises:
+            DataError: a name that is not known here, or a label without a name.
+        """
+        unknown = [name for name in own if name not in self.names]
+        if unknown or len(set(own)) != len(own):
+            raise DataError(
+                f"{path}: expected the class names of {self.path} ({_few(self.names)}), came {_few(unknown or own)}"
+            )
+        wrong = ((labels < 0) | (labels >= len(own))).nonzero().flatten()
+        if len(wrong):
+            raise DataError(
+                f"{path}, row {wrong[0]}: expected a class label from 0 to {len(own) - 1}, came {labels[wrong[0]]}"
+            )
+        return torch.tensor([self.names.index(name) for name in own])[labels]
+
+
+def load_parquet(request: DataRequest) -> Catalogue:
     """The source "parquet"; see `genray.data.datasets.load_image_data`. Rows count from 0 in messages."""
-    shards = find_shards(Folder(request.require_path()))
+    shards = find_shards(Folder(request.require_path()), request.reading)
     schema = shards["train"][0].schema
     image_column, label_column = find_columns(schema, request.image_column, request.label_column)
-    pieces = {part: [shard.labels(label_column) for shard in shards[part]] for part in PARTS}
+    names = ClassNames([shard for part in PARTS for shard in shards[part]], label_column)
+    pieces = {part: [shard.labels(label_column, names) for shard in shards[part]] for part in PARTS}
     labels = {part: torch.cat(pieces[part]) for part in PARTS}
 
     def locate(part, index):
@@ -82,34 +124,50 @@ def load_parquet(request: DataRequest) -> ImageData:
                 return f"{shard.path}, row {index}"
             index -= len(piece)
 
-    names = resolve_classes(labels, class_names(schema, label_column), locate)
-    splits = {}
+    class_names = resolve_classes(labels, names.names, locate)
+    parts = {}
     for part in PARTS:
-        count = request.count(part, len(labels[part]))
-        stack, missing = ImageStack(count, request.image_size), count
-        for shard, piece in zip(shards[part], pieces[part], strict=True):
-            shard.read_images(image_column, min(missing, len(piece)), stack)
-            missing -= min(missing, len(piece))
-        splits[part] = Split(stack.finish(), labels[part][:count].clone())
-    return ImageData(splits["train"], splits["test"], names, request.source)
+        taken = labels[part][: request.count(part, len(labels[part]))].clone()
+        shape, read = stored_images(shards[part], image_column, len(taken), request)
+        parts[part] = Part(taken, shape, read)
+    return Catalogue(parts, class_names, {"image_column": image_column, "label_column": label_column})
 
 
-def find_shards(folder: Folder) -> dict[str, list[Shard]]:
+def stored_images(shards: list[Shard], column: str, count: int, request: DataRequest):
+    """((C, H, W) of the first image, a function that decodes the first `count` images)."""
+    first = next(shard for shard in shards if shard.num_rows)
+
+    def read():
+        stack, missing = ImageStack(count, request.image_size, request.reading), count
+        for shard in shards:
+            shard.read_images(column, min(missing, shard.num_rows), stack)
+            missing -= min(missing, shard.num_rows)
+        return stack.finish()
+
+    return shape_of(first.first_image(column), request.image_size, f"{first.path}, row 0"), read
+
+
+def find_shards(folder: Folder, reading: Reading) -> dict[str, list[Shard]]:
     """The files of each split in order of their names, from the folder itself or else its sub-folder `data`.
 
-    `validation-*` serves as the test split where there is no `test-*`.
+    `validation-*` serves as the test split where there is no `test-*`. Other Parquet files are left out.
 
     Raises:
         DataError: a split has no file, or of its numbered files (-00000-of-00002) some are missing.
     """
-    found = {}
+    found, others = {}, []
     for below in ("", "data"):
         for info in folder.list(below):
             if match := _SHARD.fullmatch(info.base_name):
                 found.setdefault(match[1], []).append(info.path)
+            elif info.base_name.endswith(".parquet"):
+                others.append(info.path)
         if found:
             break
-    found.setdefault("test", found.get("validation", []))
+    if "test" not in found:
+        found["test"] = found.pop("validation", [])
+    for path in [*others, *found.get("validation", ())]:
+        reading.leave_out(f"file {path.rpartition('/')[2]}")
     for part in PARTS:
         if not found.get(part):
             others = " or validation-*.parquet" if part == "test" else ""
@@ -143,20 +201,16 @@ def find_columns(schema: pa.Schema, image: str | None = None, label: str | None 
     Raises:
         DataError: a given column is absent or of another type, or none or several fit; lists all columns.
     """
-    labels = [field.name for field in schema if pa.types.is_integer(field.type)]
-    usual = [name for name in _LABEL_NAMES if name in labels][:1]
     return (
         find_image_column(schema, image),
-        _pick(schema, "label", "an integer column", label, usual or labels, labels),
+        _pick(schema, "label", "an integer column", label, _LABEL_NAMES, pa.types.is_integer),
     )
 
 
 def find_image_column(schema: pa.Schema, given: str | None = None) -> str:
     """Name of the image column, as in `find_columns`."""
-    structs = [field.name for field in schema if _is_image_struct(field.type)]
-    images = structs or [field.name for field in schema if _is_binary(field.type)]
-    every = [field.name for field in schema if _is_image_struct(field.type) or _is_binary(field.type)]
-    return _pick(schema, "image", "a struct column with the field bytes, or a binary column", given, images, every)
+    wanted = "a struct column with the field bytes, or a binary column"
+    return _pick(schema, "image", wanted, given, _IMAGE_NAMES, _is_image, first=_is_image_struct)
 
 
 def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
@@ -169,11 +223,25 @@ def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _pick(schema, role, wanted, given, candidates, legal) -> str:
+def _pick(schema, role, wanted, given, usual, fits, first=None) -> str:
+    """The column that is given; else the one with a usual name; else the only one of a fitting type.
+
+    A column with a usual name that does not fit is what the user means, so no other one is taken in its place.
+    """
+    fitting = [field.name for field in schema if fits(field.type) and field.name != _PANDAS_INDEX]
     if given is not None:
-        if given not in legal:
+        if given not in fitting:
             raise _no_column("data", role, given, schema, wanted)
         return given
+    meant = next((field for name in usual for field in schema if field.name.lower() == name), None)
+    if meant is not None:
+        if meant.name not in fitting:
+            raise DataError(
+                f"data.{role}_column: expected {wanted}, came {meant.name!r} of type {meant.type}; name another one, "
+                f"the columns are {_columns(schema)}"
+            )
+        return meant.name
+    candidates = [field.name for field in schema if first and first(field.type)] or fitting
     if len(candidates) != 1:
         came = f"{len(candidates)} that fit ({', '.join(candidates)})" if candidates else "none"
         raise DataError(
@@ -189,12 +257,20 @@ def _no_column(where, role, name, schema, wanted="a column that every file has i
     )
 
 
+def _few(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
+
+
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    return _is_image_struct(kind) or _is_binary(kind)
 
 
 def _is_image_struct(kind: pa.DataType) -> bool:
@@ -210,18 +286,3 @@ def _check_complete(paths: list[str]) -> None:
             f"data.path: expected all {totals[-1]} files beside {paths[0]}, came {len(paths)} files numbered "
             f"{', '.join(match[0][1:-8] for match in numbered)}"
         )
-
-
-class _reading:
-    """Turns a storage or format error while reading `path` into a DataError."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, pa.ArrowException)):
-            raise DataError(f"{self.path}: expected a readable Parquet file: {one_line(error)}") from error
-        return False

@@ -1,11 +1,12 @@
 """What every data source is asked for and the checks that all of them share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from genray.data.reading import Reading
 from genray.data.splits import check_count
 from genray.errors import DataError
 
@@ -14,7 +15,7 @@ PARTS = ("train", "test")
 
 @dataclass(frozen=True)
 class DataRequest:
-    """The arguments of `load_image_data`, documented there."""
+    """The arguments of `load_image_data`, documented there; `reading` is told what is read."""
 
     source: str
     path: Any = None
@@ -24,6 +25,7 @@ class DataRequest:
     image_size: tuple[int, int] | None = None
     train_examples: int | None = None
     test_examples: int | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def count(self, part: str, available: int) -> int:
         """How many examples of `part` ("train" or "test") to take; DataError names data.<part>_examples."""
@@ -41,11 +43,11 @@ class DataRequest:
 
     def refuse(self, *fields: str) -> None:
         """DataError if a field is given that this source has no use for: an option without effect misleads."""
-        for field in fields:
-            if getattr(self, field) is not None:
+        for name in fields:
+            if getattr(self, name) is not None:
                 raise DataError(
-                    f'data.{field}: expected nothing, since the source "{self.source}" does not use it; '
-                    f"came {getattr(self, field)!r}"
+                    f'data.{name}: expected nothing, since the source "{self.source}" does not use it; '
+                    f"came {getattr(self, name)!r}"
                 )
 
 

@@ -4,25 +4,29 @@ import contextlib
 import os
 import socket
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 from filelock import FileLock
 
+from genray.data.catalogue import Catalogue, Part
 from genray.data.files import Folder, local_folder
-from genray.data.images import ImageStack, resize_images
+from genray.data.images import ImageStack, resize_images, shape_of
+from genray.data.reading import Reading
 from genray.data.request import PARTS, DataRequest, one_line, resolve_classes
-from genray.data.splits import ImageData, Split, balanced_choice
+from genray.data.splits import Split, balanced_choice
 from genray.errors import DataError
 
 DEFAULT_ROOT = "~/.cache/genray"
 _DIGITS_TEST_EXAMPLES, _DIGITS_SEED = 360, 0
 _NO_ANSWER_S = 30  # a download server that stays silent this long counts as absent
 _DOWNLOAD_S = 1800  # and one process waits this long for another one's download
-_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+_FILES_AT_ONCE = 1024  # bounds the memory that encoded images take beside the decoded ones
 
 
-def load_digits(request: DataRequest) -> ImageData:
+def load_digits(request: DataRequest) -> Catalogue:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, split 1,437 / 360 with 36 test images a class."""
     from sklearn import datasets
 
@@ -36,7 +40,7 @@ def load_digits(request: DataRequest) -> ImageData:
     return _from_arrays(request, {part: (s.images.numpy(), s.labels.numpy()) for part, s in parts.items()}, None)
 
 
-def load_torchvision(request: DataRequest) -> ImageData:
+def load_torchvision(request: DataRequest) -> Catalogue:
     """CIFAR-10, CIFAR-100, MNIST or SVHN through torchvision, in the order in which it stores them."""
     request.refuse("image_column", "label_column")
     root = local_folder(request.path if request.path is not None else DEFAULT_ROOT, request.source)
@@ -49,18 +53,22 @@ def load_torchvision(request: DataRequest) -> ImageData:
     return _from_arrays(request, parts, names)
 
 
-def load_image_folder(request: DataRequest) -> ImageData:
+def load_image_folder(request: DataRequest) -> Catalogue:
     """<path>/train/<class>/*.png and <path>/test/<class>/*.png (or val/), classes in order of their names.
 
     Stored order takes the first file of each class, then the second of each, and so on, so that the first n examples
-    are balanced; files count by name within a class, also those in folders further down.
+    are balanced; files count by name within a class, also those in folders further down. Hidden files and folders are
+    no part of the data, and a folder that links lead to twice is read once.
     """
     request.refuse("image_column", "label_column")
-    folder = Folder(request.require_path())
-    files = {
-        "train": _class_files(folder, "train"),
-        "test": _class_files(folder, "test") or _class_files(folder, "val"),
-    }
+    folder, reading = Folder(request.require_path()), request.reading
+    files = {"train": _class_files(folder, "train", reading)}
+    there = [info.base_name for info in folder.list() if not info.is_file and not info.base_name.startswith(".")]
+    held = "test" if "test" in there else "val"
+    files["test"] = _class_files(folder, held, reading)
+    for other in there:
+        if other not in ("train", held):
+            reading.leave_out(f"folder {other}")
     names = sorted(files["train"])
     for part in PARTS:
         if not files[part]:
@@ -77,29 +85,42 @@ def load_image_folder(request: DataRequest) -> ImageData:
     ordered = {part: _interleaved(files[part], names) for part in PARTS}
     labels = {part: torch.tensor([label for label, _ in ordered[part]]) for part in PARTS}
     resolve_classes(labels, names, lambda part, index: ordered[part][index][1])
-    splits = {}
+    parts = {}
     for part in PARTS:
         chosen = [path for _, path in ordered[part][: request.count(part, len(ordered[part]))]]
-        stack = ImageStack(len(chosen), request.image_size)
-        for start in range(0, len(chosen), 1024):
-            some = chosen[start : start + 1024]
+        parts[part] = Part(labels[part][: len(chosen)].clone(), *stored_files(folder, chosen, request))
+    return Catalogue(parts, tuple(names))
+
+
+def stored_files(folder: Folder, paths: list[str], request: DataRequest):
+    """((C, H, W) of the first image, a function that decodes all of these files)."""
+
+    def read():
+        stack = ImageStack(len(paths), request.image_size, request.reading)
+        for start in range(0, len(paths), _FILES_AT_ONCE):
+            some = paths[start : start + _FILES_AT_ONCE]
             stack.append([folder.read(path) for path in some], some.__getitem__)
-        splits[part] = Split(stack.finish(), labels[part][: len(chosen)].clone())
-    return ImageData(splits["train"], splits["test"], tuple(names), request.source)
+        return stack.finish()
+
+    return shape_of(folder.read(paths[0]), request.image_size, paths[0]), read
 
 
-def _from_arrays(request: DataRequest, parts: dict, names) -> ImageData:
+def _from_arrays(request: DataRequest, parts: dict, names) -> Catalogue:
     """ImageData from whole arrays: part -> ((N, C, H, W) uint8, (N,) integers)."""
     labels = {part: torch.from_numpy(parts[part][1].astype(np.int64)) for part in PARTS}
     names = resolve_classes(labels, names, lambda part, index: f"{request.source} {part} example {index}")
-    splits = {}
+    found = {}
     for part in PARTS:
-        count = request.count(part, len(labels[part]))
-        images = parts[part][0][:count]
-        if request.image_size is not None:
-            images = resize_images(images, request.image_size)
-        splits[part] = Split(torch.from_numpy(np.ascontiguousarray(images)), labels[part][:count].clone())
-    return ImageData(splits["train"], splits["test"], names, request.source)
+        taken = labels[part][: request.count(part, len(labels[part]))].clone()
+        shape = (parts[part][0].shape[1], *(request.image_size or parts[part][0].shape[2:]))
+        found[part] = Part(taken, shape, partial(_whole_array, parts[part][0][: len(taken)], request.image_size))
+    return Catalogue(found, names)
+
+
+def _whole_array(images, image_size):
+    if image_size is not None:
+        images = resize_images(images, image_size)
+    return torch.from_numpy(np.ascontiguousarray(images))
 
 
 _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "svhn": "SVHN"}
@@ -155,27 +176,31 @@ def _channels_first(dataset) -> np.ndarray:
     return images if images.shape[1] == 3 else images.transpose(0, 3, 1, 2)
 
 
-def _class_files(folder: Folder, part: str) -> dict[str, list[str]]:
+def _class_files(folder: Folder, part: str, reading: Reading) -> dict[str, list[str]]:
     """Class name -> its image files in order; a class without any has an empty list."""
     files, prefix = {}, f"{folder.root.rstrip('/')}/{part}/"
-    for info in folder.list(part, recursive=True):
+    for info in folder.walk(part, reading):
         name, _, below = info.path.removeprefix(prefix).partition("/")
-        if name.startswith(".") or (not below and info.is_file):
+        if not below and info.is_file:
+            reading.leave_out("file(s) outside the class folders")
             continue
         paths = files.setdefault(name, [])
-        if _is_image(info):
+        if info.is_file and _is_image(info, reading):
             paths.append(info.path)
     return files
 
 
-def image_files(folder: Folder, below: str = "") -> list[str]:
+def image_files(folder: Folder, below: str, reading: Reading) -> list[str]:
     """All image files in a sub-folder and below it, sorted by path."""
-    return [info.path for info in folder.list(below, recursive=True) if _is_image(info)]
+    return [info.path for info in folder.walk(below, reading) if info.is_file and _is_image(info, reading)]
 
 
-def _is_image(info) -> bool:
-    name = info.base_name
-    return info.is_file and name.lower().endswith(_IMAGE_ENDINGS) and not name.startswith(".")
+def _is_image(info, reading) -> bool:
+    """Whether a file is read; one that is not is counted."""
+    ending = os.path.splitext(info.base_name)[1].lower()
+    if ending not in _IMAGE_ENDINGS:
+        reading.leave_out(f"{ending} file(s)" if ending else "file(s) without an ending")
+    return ending in _IMAGE_ENDINGS
 
 
 def _interleaved(files: dict[str, list[str]], names: list[str]) -> list[tuple[int, str]]:

@@ -1,12 +1,13 @@
 """Examples in memory, and the split that holds some of them out for validation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from genray.core import rng
 from genray.errors import DataError
 
+_MOVED_AT_ONCE = 4096  # examples
 UNLABELED = -1  # the label of an image whose label is not known
 
 
@@ -60,6 +61,14 @@ class Split:
         """A copy of the examples at `indices`, (M,) int64, in that order."""
         return self._part(indices)
 
+    def keep(self, indices: torch.Tensor) -> "Split":
+        """The examples at `indices`, (M,) int64 and rising, in the memory of this split, which is lost by that."""
+        for start in range(0, len(indices), _MOVED_AT_ONCE):
+            some = indices[start : start + _MOVED_AT_ONCE]
+            self.images[start : start + len(some)] = self.images[some]
+        labelled = None if self.labelled is None else self.labelled[indices]
+        return Split(self.images[: len(indices)], self.labels[indices], labelled)
+
     def to(self, device) -> "Split":
         """The same on a device; sharing memory where it is there already."""
         parts = (self.images, self.labels, self.labelled)
@@ -78,12 +87,16 @@ class ImageData:
         train, test: the two splits as the source stores them.
         class_names: K names; label k means class_names[k].
         source: the name of the source in `genray.data.datasets.SOURCES`.
+        columns: `image_column` and `label_column` of Parquet files, as they were found; else empty.
+        notes: what a user has to know of how the data was read, one line each.
     """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
     source: str
+    columns: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -107,7 +120,7 @@ def check_count(n: int, available: int, field: str) -> None:
         raise DataError(f"{field}: expected 1 to {available} (the examples available), came {n}")
 
 
-def validation_split(train: Split, num_examples: int, seed: int) -> tuple[Split, Split]:
+def validation_split(train: Split, num_examples: int, seed: int, *, in_place: bool = False) -> tuple[Split, Split]:
     """Holds class-balanced examples out of the training data, to choose checkpoints on.
 
     Every class that occurs gives num_examples // K examples, and a seeded choice of classes gives one more where K does
@@ -117,6 +130,7 @@ def validation_split(train: Split, num_examples: int, seed: int) -> tuple[Split,
         train: the training examples.
         num_examples: size of the validation part; 0 gives an empty one.
         seed: fixes which examples are held out.
+        in_place: the training part takes the memory of `train`, whose images are lost: no second copy is made.
 
     Returns:
         (train, validation), disjoint, together all of `train`, each in stored order. Neither is augmented.
@@ -126,7 +140,8 @@ def validation_split(train: Split, num_examples: int, seed: int) -> tuple[Split,
     """
     held_out = torch.zeros(len(train), dtype=torch.bool)
     held_out[balanced_choice(train.labels, num_examples, seed, field="data.validation_examples")] = True
-    return train.select((~held_out).nonzero().flatten()), train.select(held_out.nonzero().flatten())
+    rest, validation = (~held_out).nonzero().flatten(), train.select(held_out.nonzero().flatten())
+    return (train.keep(rest) if in_place else train.select(rest)), validation
 
 
 def balanced_choice(labels: torch.Tensor, num_examples: int, seed: int, *, field: str) -> torch.Tensor:

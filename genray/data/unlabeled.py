@@ -1,24 +1,23 @@
 """Training images without labels: labels that are dropped, or images of another source whose labels are ignored."""
 
 import contextlib
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from genray.config.schema import DataConfig
 from genray.core import rng
-from genray.data.files import Folder, local_folder, open_file
-from genray.data.images import ImageStack
-from genray.data.parquet import find_image_column, unlabeled_shards
-from genray.data.request import one_line
-from genray.data.sources import DEFAULT_ROOT, image_files, open_torchvision
+from genray.core.memory import check_memory
+from genray.data.catalogue import Part
+from genray.data.files import Folder, local_folder
+from genray.data.npz import stored_array
+from genray.data.parquet import find_image_column, stored_images, unlabeled_shards
+from genray.data.reading import Reading
+from genray.data.request import DataRequest
+from genray.data.sources import DEFAULT_ROOT, image_files, open_torchvision, stored_files
 from genray.data.splits import UNLABELED, Split
 from genray.errors import DataError
-
-ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +36,17 @@ class TrainingImages:
     dropped_labels: torch.Tensor | None = None
 
 
-def with_unlabeled(train: Split, data: DataConfig) -> TrainingImages:
+def with_unlabeled(train: Split, data: DataConfig, reading: Reading | None = None) -> TrainingImages:
     """The training images as `data.unlabeled` asks for them.
 
     Args:
         train: the labelled training images, the validation part taken out.
         data: the section `data`.
+        reading: is told what is read. Where `train` is not decoded, other images are not either.
 
     Raises:
-        DataError: the unlabelled images are absent, unreadable or do not fit the training images.
+        DataError: the unlabelled images are absent, unreadable or do not fit the training images, or all of them do not
+            fit into memory.
     """
     options = data.unlabeled
     if options is None:
@@ -58,7 +59,7 @@ def with_unlabeled(train: Split, data: DataConfig) -> TrainingImages:
         return TrainingImages(split, len(train), train.labels[dropped])
     if not options.is_used:
         return TrainingImages(train, len(train))
-    images = load_unlabeled(data, train.images.shape[1:])
+    images = load_unlabeled(data, train.images, reading or Reading())
     unknown = torch.full((len(images),), UNLABELED)
     split = Split(
         torch.cat([train.images, images]),
@@ -125,23 +126,30 @@ def _permutation(count, seed, *key):
 # --- images of another source -----------------------------------------------------------------------------------------
 
 
-def load_unlabeled(data: DataConfig, shape) -> torch.Tensor:
+def load_unlabeled(data: DataConfig, train: torch.Tensor, reading: Reading) -> torch.Tensor:
     """Images of `data.unlabeled`, (M, C, H, W) uint8, in stored order.
 
     Args:
         data: the section `data`.
-        shape: (C, H, W) of the training images.
+        train: the training images, (N, C, H, W); where they are not decoded, these are not either.
+        reading: is told what is read.
 
     Raises:
-        DataError: absent, unreadable, too few, or of another shape; names data.unlabeled.
+        DataError: absent, unreadable, too few, too many for the memory, or of another shape; names data.unlabeled.
     """
-    options = data.unlabeled
-    load = {"svhn_extra": _svhn_extra, "parquet": _parquet, "image_folder": _image_folder, "npz": _npz}[options.source]
+    options, shape = data.unlabeled, tuple(train.shape[1:])
+    find = {"svhn_extra": _svhn_extra, "parquet": _parquet, "image_folder": _image_folder, "npz": _npz}[options.source]
+    request = DataRequest(
+        options.source, options.path, image_size=shape[1:] if options.resize else None, reading=reading
+    )
     with _named_after_the_section():
-        images = load(data, tuple(shape[1:]) if options.resize else None)
-    if tuple(images.shape[1:]) != tuple(shape):
+        part = find(data, request)
+        if not train.is_meta:  # beside the training images that are there, both are copied into one tensor
+            check_memory(2 * part.nbytes + train.nbytes, f"{len(part.labels)} unlabelled beside {len(train)} images")
+        images = part.undecoded() if train.is_meta else part.decode("unlabelled", reading)
+    if tuple(images.shape[1:]) != shape:
         raise DataError(
-            f"data.unlabeled: expected images of the training images' shape {tuple(shape)} (C, H, W), came "
+            f"data.unlabeled: expected images of the training images' shape {shape} (C, H, W), came "
             f"{tuple(images.shape[1:])}"
         )
     return images
@@ -169,62 +177,38 @@ def _count(options, available) -> int:
     return options.examples or available
 
 
-def _svhn_extra(data, image_size):
+def _part(count, shape, read):
+    return Part(torch.full((count,), UNLABELED), shape, read)
+
+
+def _svhn_extra(data, request):
     """The 531,131 images that SVHN's authors call easier; beside `data.path` where the run trains on SVHN."""
-    path = data.unlabeled.path or (data.path if data.source == "svhn" else None)
+    path = request.path or (data.path if data.source == "svhn" else None)
     images = open_torchvision("svhn", local_folder(path or DEFAULT_ROOT, "svhn_extra"), "extra", data.download).data
-    return torch.from_numpy(np.ascontiguousarray(images[: _count(data.unlabeled, len(images))]))
+    count = _count(data.unlabeled, len(images))
+    return _part(count, images.shape[1:], lambda: torch.from_numpy(np.ascontiguousarray(images[:count])))
 
 
-def _parquet(data, image_size):
+def _parquet(data, request):
     """The Parquet files of a folder (or of its sub-folder `data`), in order of their names; of a data set with splits,
     those of train."""
-    options = data.unlabeled
-    shards = unlabeled_shards(Folder(options.path))
-    column = find_image_column(shards[0].schema, options.image_column)
-    count = _count(options, sum(shard.num_rows for shard in shards))
-    stack, missing = ImageStack(count, image_size), count
-    for shard in shards:
-        shard.read_images(column, min(missing, shard.num_rows), stack)
-        missing -= min(missing, shard.num_rows)
-    return stack.finish()
+    shards = unlabeled_shards(Folder(request.path))
+    column = find_image_column(shards[0].schema, data.unlabeled.image_column)
+    count = _count(data.unlabeled, sum(shard.num_rows for shard in shards))
+    return _part(count, *stored_images(shards, column, count, request))
 
 
-def _image_folder(data, image_size):
+def _image_folder(data, request):
     """All image files below a folder (below its sub-folder `train` where it has one), in order of their paths."""
-    folder = Folder(data.unlabeled.path)
-    paths = image_files(folder, "train") or image_files(folder)
+    folder = Folder(request.path)
+    below = "train" if any(info.base_name == "train" and not info.is_file for info in folder.list()) else ""
+    paths = image_files(folder, below, request.reading)
     paths = paths[: _count(data.unlabeled, len(paths))]
-    stack = ImageStack(len(paths), image_size)
-    for start in range(0, len(paths), ROWS_AT_ONCE):
-        some = paths[start : start + ROWS_AT_ONCE]
-        stack.append([folder.read(path) for path in some], some.__getitem__)
-    return stack.finish()
+    return _part(len(paths), *stored_files(folder, paths, request))
 
 
-def _npz(data, image_size):
-    """The one array of uint8 images in a NumPy file, (M, H, W), (M, H, W, C) or (M, C, H, W)."""
-    options = data.unlabeled
-    try:
-        with open_file(options.path) as file, np.load(file, allow_pickle=False) as content:
-            found = [array for array in _arrays(content) if array.dtype == np.uint8 and array.ndim in (3, 4)]
-            if len(found) != 1:
-                raise DataError(
-                    f"{options.path}: expected one array of uint8 images, came {len(found)} among "
-                    f"{', '.join(content.files) or 'none'}"
-                )
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise DataError(f"data.path: expected a readable .npz file, came {options.path}: {one_line(error)}") from error
-    images = found[0][: _count(options, len(found[0]))]
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.shape[1] not in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(images))
-
-
-def _arrays(content):
-    """The members; one that holds Python objects is refused by NumPy, and is no image."""
-    for key in content.files:
-        with contextlib.suppress(ValueError):
-            yield content[key]
+def _npz(data, request):
+    """The one array of uint8 images in a NumPy file."""
+    available, shape, read = stored_array(request.path)
+    count = _count(data.unlabeled, available)
+    return _part(count, shape, lambda: read(count))

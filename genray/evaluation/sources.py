@@ -11,8 +11,12 @@ from genray.models.checkpoint_layouts import guess_architecture, load_into, read
 from genray.models.load import load_model
 
 
-def load_what(args):
+def load_what(args, progress=None):
     """What the arguments of `python -m genray.evaluate` name.
+
+    Args:
+        args: the arguments.
+        progress: as of `load_image_data`.
 
     Returns:
         (model, name of the data, test split, radii, config): of a run folder or a model file; radii norm -> number or
@@ -33,7 +37,7 @@ def load_what(args):
         raise ConfigError(
             "--data: missing, expected SOURCE or SOURCE:PATH, for example cifar10 or parquet:/data/cifar10"
         )
-    data = load_image_data(**source)
+    data = load_image_data(**source, decode=("test",), progress=progress)
     if config is not None:
         attack = config.evaluation.attack
         radii = {attack.norm: attack.epsilon} if attack.norm in norms else {}

@@ -8,6 +8,8 @@ import torch
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
 from genray.data.datasets import load_image_data, validation_split
+from genray.data.reading import Reading
+from genray.data.request import PARTS
 from genray.data.unlabeled import with_unlabeled
 from genray.errors import ConfigError, DataError
 from genray.learners.division import check_workers, fixed_workers
@@ -23,12 +25,14 @@ class RunSetup:
     class_names: one a class.
     dropped_labels: true labels of the images without a label of their own, in order; None where they are not known.
         Only to count right pseudo-labels by: no learner is given them.
+    notes: how the data was read, one line each.
     """
 
     plan: RunPlan
     splits: dict
     class_names: tuple[str, ...]
     dropped_labels: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -71,8 +75,13 @@ def memory_format(config: RunConfig) -> torch.memory_format:
     return torch.channels_last if config.compute.channels_last else torch.contiguous_format
 
 
-def prepare(config: RunConfig) -> RunSetup:
+def prepare(config: RunConfig, *, decode: bool = True, copies: int = 1, progress=None) -> RunSetup:
     """Loads the data, splits it, checks it against the configuration and plans the run.
+
+    Args:
+        config: the run's; the setup's own names the Parquet columns that were found.
+        decode: False reads no images, only what is known of them: they are tensors on torch's device "meta".
+        copies, progress: as of `load_image_data`.
 
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
@@ -86,9 +95,14 @@ def prepare(config: RunConfig) -> RunSetup:
         image_size=config.data.image_size,
         train_examples=config.data.train_examples,
         test_examples=config.data.test_examples,
+        decode=PARTS if decode else (),
+        copies=copies,
+        progress=progress,
     )
-    train, validation = validation_split(data.train, config.data.validation_examples, config.data.validation_seed)
-    training = with_unlabeled(train, config.data)
+    config = replace(config, data=replace(config.data, **data.columns))
+    validation = config.data.validation_examples, config.data.validation_seed
+    train, validation = validation_split(data.train, *validation, in_place=True)
+    training = with_unlabeled(train, config.data, Reading(progress))
     test = data.test
     if config.evaluation.examples is not None:
         if config.evaluation.examples > len(test):
@@ -102,7 +116,8 @@ def prepare(config: RunConfig) -> RunSetup:
             f"{config.training.batch_size}"
         )
     splits = {"train": training.split, "validation": validation, "test": test}
-    setup = RunSetup(make_plan(config, training.epoch_examples), splits, data.class_names, training.dropped_labels)
+    plan = make_plan(config, training.epoch_examples)
+    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, data.notes)
     _check_shapes(config, setup)
     check_workers(fixed_workers(config), setup.plan.smallest_batch)
     return setup

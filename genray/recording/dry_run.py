@@ -1,6 +1,7 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
 from genray.config.objectives import OBJECTIVES
+from genray.core.memory import bytes_text, free_memory
 from genray.learners.pseudo_labels import unlabeled_lines, unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.types import ThreatModel
@@ -19,8 +20,10 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
     plan, config = setup.plan, setup.config
     splits = ", ".join(f"{len(split)} {name}" for name, split in setup.splits.items())
     shape = "x".join(str(side) for side in setup.splits["train"].images.shape[1:])
+    of_first = " like the first image" if config.data.source in ("parquet", "image_folder") else ""
     lines = [
-        f"data           {config.data.source}: {splits}; {shape}, {len(setup.class_names)} classes",
+        f"data           {config.data.source}: {splits}; {shape}{of_first}, {len(setup.class_names)} classes",
+        *_data_lines(setup),
         *_unlabeled_lines(setup),
         f"model          {config.model.name}, {parameters:,} parameters, {setup.weight_bytes / MIB:.2f} MiB",
         f"steps          {config.training.epochs} epochs x {plan.steps_per_epoch} = {plan.total_steps} a learner, "
@@ -34,6 +37,16 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
         *(f"{'placement' if i == 0 else '':<14} {place}" for i, place in enumerate(places)),
     ]
     return "\n".join(lines)
+
+
+def _data_lines(setup):
+    data = setup.config.data
+    columns = [f"{role} column {name}" for role, name in (("image", data.image_column), ("label", data.label_column))]
+    lines = [*setup.notes, *([", ".join(columns)] if data.source == "parquet" else [])]
+    nbytes, free = sum(split.images.nbytes for split in setup.splits.values()), free_memory()
+    there = "" if free is None else f", {bytes_text(free)} are free on this machine"
+    lines.append(f"images take {bytes_text(nbytes)} of memory{there}")
+    return [f"{'':<14} {line}" for line in lines]
 
 
 def _unlabeled_lines(setup):

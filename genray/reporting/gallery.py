@@ -130,7 +130,7 @@ def make_gallery(first: str, second: str, most: int, progress) -> Gallery:
         short = [side.name.rpartition(": ")[2] for side in sides]
         sides = [Side(n, s.network, s.config) for n, s in zip(short, sides)] if len(set(short)) > 1 else sides
     config = sides[0].config
-    data = load_image_data(**{**data_of(config), "download": False})  # a report fetches nothing
+    data = load_image_data(**{**data_of(config), "download": False}, decode=("test",))  # a report fetches nothing
     number = min(most, len(data.test))
     _check_fits(sides, data)
     looker = _Looker(sides, data, config)

@@ -140,7 +140,7 @@ class Needs:
 
 
 def _kind(trial):
-    setup = prepare(trial.config)
+    setup = prepare(trial.config, decode=False)
     sizes = {"train": setup.plan.num_train, **{name: len(setup.splits[name]) for name in ("validation", "test")}}
     bare = RunSetup(setup.plan, {}, setup.class_names)
     return Kind(bare, setup.weight_bytes, setup.architecture, sizes)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import struct
 import urllib.error
@@ -210,15 +211,79 @@ def test_grey_and_colour_together_become_colour(tmp_path):
         assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), expected)
 
 
-def test_palette_and_alpha_become_rgb(tmp_path):
-    palette = Image.fromarray(RGB[0]).quantize(16)
-    buffer = io.BytesIO()
-    palette.save(buffer, "PNG")
-    alpha = np.concatenate([RGB[1], np.full((6, 5, 1), 77, np.uint8)], axis=2)
+def read_as(tmp_path, *blobs):
+    """The pixels of these encoded images, (H, W, C) each, and what is noted of them."""
     for part in ("train", "test"):
-        write(tmp_path, f"{part}-0.parquet", rows([buffer.getvalue(), alpha], [0, 1]))
-    images = load_image_data("parquet", path=tmp_path).train.images.permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(images, np.stack([np.asarray(palette.convert("RGB")), RGB[1]]))
+        write(tmp_path, f"{part}-0.parquet", rows(blobs, np.arange(len(blobs)) % 2))
+    data = load_image_data("parquet", path=tmp_path, decode=("train",))
+    return data.train.images.permute(0, 2, 3, 1).numpy(), data.notes
+
+
+def saved(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def on_white(pixels, alpha):
+    """The closed form: colour over white, each channel rounded."""
+    share = alpha[..., None].astype(float) / 255
+    return pixels * share + 255 * (1 - share)
+
+
+def test_transparent_images_are_drawn_on_white(tmp_path):
+    alpha = np.random.default_rng(3).integers(0, 256, (6, 5), dtype=np.uint8)
+    black_icon = np.dstack([np.zeros((6, 5, 3), np.uint8), alpha])
+    see_through = np.dstack([RGB[1], alpha])
+    opaque = np.dstack([RGB[2], np.full((6, 5), 255, np.uint8)])
+    palette = Image.fromarray(RGB[3]).quantize(16)
+    images, notes = read_as(tmp_path, *map(encoded, (black_icon, see_through, opaque)), saved(palette))
+    assert np.abs(images[0] - on_white(np.zeros((6, 5, 3)), alpha)).max() <= 1
+    assert np.abs(images[1] - on_white(RGB[1], alpha)).max() <= 1
+    assert np.array_equal(images[2], RGB[2]) and np.array_equal(images[3], np.asarray(palette.convert("RGB")))
+    assert notes == ("2 images partly transparent, drawn on white",)
+
+
+def test_a_transparent_colour_of_a_palette_or_of_grey(tmp_path):
+    palette = Image.fromarray(RGB[3]).quantize(16)
+    images, notes = read_as(tmp_path / "palette", saved(palette, transparency=0), encoded(RGB[0]))
+    expected = np.where(np.asarray(palette)[..., None] == 0, 255, np.asarray(palette.convert("RGB")))
+    assert np.array_equal(images[0], expected) and notes == ("1 image partly transparent, drawn on white",)
+    grey = Image.fromarray(RGB[0, ..., 0])
+    images, notes = read_as(tmp_path / "grey", saved(grey, transparency=int(RGB[0, 0, 0, 0])), saved(grey))
+    expected = np.where(RGB[0, ..., 0] == RGB[0, 0, 0, 0], 255, RGB[0, ..., 0])
+    assert np.array_equal(images[0, ..., 0], expected) and images.shape[-1] == 1 and len(notes) == 1
+
+
+# Where the rows of a stored image are, by EXIF 2.32 (tag 274), as a turn of the stored array.
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_as_exif_says(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    images, notes = read_as(tmp_path, *2 * [saved(Image.fromarray(RGB[0]), kind, exif=exif, lossless=True)])
+    assert np.array_equal(images[1], UPRIGHT[orientation](RGB[0]))
+    turned = orientation > 1 and kind != "TIFF"  # Pillow itself turns TIFF
+    assert notes == (("2 images turned as the EXIF orientation says",) if turned else ())
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path):
+    frames = [Image.fromarray(image) for image in RGB[:3]]
+    images, notes = read_as(tmp_path, saved(frames[0], save_all=True, append_images=frames[1:]), encoded(RGB[4]))
+    assert np.array_equal(images, RGB[[0, 4]])
+    assert notes == ("1 image with several frames, of which the first is read",)
 
 
 def test_large_images_decode_on_threads_in_order(tmp_path):
@@ -259,12 +324,13 @@ def test_columns_found_by_type(tmp_path):
 
 def test_columns_given(tmp_path):
     other = rows(RGB[6:12], LABELS[6:12])
-    path = columns(tmp_path, second=other["img"], id=pa.array([1, 0] * 3))
+    path = columns(tmp_path / "two", img=None, first=other["img"], second=other["img"], id=pa.array([1, 0] * 3))
     fails(
-        r"data\.image_column: .*2 that fit \(img, second\); name it, the columns are img .*id \(int64\)",
+        r"data\.image_column: .*2 that fit \(first, second\); name it, the columns are .*id \(int64\)",
         "parquet",
         path=path,
     )
+    path = columns(tmp_path, second=other["img"], id=pa.array([1, 0] * 3))
     data = load_image_data("parquet", path=path, image_column="second", label_column="id")
     assert_is(data.train, RGB[6:12], [1, 0] * 3)
     fails(
@@ -283,9 +349,53 @@ def test_ambiguous_or_absent_columns(tmp_path):
     two = columns(tmp_path / "two", label=None, a=pa.array(range(6)), b=pa.array(range(6)))
     fails(r"data\.label_column: .*2 that fit \(a, b\).*img \(struct", "parquet", path=two)
     none = columns(tmp_path / "none", label=pa.array(list("abcdef")))
-    fails(r"data\.label_column: .*came none.*label \(string\)", "parquet", path=none)
+    fails(r"data\.label_column: .*came 'label' of type string.*label \(string\)", "parquet", path=none)
     blind = columns(tmp_path / "blind", img=None)
     fails(r"data\.image_column: .*came none.*label \(int64\)", "parquet", path=blind)
+
+
+def test_a_column_that_is_meant_is_not_passed_over(tmp_path):
+    """The only integer column may be a fold, or pandas' index, beside labels in words."""
+    number, words = pa.array(range(6)), pa.array(list("abcdef"))
+    for name in ("label", "labels", "Label", "class"):
+        path = columns(tmp_path / name, **{"label": None, name: words}, fold=number)
+        fails(rf"data\.label_column: expected an integer column, came '{name}' of type string", "parquet", path=path)
+        assert load_image_data("parquet", path=path, label_column="fold").columns["label_column"] == "fold"
+    path = columns(tmp_path / "index", label=None, kind=words, __index_level_0__=number)
+    fails(r"data\.label_column: expected one column to be an integer column, came none", "parquet", path=path)
+    mask = rows(RGB[6:12], LABELS[6:12])["img"]
+    path = columns(tmp_path / "mask", img=None, image=words, mask=mask)
+    fails(r"data\.image_column: expected a struct .*came 'image' of type string", "parquet", path=path)
+    encoded_images = pa.array([encoded(image) for image in RGB[:6]], pa.binary())
+    data = load_image_data("parquet", path=columns(tmp_path / "binary", img=None, image=encoded_images, mask=mask))
+    assert data.columns == {"image_column": "image", "label_column": "label"}
+    assert_is(data.train, RGB[:6], LABELS[:6])
+
+
+def test_class_names_of_each_file(tmp_path):
+    write(tmp_path, "train-0.parquet", rows(RGB[:3], [0, 1, 2]))
+    write(tmp_path, "train-1.parquet", rows(RGB[3:6], [0, 1, 2], ["cat", "dog", "eel"]))
+    write(tmp_path, "train-2.parquet", rows(RGB[6:8], [0, 1], ["eel", "cat"]))
+    write(tmp_path, "test-0.parquet", rows(RGB[8:11], [0, 1, 2], ["dog", "cat", "eel"]))
+    data = load_image_data("parquet", path=tmp_path)
+    assert data.class_names == ("cat", "dog", "eel")
+    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2, 2, 0] and data.test.labels.tolist() == [1, 0, 2]
+    write(tmp_path, "test-0.parquet", rows(RGB[8:11], [0, 1, 2], ["dog", "cat", "cow"]))
+    fails(
+        r"test-0\.parquet: expected the class names of .*train-1\.parquet \(cat, dog, eel\), came cow",
+        "parquet",
+        path=tmp_path,
+    )
+    write(tmp_path, "test-0.parquet", rows(RGB[8:11], [0, 1, 2], ["dog", "cat"]))
+    fails(r"test-0\.parquet, row 2: expected a class label from 0 to 1, came 2", "parquet", path=tmp_path)
+
+
+def test_other_parquet_files_are_named(hub):
+    for name in ("training.parquet", "validation-00000-of-00001.parquet"):
+        write(hub, name, rows(RGB[:2], LABELS[:2]))
+    assert load_image_data("parquet", path=hub).notes == (
+        "left out: 1 file training.parquet, 1 file validation-00000-of-00001.parquet",
+    )
 
 
 def test_columns_that_later_files_lack(hub):
@@ -313,7 +423,9 @@ def test_mixed_sizes_need_image_size(hub):
 
 def test_train_and_test_of_different_shape(hub):
     write(hub, "test-00000-of-00001.parquet", rows(RGB[17:, :5], LABELS[17:]))
-    fails(r"shape \(3, 6, 5\) \(C, H, W\), came \(3, 5, 5\)", "parquet", path=hub)
+    fails(
+        r"test images of the training images' 6x5 pixels \(H x W\), came 5x5; set data.image_size", "parquet", path=hub
+    )
 
 
 @pytest.mark.parametrize(
@@ -425,6 +537,44 @@ def test_image_folder_errors(tree):
     (tree / "test/cow/a.png").write_bytes(encoded(RGB[0]))
     fails(r"test class folder 'cow'.*does not have", "image_folder", path=tree)
     fails("no such folder", "image_folder", path=tree / "absent")
+
+
+def test_hidden_folders_and_links(tree):
+    for hidden in ("train/.cache", "train/ant/.ipynb_checkpoints", "train/bee/deep/.x"):
+        (tree / hidden).mkdir()
+        (tree / hidden / "copy.png").write_bytes(encoded(RGB[9]))
+    whole = load_image_data("image_folder", path=tree)
+    assert len(whole.train) == 5 and whole.notes == ("left out: 1 .txt file, 1 file outside the class folders",)
+    (tree / "train/ant/loop").symlink_to(tree / "train/ant")
+    (tree / "train/ant/also").symlink_to(tree / "train/bee/deep")  # before bee/deep in order of names
+    (tree / "elsewhere").mkdir()
+    (tree / "elsewhere/9.png").write_bytes(encoded(RGB[9]))
+    (tree / "train/bee/far").symlink_to(tree / "elsewhere")
+    data = load_image_data("image_folder", path=tree)
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.notes == (
+        "left out: 1 .txt file, 1 file outside the class folders, 1 folder elsewhere, "
+        "2 links to a folder that is read already",
+    )
+
+
+def test_files_that_are_left_out_are_counted(tree):
+    for name in ("ant/1.heic", "ant/2.heic", "bee/notes.txt", "bee/README", "labels.csv"):
+        (tree / "train" / name).write_text("x")
+    (tree / "train/ant/gone.png").symlink_to("/nowhere/at/all.png")
+    (tree / "train/ant/4.gif").write_bytes(encoded(RGB[0, ..., 0], "GIF"))
+    (tree / "val").mkdir()
+    data = load_image_data("image_folder", path=tree)
+    assert len(data.train) == 6 and data.train.images[5, 0].numpy().tolist() == RGB[0, ..., 0].tolist()
+    assert data.notes == (
+        "left out: 2 .heic files, 2 .txt files, 1 dead link, 2 files outside the class folders, "
+        "1 file without an ending, 1 folder val",
+    )
+
+
+def test_file_names_that_are_not_utf8(tree):
+    os.rename(tree / "train/ant/0.png", os.fsencode(tree / "train/ant") + b"/caf\xe9.png")
+    fails(rf"{tree}/train/ant: expected file names in UTF-8, came b'caf.xe9\.png'", "image_folder", path=tree)
 
 
 # --- digits and torchvision ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from genray.core import rng
 from genray.data.datasets import load_image_data, validation_split
 from genray.data.loader import BatchLoader
 from genray.data.order import Shares
+from genray.data.reading import Reading
 from genray.data.splits import Split
 from genray.data.unlabeled import dropped_labels, load_unlabeled
 from genray.errors import DataError
@@ -161,7 +162,7 @@ def png(pixels):
 def loaded(shape=(1, 8, 8), **options):
     unlabeled = "{" + ", ".join(f"{key}: {value}" for key, value in options.items()) + "}"
     data = load_config(None, [f"data.unlabeled={unlabeled}"]).data
-    return load_unlabeled(data, shape).numpy()
+    return load_unlabeled(data, torch.empty((0, *shape), dtype=torch.uint8), Reading()).numpy()
 
 
 @pytest.mark.parametrize("layout", ["grey", "one channel", "channels last", "channels first"])
