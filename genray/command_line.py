@@ -7,7 +7,7 @@ import sys
 import traceback
 import types
 
-from genray.config.parse import did_you_mean
+from genray.config.model import did_you_mean
 from genray.errors import ConfigError, GenrayError
 
 

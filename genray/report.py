@@ -5,7 +5,7 @@ import sys
 
 from genray.command_line import Parser, make_callable, run_command
 from genray.config.arguments import Count, Place, checked
-from genray.config.parse import did_you_mean
+from genray.config.model import did_you_mean
 from genray.errors import InputError, RunFolderError
 
 DEFAULT_OUTPUT = "report"

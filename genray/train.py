@@ -94,7 +94,7 @@ def _pseudo_labelled(setup, folder, progress, runtime, address):
     from genray.recording.pseudo_labels import pseudo_labelled
 
     def train_teacher(config):
-        train(config, runtime=runtime, address=address, storage=folder.storage, resume=True)
+        train(config, runtime=runtime, address=address, storage=folder.storage.uri, resume=True)
 
     def classify_all(network, images, config):
         if runtime == "local" or address is None:

@@ -6,20 +6,35 @@ import os
 import typing
 from typing import Annotated
 
-from genray.config.parse import WRONG, parse_value
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, create_model
+
+from genray.config.model import AsInt, Section, collect
+from genray.config.values import Real
 from genray.errors import ConfigError
 
-Count = Annotated[int, ("ge", 1)]
-Natural = Annotated[int, ("ge", 0)]
-Seconds = Annotated[float, ("gt", 0)]
-Place = os.PathLike  # a path or URI, as text too
+
+def _read_path(raw):
+    if not isinstance(raw, (str, os.PathLike)) or not os.fspath(raw):
+        raise ValueError
+    return raw
+
+
+Count = Annotated[int, Field(ge=1), AsInt]
+Natural = Annotated[int, Field(ge=0), AsInt]
+Seconds = Annotated[Real, Field(gt=0)]
+Place = Annotated[str | os.PathLike, PlainValidator(_read_path), WithJsonSchema({"$comment": "a path or URI"})]
+
+
+class _Arguments(Section):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
 def checked(function=None, *, error=ConfigError, prefix=""):
     """A function whose annotated arguments are refused where they are of another type, no choice or out of range.
 
     Args:
-        function: with annotations that `parse_value` knows; arguments without one are passed on as they are.
+        function: with annotations of pydantic's kinds; arguments without one, or of type `Any`, are passed on as they
+            are, and so are annotated ones of other classes after an `isinstance`.
         error: what is raised; given one line for every wrong argument where it is a `ConfigError`, else the first.
         prefix: of the arguments' names in messages.
     """
@@ -27,17 +42,17 @@ def checked(function=None, *, error=ConfigError, prefix=""):
         return functools.partial(checked, error=error, prefix=prefix)
     signature = inspect.signature(function)
     hints = typing.get_type_hints(function, include_extras=True)
-    hints = {name: hint for name, hint in hints.items() if hint is not typing.Any}
+    fields = {name: (hints[name], None) for name in signature.parameters if hints.get(name, typing.Any) != typing.Any}
+    model = create_model(function.__name__, __base__=_Arguments, **fields)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        bound, problems = signature.bind(*args, **kwargs), []
-        for name, value in bound.arguments.items():
-            if name in hints:
-                found = parse_value(hints[name], {}, value, f"{prefix}{name}", problems)
-                bound.arguments[name] = value if found is WRONG else found
+        bound = signature.bind(*args, **kwargs)
+        value, problems = collect(model, {name: bound.arguments[name] for name in fields if name in bound.arguments})
         if problems:
+            problems = [f"{prefix}{problem}" for problem in problems]
             raise error(problems if issubclass(error, ConfigError) else problems[0])
+        bound.arguments.update((name, getattr(value, name)) for name in fields if name in bound.arguments)
         return function(*bound.args, **bound.kwargs)
 
     return call

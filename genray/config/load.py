@@ -1,6 +1,5 @@
 """From a YAML file and overrides to one checked `RunConfig`, and back to YAML."""
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from genray.config.parse import WRONG, parse_section, to_plain
-from genray.config.schema import OBJECTIVES, OPTIMIZERS, RunConfig, linf_radius_problems
+from genray.config.model import collect
+from genray.config.schema import RunConfig, linf_radius_problems
 from genray.config.unlabeled import unlabeled_problems
 from genray.config.values import Schedule
 from genray.config.workers import worker_problems
@@ -18,7 +17,6 @@ from genray.errors import ConfigError
 MAX_DEPTH = 20  # levels of a configuration; ours has six
 DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
 RESERVED = ("global", "global_last")  # rows of the results beside the base learners
-TAGS = {cls: name for name, cls in (OBJECTIVES | OPTIMIZERS).items()}
 
 
 class _Loader(yaml.SafeLoader):
@@ -212,9 +210,8 @@ def load_config(source=None, overrides=()) -> RunConfig:
     data = source if isinstance(source, Mapping) else read_yaml(DEFAULT_CONFIG if source is None else source)
     data = {key: value for key, value in data.items() if key != "versions"}
     data = apply_overrides(data, overrides)
-    problems = []
-    config = parse_section(RunConfig, data, "", problems)
-    if config is not WRONG:
+    config, problems = collect(RunConfig, data)
+    if config is not None:
         config = complete(config, problems)
     if problems:
         raise ConfigError(problems)
@@ -235,19 +232,18 @@ def complete(config: RunConfig, problems) -> RunConfig:
     _check_learners(config, problems)
     problems += unlabeled_problems(config)
     problems += worker_problems(config)
-    glob = dataclasses.replace(
-        config.global_learner,
+    glob = config.global_learner.replace(
         gamma=None,
         mixing_weights=_mixing_weights(config, problems),
         warmup_epochs=_warmup(config, problems),
     )
-    evaluation = dataclasses.replace(config.evaluation, attack=_evaluation_attack(config, problems))
+    evaluation = config.evaluation.replace(attack=_evaluation_attack(config, problems))
     if evaluation.select_on == "validation" and config.data.validation_examples == 0:
         problems.append(
             "data.validation_examples: expected at least 1 with evaluation.select_on: validation, got 0 "
             "(evaluation.select_on: test chooses on the test images instead)"
         )
-    return dataclasses.replace(config, global_learner=glob, evaluation=evaluation)
+    return config.replace(global_learner=glob, evaluation=evaluation)
 
 
 def _check_learners(config, problems):
@@ -347,7 +343,7 @@ def _evaluation_attack(config, problems):
                 f"evaluation.attack.{field}: missing, and the first robust learner's attack has none to take (apgd "
                 "adapts it); PGD needs one, for example epsilon / 4"
             )
-    completed = dataclasses.replace(attack, **filled)
+    completed = attack.replace(**filled)
     if attack.epsilon is not None or attack.norm is not None:
         problems += [f"evaluation.attack.{problem}" for problem in linf_radius_problems(completed)]
     return completed
@@ -355,7 +351,7 @@ def _evaluation_attack(config, problems):
 
 def to_dict(config: RunConfig) -> dict:
     """The resolved configuration as plain YAML data; `load_config` of it gives an equal object."""
-    return to_plain(config, TAGS)
+    return config.model_dump(mode="json")
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -5,36 +5,37 @@ learner's `attacks`, one a norm); `needs_unlabeled`, that it is for data with ps
 code: `genray/objectives/`, one file a method.
 """
 
-from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from genray.config.fields import option
+from genray.config.model import Section, choice, option
+from genray.config.values import Pair, Real
 
 
-@dataclass(frozen=True, kw_only=True)
-class NaturalObjective:
+class NaturalObjective(Section):
     """NT: cross-entropy on clean images, mixed up where asked."""
 
-    attacks = "none"
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
-    mixup: float = option(0.0, "alpha of mixup's Beta(alpha, alpha); 0: no mixup", ge=0, le=100)
+    name: Literal["natural"] = "natural"
+    attacks: ClassVar[str] = "none"
+    label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
+    mixup: Real = option(0.0, "alpha of mixup's Beta(alpha, alpha); 0: no mixup", ge=0, le=100)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdversarialObjective:
+class AdversarialObjective(Section):
     """PGD-AT: beta CE(x', y) + (1 - beta) CE(x, y). FAT is this with an attack that has `tau`."""
 
-    attacks = "one"
-    beta: float = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
+    name: Literal["adversarial"] = "adversarial"
+    attacks: ClassVar[str] = "one"
+    beta: Real = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
+    label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TradesObjective:
+class TradesObjective(Section):
     """TRADES: CE(x, y) + beta KL(p(x) || p(x')), x' against the same KL."""
 
-    attacks = "one"
-    beta: float = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
+    name: Literal["trades"] = "trades"
+    attacks: ClassVar[str] = "one"
+    beta: Real = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
+    label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
 
     def attack_problems(self, attacks):
         for name, attack in attacks.items():
@@ -42,66 +43,66 @@ class TradesObjective:
                 yield f"{name}.start: expected gaussian or uniform with objective trades, whose KL has no gradient at x"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MartObjective:
+class MartObjective(Section):
     """MART: boosted CE(x', y) + beta KL(p(x) || p(x')) (1 - p_y(x))."""
 
-    attacks = "one"
-    beta: float = option(5.0, "weight of the misclassification-aware KL term", ge=0)
+    name: Literal["mart"] = "mart"
+    attacks: ClassVar[str] = "one"
+    beta: Real = option(5.0, "weight of the misclassification-aware KL term", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class IatObjective:
+class IatObjective(Section):
     """IAT: mixup of the clean and of the adversarial batch, half and half."""
 
-    attacks = "one"
-    alpha: float = option(1.0, "of mixup's Beta(alpha, alpha)", gt=0, le=100)
+    name: Literal["iat"] = "iat"
+    attacks: ClassVar[str] = "one"
+    alpha: Real = option(1.0, "of mixup's Beta(alpha, alpha)", gt=0, le=100)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RstObjective:
+class RstObjective(Section):
     """RST: (1 - beta) L_nat + beta L_rob, each a weighted mean over labelled and pseudo-labelled images."""
 
-    attacks = "one"
-    needs_unlabeled = True
-    beta: float = option(0.5, "weight of the robust loss", ge=0, le=1)
-    natural_weight: float = option(
+    name: Literal["rst"] = "rst"
+    attacks: ClassVar[str] = "one"
+    needs_unlabeled: ClassVar[bool] = True
+    beta: Real = option(0.5, "weight of the robust loss", ge=0, le=1)
+    natural_weight: Real = option(
         0.9, "u_nat: a pseudo-labelled image in L_nat; a labelled one has the rest", ge=0, le=1
     )
-    robust_weight: float = option(0.5, "u_rob: the same in L_rob", ge=0, le=1)
+    robust_weight: Real = option(0.5, "u_rob: the same in L_rob", ge=0, le=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaxObjective:
+class MaxObjective(Section):
     """MAX: each example by the norm that hurts it most."""
 
-    attacks = "several"
+    name: Literal["max"] = "max"
+    attacks: ClassVar[str] = "several"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AverageObjective:
+class AverageObjective(Section):
     """AVG: mean of the adversarial losses of all norms."""
 
-    attacks = "several"
+    name: Literal["avg"] = "avg"
+    attacks: ClassVar[str] = "several"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StochasticObjective:
+class StochasticObjective(Section):
     """SAT: one norm a batch, drawn uniformly."""
 
-    attacks = "several"
+    name: Literal["sat"] = "sat"
+    attacks: ClassVar[str] = "several"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MsdObjective:
+class MsdObjective(Section):
     """MSD: one attack that takes at each step the norm that raises the loss most.
 
     Published settings (CIFAR-10): 50 steps of linf 0.003 (0.005 in the code), l2 0.05 and l1 1 (0.05 * 20 / k in each
     of k pixels: step_size is the length of the whole step, in l1 as in the other norms). MNIST: 100 of 0.01, 0.1, 1.
     """
 
-    attacks = "several"
-    l1_pixels: tuple[int, int] = option(
+    name: Literal["msd"] = "msd"
+    attacks: ClassVar[str] = "several"
+    l1_pixels: Pair = option(
         (5, 20),
         "l1: fewest and most pixels that a step moves, k drawn for each step; each moves step_size / k",
         ge=1,
@@ -115,7 +116,7 @@ class MsdObjective:
     def attack_problems(self, attacks):
         if len({attack.num_steps for attack in attacks.values()}) > 1:
             yield "attacks: expected one num_steps for all of them with objective msd, which takes their steps together"
-        if self.l1_pixels != MsdObjective.l1_pixels and all(attack.norm != "l1" for attack in attacks.values()):
+        if self.l1_pixels != MsdObjective().l1_pixels and all(attack.norm != "l1" for attack in attacks.values()):
             yield "objective.l1_pixels: has no effect without an l1 attack"
         for name, attack in attacks.items():
             if attack.algorithm != "pgd":
@@ -126,11 +127,11 @@ class MsdObjective:
                 yield f"attacks.{name}.sparsity: has no effect with objective msd; it is for objective.l1_pixels to say"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EatObjective:
+class EatObjective(Section):
     """E-AT: one norm a batch, drawn by how often the network has failed under it so far."""
 
-    attacks = "several"
+    name: Literal["e_at"] = "e_at"
+    attacks: ClassVar[str] = "several"
 
 
 OBJECTIVES = {
@@ -146,3 +147,4 @@ OBJECTIVES = {
     "msd": MsdObjective,
     "e_at": EatObjective,
 }
+Objective = choice(*OBJECTIVES.values())

@@ -1,27 +1,29 @@
 """The optimisers of base learners, one section each."""
 
-from dataclasses import dataclass
+from typing import Literal
 
-from genray.config.fields import option
+from genray.config.model import Section, choice, option
+from genray.config.values import Real
 
 
-@dataclass(frozen=True, kw_only=True)
-class SGD:
-    momentum: float = option(0.9, "share of the last update that each update keeps; 0: none", ge=0, lt=1)
+class SGD(Section):
+    name: Literal["sgd"] = "sgd"
+    momentum: Real = option(0.9, "share of the last update that each update keeps; 0: none", ge=0, lt=1)
     nesterov: bool = option(False, "Nesterov's form of momentum, which looks one update ahead")
-    weight_decay: float = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
+    weight_decay: Real = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adam:
-    beta1: float = option(0.9, "decay of the running mean of the gradient", ge=0, lt=1)
-    beta2: float = option(0.999, "decay of the running mean of its square", ge=0, lt=1)
-    weight_decay: float = option(0.0, "L2 penalty (adam) or decoupled decay (adamw)", ge=0)
+class Adam(Section):
+    name: Literal["adam"] = "adam"
+    beta1: Real = option(0.9, "decay of the running mean of the gradient", ge=0, lt=1)
+    beta2: Real = option(0.999, "decay of the running mean of its square", ge=0, lt=1)
+    weight_decay: Real = option(0.0, "L2 penalty (adam) or decoupled decay (adamw)", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
-    weight_decay: float = option(0.01, "decoupled decay", ge=0)
+    name: Literal["adamw"] = "adamw"
+    weight_decay: Real = option(0.01, "decoupled decay", ge=0)
 
 
 OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+Optimizer = choice(*OPTIMIZERS.values())

@@ -1,18 +1,13 @@
-"""The reference of all configuration fields, made from the schema: `python -m genray.config.reference FILE`."""
+"""The reference of all configuration fields, from the JSON Schema: `python -m genray.config reference`."""
 
-import dataclasses
-import sys
-import types
-import typing
-from pathlib import Path
+import yaml
 
-from genray.config.parse import describe_range, describe_type
+from genray.config.model import WORDS, json_schema, words
 from genray.config.schema import RunConfig
-from genray.config.values import Schedule
 
 HEAD = """# Configuration reference
 
-<!-- Made by `python -m genray.config.reference docs/configuration.md`; a test fails when it is not up to date. -->
+<!-- Made by `python -m genray.config reference > docs/configuration.md`; a test fails when it is not up to date. -->
 
 One YAML file is one run. Every field of it stands here; `python -m genray.train --dry-run` prints a configuration with
 all of them filled in. Any field can be overridden on the command line by its path: `training.epochs=10`,
@@ -34,72 +29,70 @@ all of them filled in. Any field can be overridden on the command line by its pa
 """
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Section:
-    """A section of the YAML file.
-
-    Attributes:
-        path: where it stands; `<name>` is a name that the user chooses.
-        choice: the value of its key `name` where that chooses among several kinds of section, else empty.
-        kind: its dataclass.
-    """
-
-    path: str
-    choice: str
-    kind: type
-
-    @property
-    def title(self):
-        return f"`{self.path}`" + (f", `name: {self.choice}`" if self.choice else "") if self.path else "The run"
-
-    @property
-    def note(self):
-        """What the section is about, where its dataclass says so."""
-        written = not (self.kind.__doc__ or "").startswith(f"{self.kind.__name__}(")  # that is dataclass's own
-        return " ".join(self.kind.__doc__.split()) if written else ""
-
-
-def sections() -> list[Section]:
-    """Every kind of section once, where it stands highest, in the order of the file."""
-    found = list(_walk(RunConfig))
-    place = {}
-    for section in sorted(found, key=lambda section: section.path.count(".")):
-        place.setdefault(section.kind, section)
-    return [section for section in found if place[section.kind] is section]
-
-
-def _walk(kind, path="", choice=""):
-    yield Section(path, choice, kind)
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        inner = f"{path}.{field.name}".lstrip(".")
-        section, many = _section_of(hints[field.name])
-        held = field.metadata.get("tagged", {} if section is None else {"": section})
-        for name, below in held.items():
-            yield from _walk(below, f"{inner}.<name>" if many else inner, name)
-
-
-def _section_of(hint):
-    """(dataclass that a hint holds, whether under free names); (None, False) for plain values."""
-    for part in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
-        if typing.get_origin(part) is dict:
-            return _section_of(typing.get_args(part)[1])[0], True
-        if dataclasses.is_dataclass(part) and part is not Schedule:
-            return part, False
-    return None, False
-
-
-def reference() -> str:
-    """The page as Markdown."""
-    found = sections()
-    links = {section.kind: f"[`{section.path}`](#{_anchor(section.title)})" for section in found}
+def reference(model=RunConfig) -> str:
+    """The page as Markdown: each kind of section once, where it stands highest, in the order of the file."""
+    root = json_schema(model)
+    found = [*_sections(root, root, "")]
+    highest = dict(sorted(found, key=lambda section: -section[1].count(".")))
+    titles = {name: title for name, title in found if highest[name] == title}
     parts = [HEAD]
-    for section in found:
-        parts.append(f"## {section.title}\n")
-        if section.note:
-            parts.append(f"{section.note}\n")
-        parts.append(_table(section.kind, links) if dataclasses.fields(section.kind) else "No further fields.\n")
+    for name, title in titles.items():
+        section = root["$defs"][name] if name else root
+        parts.append(f"## {title}\n")
+        if name and section.get("description"):
+            parts.append(f"{' '.join(section['description'].split())}\n")
+        parts.append(_table(section, titles))
     return "\n".join(parts)
+
+
+def _sections(root, node, path, choice=""):
+    """(name in $defs, title) of a section and of all below it."""
+    below = {}
+    for name, field in node["properties"].items():
+        at = f"{path}.{name}".lstrip(".")
+        many = "<name>" if "patternProperties" in str(field) else ""
+        for key, tag in _kinds(field):
+            below.setdefault(key, (f"{at}.{many}".rstrip("."), tag))
+    yield node.get("title") if node is not root else "", f"`{path}`{choice}" if path else "The run"
+    for key, (at, tag) in below.items():
+        yield from _sections(root, root["$defs"][key], at, f", `name: {tag}`" if tag else "")
+
+
+def _kinds(field):
+    """(name in $defs, value of `name` that chooses it or "") of the sections that a field may hold."""
+    if "$ref" in field:
+        yield field["$ref"].removeprefix("#/$defs/"), ""
+    for member in field.get("anyOf", []):
+        yield from _kinds(member)
+    for inner in field.get("patternProperties", {}).values():
+        yield from _kinds(inner)
+    tags = {ref: tag for tag, ref in field.get("discriminator", {}).get("mapping", {}).items()}
+    yield from ((member["$ref"].removeprefix("#/$defs/"), tags[member["$ref"]]) for member in field.get("oneOf", []))
+
+
+def _table(section, titles):
+    rows = [(name, field) for name, field in section["properties"].items() if "const" not in field]
+    if not rows:
+        return "No further fields.\n"
+    lines = ["| field | what | default | unit | meaning |", "|---|---|---|---|---|"]
+    for name, field in rows:
+        cells = _what(field, titles), _default(name, field, section), field.get("unit", ""), field["description"]
+        lines.append(f"| `{name}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _what(field, titles):
+    kinds = [*_kinds(field)]
+    null = " or null" if {"type": "null"} in field.get("anyOf", []) else ""
+    if not kinds:
+        ranges = {key: field[key] for key in WORDS if key in field}
+        text = words({key: value for key, value in field.items() if key not in WORDS})
+        return f"{text},{words({'$comment': '', **ranges})}" if ranges else text
+    first, tag = kinds[0]
+    link = f"[`{titles[first].split('`')[1]}`](#{_anchor(titles[first])})"
+    if tag:
+        return f"one of {', '.join(f'`{tag}`' for _, tag in kinds)}, or a section with `name`: {link}{null}"
+    return ("name: section, " if "patternProperties" in str(field) else "section ") + link + null
 
 
 def _anchor(title):
@@ -108,40 +101,9 @@ def _anchor(title):
     return kept.replace(" ", "-")
 
 
-def _table(kind, links):
-    hints = typing.get_type_hints(kind)
-    lines = ["| field | what | default | unit | meaning |", "|---|---|---|---|---|"]
-    for field in dataclasses.fields(kind):
-        cells = _kind(field, hints[field.name], links), _default(field), field.metadata.get("unit", "")
-        cells = [cell.replace("|", "\\|") for cell in (*cells, field.metadata["doc"])]
-        lines.append(f"| `{field.name}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _kind(field, hint, links):
-    if "tagged" in field.metadata:
-        names = ", ".join(f"`{name}`" for name in field.metadata["tagged"])
-        first = next(iter(field.metadata["tagged"].values()))
-        return f"one of {names}, or a section with `name`: {links[first]}"
-    section, many = _section_of(hint)
-    if section is not None:
-        nothing = " or null" if type(None) in typing.get_args(hint) else ""
-        return ("name: section, " if many else "section ") + links[section] + nothing
-    text, limits = describe_type(hint), describe_range(field.metadata)
-    text = text.replace("a section of key: value lines", "name: value entries")
-    return f"{text},{limits}" if limits else text
-
-
-def _default(field):
-    if field.default_factory is not dataclasses.MISSING:
-        return "its defaults"
-    if field.default is dataclasses.MISSING:
+def _default(name, field, section):
+    if name in section.get("required", []):
         return "*required*"
-    value = field.default
-    if isinstance(value, bool) or value is None:
-        return {None: "`null`", True: "`true`", False: "`false`"}[value]
-    return f"`{list(value) if isinstance(value, tuple) else value}`"
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
+    if "default" not in field:
+        return "its defaults"
+    return f"`{yaml.safe_dump(field['default'], default_flow_style=True).removesuffix('...' + chr(10)).strip()}`"

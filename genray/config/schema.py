@@ -1,35 +1,30 @@
-"""The typed configuration: one frozen dataclass a YAML section, every field with its range and its meaning.
+"""The typed configuration: one model a YAML section, every field with its range and its meaning.
 
 One `RunConfig` is one complete run. Plain values only (no torch, no ray): the same object is read by the planner,
 both runtimes and Tune. `load.py` turns YAML into it and reports every mistake at once.
 """
 
 import math
-from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal
 
-from genray.config.fields import option, required
-from genray.config.objectives import OBJECTIVES
-from genray.config.optimizers import OPTIMIZERS, SGD, Adam, AdamW
+from genray.config.model import Entries, RunName, Section, Text, option, required
+from genray.config.objectives import Objective
+from genray.config.optimizers import SGD, Optimizer
 from genray.config.unlabeled import UnlabeledConfig
-from genray.config.values import Schedule
+from genray.config.values import Exact, Numbers, Pair, Real, Schedule
 
 Norm = Literal["linf", "l2", "l1"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     source: Literal["digits", "cifar10", "cifar100", "mnist", "svhn", "parquet", "image_folder"] = required(
         "where the images come from"
     )
-    path: str | None = option(None, "folder or URI; for torchvision sets the download folder")
-    image_column: str | None = option(None, "Parquet column with the images; found by itself when null")
-    label_column: str | None = option(None, "Parquet column with the labels; found by itself when null")
+    path: Text | None = option(None, "folder or URI; for torchvision sets the download folder")
+    image_column: Text | None = option(None, "Parquet column with the images; found by itself when null")
+    label_column: Text | None = option(None, "Parquet column with the labels; found by itself when null")
     download: bool = option(True, "torchvision sets: download when absent")
-    image_size: tuple[int, int] | None = option(
-        None, "resize to [height, width] (Parquet, image_folder)", ge=1, unit="pixels"
-    )
+    image_size: Pair | None = option(None, "resize to [height, width] (Parquet, image_folder)", ge=1, unit="pixels")
     train_examples: int | None = option(None, "only the first n training images", ge=1, unit="images")
     test_examples: int | None = option(None, "only the first n test images", ge=1, unit="images")
     validation_examples: int = option(
@@ -52,17 +47,16 @@ class DataConfig:
                 yield f"{name}: has no effect with source {self.source}; it is for {', '.join(sources)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
     name: Literal[
         "small_cnn", "resnet18", "preact_resnet18", "preact_resnet18_no_bn", "wrn_28_10", "wrn_32_10", "wrn_34_10"
     ] = required("architecture")
     width: int | None = option(None, "channels of the first stage (WRN: widen factor); null: as published", ge=1)
     batch_norm: bool = option(False, "small_cnn only: BatchNorm after every convolution")
-    mean: tuple[float, ...] | None = option(
+    mean: Numbers | None = option(
         None, "normalisation inside the model, one value a channel", unit="pixel scale [0, 1]"
     )
-    std: tuple[float, ...] | None = option(
+    std: Numbers | None = option(
         None, "normalisation inside the model, one value a channel", gt=0, unit="pixel scale [0, 1]"
     )
 
@@ -75,8 +69,7 @@ class ModelConfig:
             yield f"batch_norm: expected false for {self.name}, which has BatchNorm anyway, got true"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     epochs: int = required("passes over the training images", ge=1, unit="epochs")
     batch_size: int = option(128, "images a step, the same for every learner", ge=1, unit="images")
     drop_last: bool = option(False, "leave out the short last batch of an epoch")
@@ -86,20 +79,19 @@ class TrainingConfig:
     on_non_finite: Literal["halt", "rollback"] = option(
         "halt", "a learner's loss or weights are NaN or infinite: end, or go back a checkpoint and lower its rate"
     )
-    rollback_lr_factor: float = option(0.5, "what that learner's rate is multiplied by, from there on", gt=0, lt=1)
+    rollback_lr_factor: Real = option(0.5, "what that learner's rate is multiplied by, from there on", gt=0, lt=1)
     max_rollbacks: int = option(3, "of one learner in a run", ge=1, unit="rollbacks")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttackConfig:
+class AttackConfig(Section):
     algorithm: Literal["pgd", "apgd"] = option(
         "pgd", "steps of one size, the last image; or of an adaptive size, the image of the largest loss (as in E-AT)"
     )
     norm: Norm = required("norm of the ball")
-    epsilon: Fraction = required(
+    epsilon: Exact = required(
         "radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0, unit="pixel scale [0, 1]"
     )
-    step_size: Fraction | None = option(
+    step_size: Exact | None = option(
         None,
         "pgd needs it: kappa, length of one step in the attack's norm, on the same scale",
         gt=0,
@@ -110,7 +102,7 @@ class AttackConfig:
         None, "in the ball; 0.001 N(0, 1); the image itself; null: uniform with pgd, zero with apgd and in msd"
     )
     mode: Literal["eval", "train"] = option("eval", "BatchNorm and dropout while the examples are made")
-    sparsity: float | None = option(
+    sparsity: Real | None = option(
         None,
         "l1 only: share of the pixels that a step (apgd: the first step) moves; null: 0.05",
         gt=0,
@@ -123,7 +115,7 @@ class AttackConfig:
         ge=0,
         unit="steps",
     )
-    step_noise: float = option(
+    step_noise: Real = option(
         0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0, unit="pixel scale [0, 1]"
     )
 
@@ -147,24 +139,21 @@ def linf_radius_problems(attack):
         yield f"epsilon: expected at most 1 for linf (pixels are in [0, 1]), got {given:g}; write 8/255, not 8"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
+class AugmentationConfig(Section):
     crop_padding: int = option(0, "pixels of padding before a random crop of the image's size", ge=0, unit="pixels")
     pad_mode: Literal["zeros", "reflect"] = option("zeros", "what the padding holds")
     flip: bool = option(False, "horizontal flip of every second image")
     cutout: int = option(0, "side of a square of zeros at a random place of each image; 0: none", ge=0, unit="pixels")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AveragingConfig:
+class AveragingConfig(Section):
     enabled: bool = option(True, "keep an exponential moving average of the learner's weights")
-    decay: float = option(0.999, "alpha; warmed up as min(alpha, (1+s)/(10+s))", ge=0, lt=1)
+    decay: Real = option(0.999, "alpha; warmed up as min(alpha, (1+s)/(10+s))", ge=0, lt=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResourcesConfig:
-    num_cpus: float = option(1.0, "CPUs of the learner's bundle; torch's threads are its whole part", gt=0, unit="CPUs")
-    num_gpus: float | Literal["auto"] = option(
+class ResourcesConfig(Section):
+    num_cpus: Real = option(1.0, "CPUs of the learner's bundle; torch's threads are its whole part", gt=0, unit="CPUs")
+    num_gpus: Real | Literal["auto"] = option(
         "auto",
         "GPUs of each of the learner's workers: 1, a fraction, 0; auto: one each, shared when there are fewer",
         ge=0,
@@ -177,23 +166,19 @@ class ResourcesConfig:
             yield f"num_gpus: expected at most 1, because a worker computes on one GPU, got {self.num_gpus:g}{several}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AwpConfig:
+class AwpConfig(Section):
     """Adversarial weight perturbation (AWP), around any objective."""
 
-    gamma: float = option(0.01, "size of the perturbation, relative to each weight tensor", ge=0)
-    warmup_epochs: float = option(0, "epochs without it", ge=0, unit="epochs")
+    gamma: Real = option(0.01, "size of the perturbation, relative to each weight tensor", ge=0)
+    warmup_epochs: Real = option(0, "epochs without it", ge=0, unit="epochs")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaseLearnerConfig:
-    objective: object = field(metadata={"doc": "what it minimises", "tagged": OBJECTIVES})
+class BaseLearnerConfig(Section):
+    objective: Objective = required("what it minimises")
     attack: AttackConfig | None = option(None, "how its training examples are made (objectives with one attack)")
-    attacks: dict[str, AttackConfig] | None = option(None, "the same for objectives with several: name -> attack")
+    attacks: Entries[AttackConfig] | None = option(None, "the same for objectives with several: name -> attack")
     awp: AwpConfig | None = option(None, "perturb the weights against each update; null: do not")
-    optimizer: SGD | Adam | AdamW = field(
-        default_factory=SGD, metadata={"doc": "its own optimiser", "tagged": OPTIMIZERS}
-    )
+    optimizer: Optimizer = option(SGD, "its own optimiser")
     lr: Schedule = required("learning rate over the run", ge=0)
     augmentation: AugmentationConfig = option(AugmentationConfig, "its own augmentation")
     averaging: AveragingConfig = option(AveragingConfig, "its own weight averaging")
@@ -213,7 +198,7 @@ class BaseLearnerConfig:
         return self.objective.attacks != "none"
 
     def problems(self):
-        objective = next(name for name, section in OBJECTIVES.items() if type(self.objective) is section)
+        objective = self.objective.name
         wanted = {"none": None, "one": "attack", "several": "attacks"}[self.objective.attacks]
         for key in ("attack", "attacks"):
             if key == wanted and not getattr(self, key):
@@ -231,17 +216,16 @@ class BaseLearnerConfig:
             yield from self.objective.attack_problems(self.all_attacks)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GlobalLearnerConfig:
+class GlobalLearnerConfig(Section):
     gamma: Schedule | None = option(
         None, "mixing ratio: share of the robust learner, for one natural and one robust learner", ge=0, le=1
     )
-    mixing_weights: dict[str, Schedule | Literal["rest"]] | None = option(
+    mixing_weights: Entries[Schedule | Literal["rest"]] | None = option(
         None, "weight of each learner, instead of gamma; one of them may be `rest`", ge=0, le=1
     )
     mix: Literal["averaged", "raw"] = option("averaged", "what is mixed: the learners' averaged or raw weights")
-    decay: float = option(0.999, "alpha' of theta_g, warmed up as min(alpha', (1+s)/(10+s))", ge=0, lt=1)
-    warmup_epochs: float | None = option(
+    decay: Real = option(0.999, "alpha' of theta_g, warmed up as min(alpha', (1+s)/(10+s))", ge=0, lt=1)
+    warmup_epochs: Real | None = option(
         None, "t': no redistribution before; null: round(0.625 * epochs)", ge=0, unit="epochs"
     )
     sync_every: int = option(5, "c: redistribute every c steps or epochs", ge=1, unit="steps or epochs")
@@ -254,16 +238,14 @@ class GlobalLearnerConfig:
     reestimate_batches: int = option(20, "training batches for that", ge=1, unit="batches")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationAttackConfig:
+class EvaluationAttackConfig(Section):
     norm: Norm | None = option(None, "null: as the first robust learner's")
-    epsilon: Fraction | None = option(None, "null: as the first robust learner's", gt=0, unit="pixel scale [0, 1]")
-    step_size: Fraction | None = option(None, "null: as the first robust learner's", gt=0, unit="pixel scale [0, 1]")
+    epsilon: Exact | None = option(None, "null: as the first robust learner's", gt=0, unit="pixel scale [0, 1]")
+    step_size: Exact | None = option(None, "null: as the first robust learner's", gt=0, unit="pixel scale [0, 1]")
     num_steps: int = option(20, "K", ge=1, unit="steps")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     attack: EvaluationAttackConfig = option(EvaluationAttackConfig, "PGD on the validation and the test part")
     every_epochs: int = option(1, "evaluate theta_g on the validation part every n epochs", ge=1, unit="epochs")
     base_learners: bool = option(
@@ -274,34 +256,31 @@ class EvaluationConfig:
     select_on: Literal["validation", "test"] = option(
         "validation", "what the best checkpoint is chosen on; `test` is for reproducing papers and stamped on the table"
     )
-    natural_floor: float = option(
+    natural_floor: Real = option(
         0.0, "choose only among epochs with at least this natural accuracy", ge=0, le=1, unit="share"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     every_epochs: int = option(1, "write a full checkpoint every n epochs, and at the end", ge=1, unit="epochs")
     every_steps: int | None = option(None, "and every n steps, where an epoch takes long", ge=1, unit="steps")
     keep: int = option(2, "how many to keep", ge=1, unit="checkpoints")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
+class RuntimeConfig(Section):
     placement: Literal["pack", "spread"] = option("pack", "learners close together, or over the nodes")
     share_attack: bool = option(False, "all learners' actors make each learner's adversarial images together")
-    startup_timeout_s: float = option(120.0, "how long the cluster may take to hold the run", gt=0, unit="s")
-    stall_timeout_s: float = option(1800.0, "how long a learner may go without finishing a step", gt=0, unit="s")
+    startup_timeout_s: Real = option(120.0, "how long the cluster may take to hold the run", gt=0, unit="s")
+    stall_timeout_s: Real = option(1800.0, "how long a learner may go without finishing a step", gt=0, unit="s")
     max_failures: int = option(
         5, "lost processes in a row, with no new checkpoint in between, that end a run", ge=0, unit="processes"
     )
-    grace_period_s: float = option(20.0, "for the last checkpoint of a run that is stopped or fails", gt=0, unit="s")
-    storage_timeout_s: float = option(300.0, "how long a finished run waits for storage that fails", gt=0, unit="s")
-    max_ahead_gib: float = option(2.0, "object-store memory for windows submitted ahead", gt=0, unit="GiB")
+    grace_period_s: Real = option(20.0, "for the last checkpoint of a run that is stopped or fails", gt=0, unit="s")
+    storage_timeout_s: Real = option(300.0, "how long a finished run waits for storage that fails", gt=0, unit="s")
+    max_ahead_gib: Real = option(2.0, "object-store memory for windows submitted ahead", gt=0, unit="GiB")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
+class ComputeConfig(Section):
     """How the same training is computed; all but `precision` change results by rounding only."""
 
     precision: Literal["fp32", "bf16"] = option(
@@ -315,15 +294,14 @@ class ComputeConfig:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    name: str = required("run name: the folder under the storage", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+class RunConfig(Section):
+    name: RunName = required("run name: the folder under the storage")
     seed: int = option(0, "of everything random", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where the learner holds one")
     data: DataConfig = required("images and labels")
     model: ModelConfig = required("the network, one architecture for all learners")
     training: TrainingConfig = required("what all learners have in common")
-    base_learners: dict[str, BaseLearnerConfig] = required(
+    base_learners: Entries[BaseLearnerConfig] = required(
         "the learners by name, one or more, each with a task of its own"
     )
     global_learner: GlobalLearnerConfig = option(GlobalLearnerConfig, "how the learners are mixed into theta_g")

@@ -1,27 +1,22 @@
 """Unlabelled training images and who labels them (methods C7): the section `data.unlabeled`, and the teacher's run."""
 
-import dataclasses
-from dataclasses import dataclass, field
 from typing import Literal
 
-from genray.config.fields import option, required
+from genray.config.model import Section, Text, option, required
 from genray.config.objectives import NaturalObjective
-from genray.config.optimizers import OPTIMIZERS, SGD, Adam, AdamW
-from genray.config.values import Schedule
+from genray.config.optimizers import SGD, Optimizer
+from genray.config.values import Real, Schedule
 
 TEACHER = "teacher"  # name of its run, in the folder of the run that needs it
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    path: str | None = option(None, "a run folder or model file that labels them; null: train a teacher")
+class TeacherConfig(Section):
+    path: Text | None = option(None, "a run folder or model file that labels them; null: train a teacher")
     epochs: int | None = option(None, "of the teacher's run; null: training.epochs", ge=1, unit="epochs")
     lr: Schedule | None = option(
         None, "the teacher's learning rate; null: as the first natural (else the first) base learner's", ge=0
     )
-    optimizer: SGD | Adam | AdamW = field(
-        default_factory=SGD, metadata={"doc": "the teacher's optimiser", "tagged": OPTIMIZERS}
-    )
+    optimizer: Optimizer = option(SGD, "the teacher's optimiser")
 
     def problems(self):
         for name, default in (("epochs", None), ("lr", None), ("optimizer", SGD())):
@@ -29,21 +24,20 @@ class TeacherConfig:
                 yield f"{name}: has no effect with teacher.path, whose model is trained already; remove one of them"
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnlabeledConfig:
+class UnlabeledConfig(Section):
     source: Literal["fraction", "svhn_extra", "parquet", "image_folder", "npz"] = required(
         "where they come from; fraction: training images whose labels are dropped"
     )
-    fraction: float | None = option(
+    fraction: Real | None = option(
         None, "fraction: share of the training images whose labels are dropped", gt=0, lt=1, unit="share"
     )
     class_balanced: bool = option(True, "fraction: the same share of each class; false: drawn from all images alike")
     seed: int = option(0, "fraction: seed of that choice", ge=0)
-    path: str | None = option(None, "folder, file or URI; svhn_extra: the download folder")
-    image_column: str | None = option(None, "Parquet column with the images; found by itself when null")
+    path: Text | None = option(None, "folder, file or URI; svhn_extra: the download folder")
+    image_column: Text | None = option(None, "Parquet column with the images; found by itself when null")
     resize: bool = option(False, "parquet, image_folder: resize to the training images' size")
     examples: int | None = option(None, "only the first n (not for fraction)", ge=1, unit="images")
-    batch_share: float | None = option(
+    batch_share: Real | None = option(
         None,
         "share of pseudo-labelled images in each batch, while an epoch has as many images as data.source gives; "
         "0: train on the labelled images alone; null: an epoch is one pass over all images, shuffled together",
@@ -112,15 +106,12 @@ def teacher_config(config):
     student = next((learner for learner in learners if not learner.is_robust), next(iter(learners)))
     options = unlabeled.teacher
     epochs = options.epochs or config.training.epochs
-    replace = dataclasses.replace
-    return replace(
-        config,
+    return config.replace(
         name=TEACHER,
-        data=replace(config.data, unlabeled=replace(unlabeled, batch_share=0.0, teacher=TeacherConfig())),
-        training=replace(config.training, epochs=epochs),
+        data=config.data.replace(unlabeled=unlabeled.replace(batch_share=0.0, teacher=TeacherConfig())),
+        training=config.training.replace(epochs=epochs),
         base_learners={
-            TEACHER: replace(
-                student,
+            TEACHER: student.replace(
                 objective=NaturalObjective(),
                 attack=None,
                 attacks=None,
@@ -130,12 +121,11 @@ def teacher_config(config):
                 data_order="shared",
             )
         },
-        runtime=replace(config.runtime, share_attack=False),
-        global_learner=replace(
-            config.global_learner, gamma=None, mixing_weights=None, warmup_epochs=None, sync_every=1, sync_unit="never"
+        runtime=config.runtime.replace(share_attack=False),
+        global_learner=config.global_learner.replace(
+            gamma=None, mixing_weights=None, warmup_epochs=None, sync_every=1, sync_unit="never"
         ),
-        evaluation=replace(
-            config.evaluation,
+        evaluation=config.evaluation.replace(
             every_epochs=epochs,
             select_on="validation" if config.data.validation_examples else "test",
             natural_floor=0.0,

@@ -3,6 +3,10 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import core_schema
 
 from genray.types import fraction_text
 
@@ -11,6 +15,7 @@ from genray.types import fraction_text
 WHOLE = r"(?:0|[1-9]\d{0,39})"
 NUMBER = re.compile(rf"([+-]?(?:{WHOLE}(?:\.\d{{0,40}})?|\.\d{{1,40}})(?:[eE][+-]?\d{{1,3}})?)(?:\s*/\s*({WHOLE}))?")
 LARGEST = Fraction(10) ** 300
+AS_JSON = {"type": ["number", "string"], "pattern": rf"^\s*{NUMBER.pattern}\s*$"}  # "8/255" is a number too
 
 
 def parse_fraction(value) -> Fraction:
@@ -61,6 +66,19 @@ class Schedule:
             raise ValueError("positions from 0 to 1 in non-decreasing order")
         return cls(knots) if len(knots) > 1 else cls(((Fraction(0), knots[0][1]),))
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        return core_schema.no_info_plain_validator_function(
+            lambda raw: raw if isinstance(raw, cls) else cls.parse(raw),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.to_yaml),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core, handler):
+        pair = {"type": "array", "items": AS_JSON, "minItems": 2, "maxItems": 2}
+        pairs = {"type": "array", "items": pair, "minItems": 1}
+        return {"anyOf": [AS_JSON, pairs], "$comment": "a number or a list of [position, value] pairs"}
+
     @property
     def values(self):
         return tuple(value for _, value in self.knots)
@@ -86,3 +104,20 @@ def number_to_yaml(value: Fraction):
     """An exact number as YAML holds it: 3, 0.031 or "8/255"."""
     text = fraction_text(value)
     return text if "/" in text else float(text) if any(c in text for c in ".e") else int(text)
+
+
+# Types of fields: numbers that YAML reads as text ("5e-4", "8/255") are numbers too.
+Real = Annotated[
+    float,
+    PlainValidator(lambda raw: float(parse_fraction(raw))),
+    WithJsonSchema({**AS_JSON, "$comment": "a number"}),
+]
+Exact = Annotated[
+    Fraction,
+    PlainValidator(parse_fraction),
+    PlainSerializer(number_to_yaml),
+    WithJsonSchema({**AS_JSON, "$comment": 'a number such as "8/255"'}),
+]
+AsTuple = BeforeValidator(lambda raw: tuple(raw) if isinstance(raw, list) else raw)
+Pair = Annotated[tuple[int, int], AsTuple]
+Numbers = Annotated[tuple[Real, ...], AsTuple, Field(min_length=1)]

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 
 from genray.attacks import temporary_mode
-from genray.config.parse import did_you_mean
+from genray.config.model import did_you_mean
 from genray.config.values import parse_fraction
 from genray.errors import ConfigError, DataError
 from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES

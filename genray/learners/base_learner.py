@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from genray.attacks import StreamDraw
-from genray.config.schema import SGD
 from genray.core.crew import ALONE, Crew, Part
 from genray.core.flat import FlatWeights, from_array, to_array
 from genray.core.mixing import accumulate_, ema_update_
@@ -259,10 +258,10 @@ class BaseLearner:
 
 def _build_optimizer(options, parameter):
     common = {"lr": 0.0, "weight_decay": options.weight_decay}
-    if isinstance(options, SGD):
+    if options.name == "sgd":
         # Fused: one pass over the flat weights, with no temporary array of their size. (Fused Adam rounds otherwise.)
         return torch.optim.SGD([parameter], momentum=options.momentum, nesterov=options.nesterov, fused=True, **common)
-    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[type(options).__name__]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
     return kind([parameter], betas=(options.beta1, options.beta2), **common)
 
 

@@ -70,30 +70,30 @@ def units(learner: BaseLearnerConfig) -> float:
 
 def attack_units(learner: BaseLearnerConfig) -> float:
     """Of that, what making the adversarial images takes."""
-    attacks, objective = learner.all_attacks.values(), type(learner.objective).__name__
+    attacks, objective = learner.all_attacks.values(), learner.objective.name
     each = [2 * attack.num_steps + (attack.algorithm == "apgd") for attack in attacks]
     if objective in BY_BETA and not learner.objective.beta:
         return 0.0
-    if objective == "MsdObjective":
+    if objective == "msd":
         return max(attack.num_steps for attack in attacks) * (2.0 + len(each))
-    if objective in ("StochasticObjective", "EatObjective"):
+    if objective in ("sat", "e_at"):
         return sum(each) / len(each)
-    judged = len(each) if objective == "MaxObjective" and len(each) > 1 else 0
-    return float(sum(each) + judged + (objective == "TradesObjective"))
+    judged = len(each) if objective == "max" and len(each) > 1 else 0
+    return float(sum(each) + judged + (objective == "trades"))
 
 
-BY_BETA = ("AdversarialObjective", "RstObjective", "TradesObjective")  # beta 0: natural training
+BY_BETA = ("adversarial", "rst", "trades")  # beta 0: natural training
 
 
 def _update_batches(learner) -> int:
-    objective, beta = type(learner.objective).__name__, getattr(learner.objective, "beta", None)
-    if objective in ("AdversarialObjective", "RstObjective"):
+    objective, beta = learner.objective.name, getattr(learner.objective, "beta", None)
+    if objective in ("adversarial", "rst"):
         return 1 + (0 < beta < 1)
-    if objective == "TradesObjective":
+    if objective == "trades":
         return 2 if beta else 1
-    if objective == "AverageObjective":
+    if objective == "avg":
         return len(learner.all_attacks)
-    return 2 if objective in ("MartObjective", "IatObjective") else 1
+    return 2 if objective in ("mart", "iat") else 1
 
 
 def plan_lines(config: RunConfig) -> list[str]:

@@ -99,7 +99,7 @@ def prepare(config: RunConfig, *, decode: bool = True, copies: int = 1, progress
         copies=copies,
         progress=progress,
     )
-    config = replace(config, data=replace(config.data, **data.columns))
+    config = config.replace(data=config.data.replace(**data.columns))
     validation = config.data.validation_examples, config.data.validation_seed
     train, validation = validation_split(data.train, *validation, in_place=True)
     training = with_unlabeled(train, config.data, Reading(progress))

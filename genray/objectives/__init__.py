@@ -1,6 +1,5 @@
 """What base learners minimise: one method a file, one registry entry."""
 
-from genray.config import objectives as sections
 from genray.objectives.adversarial import Adversarial
 from genray.objectives.e_at import Eat
 from genray.objectives.iat import Iat
@@ -15,20 +14,20 @@ from genray.objectives.trades import Trades
 __all__ = ["OBJECTIVES", "Objective", "TrainingStep", "build_objective"]
 
 OBJECTIVES = {
-    sections.NaturalObjective: Natural,
-    sections.AdversarialObjective: Adversarial,
-    sections.TradesObjective: Trades,
-    sections.MartObjective: Mart,
-    sections.IatObjective: Iat,
-    sections.RstObjective: Rst,
-    sections.MaxObjective: Max,
-    sections.AverageObjective: Average,
-    sections.StochasticObjective: Stochastic,
-    sections.MsdObjective: Msd,
-    sections.EatObjective: Eat,
+    "natural": Natural,
+    "adversarial": Adversarial,
+    "trades": Trades,
+    "mart": Mart,
+    "iat": Iat,
+    "rst": Rst,
+    "max": Max,
+    "avg": Average,
+    "sat": Stochastic,
+    "msd": Msd,
+    "e_at": Eat,
 }
 
 
 def build_objective(options) -> Objective:
     """The objective of a learner's `objective` section."""
-    return OBJECTIVES[type(options)](options)
+    return OBJECTIVES[options.name](options)

@@ -1,6 +1,5 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
-from genray.config.objectives import OBJECTIVES
 from genray.core.memory import bytes_text, free_memory
 from genray.learners.pseudo_labels import unlabeled_lines, unlabeled_record
 from genray.learners.setup import RunSetup
@@ -58,10 +57,9 @@ def _unlabeled_lines(setup):
 def _learner_line(plan, name):
     learner = plan.config.base_learners[name]
     how = " and ".join(_attack(attack) for attack in learner.all_attacks.values()) or "clean images"
-    objective = next(name for name, section in OBJECTIVES.items() if type(learner.objective) is section)
     first, last = (plan.learning_rate(name, step) for step in (0, plan.total_steps - 1))
     weights = [plan.mixing_weight(name, step) for step in (0, plan.total_steps - 1)]
-    method = f"{objective}{', AWP' * bool(learner.awp)}"
+    method = f"{learner.objective.name}{', AWP' * bool(learner.awp)}"
     return (
         f"learner        {name}: {method}; {how}; lr {first:.4g} -> {last:.4g}; weight in theta_g "
         f"{weights[0]:.3g} -> {weights[1]:.3g}"

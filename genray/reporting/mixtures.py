@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from genray.errors import CheckpointError, ConfigError, RunFolderError
@@ -241,7 +241,7 @@ def _radii(args, config):
 
 def _with_data(config, text):
     """The run's configuration, with its data where `--data` says they lie, and all test images."""
-    config = replace(config, evaluation=replace(config.evaluation, examples=None))
+    config = config.replace(evaluation=config.evaluation.replace(examples=None))
     if text is None:
         return config
     source, _, path = text.partition(":")
@@ -250,7 +250,7 @@ def _with_data(config, text):
             f"--data: expected the run's own source {config.data.source} with --mixtures, because its training and "
             f"validation images are needed, got {source!r}"
         )
-    return replace(config, data=replace(config.data, path=path or config.data.path))
+    return config.replace(data=config.data.replace(path=path or config.data.path))
 
 
 def _splits(args, setup):

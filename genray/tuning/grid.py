@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genray.config.load import apply_overrides, listed_overrides, load_config, read_yaml, to_dict
-from genray.config.parse import did_you_mean
+from genray.config.model import did_you_mean
 from genray.config.schema import RunConfig
 from genray.errors import ConfigError
 from genray.evaluation.job import Request

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from genray.config.load import DEFAULT_CONFIG, apply_overrides, read_yaml
-from genray.config.parse import did_you_mean
+from genray.config.model import did_you_mean
 from genray.errors import ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.job import Request

@@ -1,6 +1,5 @@
 """The shipped presets, as the tests of `test_presets*.py` and `test_paper_presets.py` read them."""
 
-import dataclasses
 import re
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ GRIDS = [name for name in FILES if name.startswith(("ablations/", "paper/tables/
 PRESETS = [name for name in FILES if name not in GRIDS]
 ALIASES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if _is_alias(path))
 PAPER = [name for name in PRESETS if name.startswith("paper/")]
-SECTIONS = "|".join(field.name for field in dataclasses.fields(RunConfig))
+SECTIONS = "|".join(RunConfig.model_fields)
 OVERRIDE = re.compile(rf"'((?:{SECTIONS})[\w.]*=[^']+)'|(?<!\S)((?:{SECTIONS})[\w.]*=\S+)")
 
 

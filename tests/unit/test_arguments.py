@@ -14,7 +14,7 @@ CALLS = {
     "train runtime": (genray.train, (), {"runtime": "lcoal"}, "runtime: expected one of ray, local", "local"),
     "train resume": (genray.train, (), {"resume": "no"}, "resume: expected true or false, got 'no'", ""),
     "train storage": (genray.train, (), {"storage": 3}, "storage: expected a path or URI, got 3", ""),
-    "train name": (genray.train, (), {"name": 1.5}, "name: expected text, got 1.5", ""),
+    "train name": (genray.train, (), {"name": 1.5}, "name: expected text or null, got 1.5", ""),
     "train config": (genray.train, (3,), {}, "config: expected the path of a YAML file or a mapping, got int", ""),
     "train overrides": (genray.train, (None, [3]), {}, "overrides: expected key=value strings or mappings, got 3", ""),
     "evaluate device": (genray.evaluate, (0, 0, 0), {"device": "cuad"}, "device: expected one of auto", "cuda"),

@@ -1,6 +1,5 @@
 """No dead knobs: every field of the configuration, changed alone, changes what a run does."""
 
-import dataclasses
 import hashlib
 import io
 import typing
@@ -15,8 +14,10 @@ from PIL import Image
 
 import genray
 from genray.config import load_config, schema
+from genray.config.model import Section
+from genray.config.objectives import OBJECTIVES
+from genray.config.optimizers import OPTIMIZERS
 from genray.config.reference import reference
-from genray.config.values import Schedule
 from genray.errors import GenrayError
 from genray.learners.setup import prepare
 from genray.models import build_model
@@ -198,21 +199,16 @@ TESTED_ELSEWHERE = {
 
 def fields(cls, prefix=""):
     """Names of all leaf fields, tagged sections under their own tag."""
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        path = f"{prefix}{f.name}"
-        if "tagged" in f.metadata:
+    for name, f in cls.model_fields.items():
+        path = f"{prefix}{name}"
+        sections = [h for h in _leaves(f.annotation) if isinstance(h, type) and issubclass(h, Section)]
+        if f.discriminator:
             yield path
-            for tag, section in f.metadata["tagged"].items():
-                yield from fields(section, f"{tag}.")
-            continue
-        if f.name == "attacks":  # sections like `attack`
-            yield path
-            continue
-        sections = [h for h in _leaves(hints[f.name]) if dataclasses.is_dataclass(h) and h is not Schedule]
-        if sections:
+            for section in sections:
+                yield from fields(section, f"{section.model_fields['name'].default}.")
+        elif sections and name != "attacks":  # sections like `attack`
             yield from fields(sections[0], f"{path}.")
-        else:
+        elif prefix.rstrip(".") not in (*OBJECTIVES, *OPTIMIZERS) or name != "name":
             yield path
 
 
@@ -345,4 +341,4 @@ def test_field_acts(field, folders, unchanged, tmp_path):
 
 def test_every_field_stands_in_the_reference_as_it_is():
     page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    assert page == reference(), "run: python -m genray.config.reference docs/configuration.md"
+    assert page == reference(), "run: python -m genray.config reference > docs/configuration.md"

@@ -1,7 +1,6 @@
 """The papers' presets hold the papers' constants, written again here, and what a family shares is the same in all."""
 
 import dataclasses
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -188,16 +187,16 @@ def test_a_baseline_is_generalists_learner_alone(name):
     if (family, method) == ("mnist_resnet18", "trades"):
         objective = TradesObjective(beta=1, label_smoothing=0)  # TRADES's own for MNIST
     model = generalist.base_learners["linf" if objective.attacks == "one" else "natural"]
-    changes = {"attack": replace(model.attack, **besides)} if besides else {}
+    changes = {"attack": model.attack.replace(**besides)} if besides else {}
     if method == "fat":
         changes |= {"lr": learner.lr, "optimizer": SGD(momentum=0.9, nesterov=False, weight_decay=0.0002)}
-    assert learner == replace(model, objective=objective, **changes)
+    assert learner == model.replace(objective=objective, **changes)
     assert learner_name == ("linf" if objective.attacks == "one" else "natural")
     glob = config.global_learner
     assert (glob.mix, glob.decay, glob.sync_unit) == ("raw", 0, "never")
     same = {"base_learners": generalist.base_learners, "global_learner": generalist.global_learner}
-    same["data"] = replace(config.data, unlabeled=None) if method == "rst" else config.data
-    assert replace(config, name=generalist.name, **same) == generalist
+    same["data"] = config.data.replace(unlabeled=None) if method == "rst" else config.data
+    assert config.replace(name=generalist.name, **same) == generalist
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILY_OF if name.endswith("rst.yaml")])
@@ -298,17 +297,17 @@ def test_generalistpp_is_generalist_with_other_norms(name):
     assert list(config.base_learners) == list(last)
     for learner_name, learner in config.base_learners.items():
         own = {"attack": BALLS[learner_name]} if learner_name in BALLS else {}
-        assert learner == replace(generalist.base_learners["linf" if own else learner_name], **own)
+        assert learner == generalist.base_learners["linf" if own else learner_name].replace(**own)
     plan = plan_of(name)
     for learner_name, weight in last.items():
         first = 1.0 if learner_name == "linf" else 0.0
         for part, expected in ((0, first), (79, first), (80, first), (100, (first + weight) / 2), (120, weight)):
             got = plan.mixing_weight(learner_name, step_after(plan, part))
             assert got == pytest.approx(expected, abs=1e-4)
-    glob = replace(generalist.global_learner, mixing_weights=config.global_learner.mixing_weights)
+    glob = generalist.global_learner.replace(mixing_weights=config.global_learner.mixing_weights)
     assert config.global_learner == glob
     same = {"base_learners": generalist.base_learners, "global_learner": generalist.global_learner}
-    assert replace(config, name=generalist.name, **same) == generalist
+    assert config.replace(name=generalist.name, **same) == generalist
 
 
 # --- Recipes of their own -----------------------------------------------------------------------------------------
@@ -429,7 +428,7 @@ def test_msd_papers_attacks(family):
     assert load(f"paper/{family}_avg.yaml").base_learners["robust"].attacks == balls
     if family == "mnist_small_cnn":  # its "worst" has steps of its own
         shorter = {"num_steps": 100, "step_size": 20 * Fraction(1, 50)}
-        balls = balls | {"linf": replace(balls["linf"], num_steps=50), "l1": replace(balls["l1"], **shorter)}
+        balls = balls | {"linf": balls["linf"].replace(num_steps=50), "l1": balls["l1"].replace(**shorter)}
     assert load(f"paper/{family}_max.yaml").base_learners["robust"].attacks == balls
 
 
@@ -445,7 +444,7 @@ def test_msd_takes_its_authors_steps(name, numbers):
     assert learner.objective == MsdObjective(l1_pixels=(5, 20))
     balls = SEVERAL_NORMS[name]
     assert learner.attacks == {
-        norm: replace(balls[norm], step_size=Fraction(numbers[norm]), num_steps=numbers["num_steps"], sparsity=None)
+        norm: balls[norm].replace(step_size=Fraction(numbers[norm]), num_steps=numbers["num_steps"], sparsity=None)
         for norm in ("linf", "l2", "l1")
     }
 
@@ -496,7 +495,7 @@ PARAMETERS = {
 def test_model_builds_with_the_published_parameter_count(name):
     config = load(f"paper/{name}.yaml")
     classes, channels, side = SHAPES[config.data.source]
-    options = dataclasses.asdict(config.model)
+    options = config.model.model_dump()
     model = build_model(**options, num_classes=classes, in_channels=channels, image_size=(side, side), seed=0).eval()
     assert count_parameters(model) == PARAMETERS[name]
     with torch.no_grad():

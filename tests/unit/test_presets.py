@@ -1,7 +1,6 @@
 """Every shipped preset loads, says how to run it, stands alone and marks where each of its facts is from."""
 
 import csv
-import dataclasses
 import re
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from presets import ALIASES, CONFIGS, PAPER, PRESETS, header, launch_line, load,
 
 from genray.config.load import load_config, read_yaml, to_yaml
 from genray.config.objectives import OBJECTIVES, MsdObjective
-from genray.config.schema import OPTIMIZERS, AttackConfig, AwpConfig
+from genray.config.optimizers import OPTIMIZERS
+from genray.config.schema import AttackConfig, AwpConfig
 from genray.config.unlabeled import TeacherConfig, UnlabeledConfig
 from genray.evaluation.published import FOLDER
 
@@ -62,7 +62,7 @@ MARK = re.compile(r"\[([A-Za-z][A-Za-z+, -]*)\]")
 
 def left_out(cls, raw):
     """Fields of a section that the YAML leaves to their defaults."""
-    return [f.name for f in dataclasses.fields(cls) if f.name not in raw]
+    return [name for name in cls.model_fields if name not in raw and name != "name"]
 
 
 def test_every_row_of_the_papers_tables_has_a_preset():

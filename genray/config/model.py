@@ -1,0 +1,399 @@
+"""Sections of YAML and JSON files as pydantic models; every mistake becomes one line with its path.
+
+The JSON Schema of a model is the one description of its fields: editors, the reference page and the messages use it.
+"""
+
+import difflib
+from fractions import Fraction
+from functools import cache
+from numbers import Integral
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticCustomError
+
+from genray.config.values import Schedule, number_to_yaml, parse_fraction
+from genray.errors import ConfigError
+
+ONE_BY_ONE = "fields are checked one by one, not what they may not be together"
+RANGES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+WORDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+UNKNOWN = ("extra_forbidden", "invalid_key")
+TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+def option(default, doc: str, unit: str = "", **ranges) -> Any:
+    """A field with its default (a class: made anew), its meaning, unit and range (`ge`, `gt`, `le`, `lt`).
+
+    The range holds for each number in the field's value.
+    """
+    given = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**given, **_described(doc, unit, ranges))
+
+
+def required(doc: str, unit: str = "", **ranges) -> Any:
+    """A field that has to be given."""
+    return Field(**_described(doc, unit, ranges))
+
+
+def _described(doc, unit, ranges):
+    extra = {RANGES[name]: bound for name, bound in ranges.items()} | ({"unit": unit} if unit else {})
+    return {"description": doc, "json_schema_extra": extra}
+
+
+class Section(BaseModel):
+    """A mapping of known keys; immutable. A subclass may have `problems()`: what its fields may not be together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def problems(self):
+        """Yields "field: message" lines."""
+        return ()
+
+    def replace(self, **changes):
+        """A copy with other values, which are not checked."""
+        return self.model_copy(update=changes)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, data):
+        return {} if data is None else data  # a key without lines below it
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _within_range(cls, value, info):
+        ranges = cls.model_fields[info.field_name].json_schema_extra or {}
+        for suffix, held, number in _numbers(value):
+            if not _in_range(number, ranges):
+                raise PydanticCustomError("range", "out of range", {"suffix": suffix, "given": _as_given(held)})
+        return value
+
+    @model_validator(mode="after")
+    def _together(self, info):
+        problems = [] if info.context == ONE_BY_ONE else [*self.problems()]
+        if problems:
+            raise PydanticCustomError("together", "fields that do not go together", {"problems": problems})
+        return self
+
+
+def _numbers(value):
+    """(path below the field, what holds the number, number) of each number in a value."""
+    if isinstance(value, (int, float, Fraction)) and not isinstance(value, bool):
+        yield "", value, value
+    elif isinstance(value, Schedule):
+        yield from (("", value, number) for number in value.values)
+    elif isinstance(value, tuple):
+        yield from ((f"[{i}]", *rest) for i, item in enumerate(value) for _, *rest in _numbers(item))
+    elif isinstance(value, dict):
+        yield from ((f".{key}", *rest) for key, item in value.items() for _, *rest in _numbers(item))
+
+
+def _as_given(value):
+    """A number or schedule as YAML holds it."""
+    if isinstance(value, Schedule):
+        return value.to_yaml()
+    return number_to_yaml(parse_fraction(value)) if isinstance(value, (float, Fraction)) else value
+
+
+def _in_range(number, ranges):
+    return (
+        (not isinstance(number, int) or abs(number) < 2**63)
+        and number >= ranges.get("minimum", number)
+        and number <= ranges.get("maximum", number)
+        and not ("exclusiveMinimum" in ranges and number <= ranges["exclusiveMinimum"])
+        and not ("exclusiveMaximum" in ranges and number >= ranges["exclusiveMaximum"])
+    )
+
+
+def _without_nulls(raw):
+    """An override may remove an entry by null."""
+    return {k: v for k, v in raw.items() if v is not None} if isinstance(raw, dict) else raw
+
+
+def _as_text(raw):
+    """A whole number is written in one way only, so that it is the text that was meant."""
+    return str(raw) if isinstance(raw, int) and not isinstance(raw, bool) else raw
+
+
+def _as_int(raw):
+    return int(raw) if isinstance(raw, Integral) and not isinstance(raw, bool) else raw
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+AsInt = BeforeValidator(_as_int)  # NumPy's whole numbers too
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+RunName = Annotated[
+    Text,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+            "$comment": "text of letters, digits, . _ and -, up to 100",
+        }
+    ),
+]
+T = TypeVar("T")
+Entries = Annotated[dict[Name, T], Field(min_length=1), BeforeValidator(_without_nulls)]
+
+
+class Choice:
+    """Annotation of a union of sections that their `name` tells apart: a bare name stands for a section of defaults."""
+
+    def __init__(self, *sections):
+        self.names = [section.model_fields["name"].default for section in sections]
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        from pydantic_core.core_schema import no_info_before_validator_function
+
+        return no_info_before_validator_function(
+            lambda raw: {"name": raw} if isinstance(raw, str) else raw, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, core, handler):
+        sections = handler(core)
+        return {
+            "anyOf": [{"enum": self.names}, sections],
+            "$comment": f"a section with name: one of {_list(self.names)}",
+        }
+
+
+def choice(*sections):
+    """The type of a field that holds one of several sections."""
+    union = sections[0]
+    for section in sections[1:]:
+        union = union | section
+    return Annotated[union, Field(discriminator="name"), Choice(*sections)]
+
+
+class _Untitled(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema):
+        return False
+
+
+@cache
+def json_schema(model) -> dict:
+    """The JSON Schema (draft 2020-12) of a section."""
+    return model.model_json_schema(schema_generator=_Untitled)
+
+
+def read(model, data, where=""):
+    """Plain data as a section.
+
+    Args:
+        model: the section's class.
+        data: what a YAML or JSON file holds.
+        where: path of the data, in front of each field's.
+
+    Raises:
+        ConfigError: one line for every mistake.
+    """
+    value, problems = collect(model, data, where)
+    if problems:
+        raise ConfigError(problems)
+    return value
+
+
+def collect(model, data, where=""):
+    """(section, problems): the section is None where a value could not be read.
+
+    Unknown keys, and values that do not go together, do not hinder that, so that all mistakes are listed at once.
+    """
+    errors = _errors(model, data)
+    unknown = [error for error in errors if error["type"] in UNKNOWN]
+    if unknown:
+        data = _without(data, [_key_path(model, error) for error in unknown])
+        errors = [*unknown, *_errors(model, data)]
+    lines = [*dict.fromkeys(line for error in errors for line in _lines(model, error, where))]
+    if any(error["type"] not in (*UNKNOWN, "together") for error in errors):
+        return None, lines
+    return model.model_validate(data, context=ONE_BY_ONE), lines
+
+
+def _key_path(model, error):
+    path = _path(model, error["loc"])[0]
+    return [*path[:-1], error["input"]] if error["type"] == "invalid_key" else path  # whose place holds it as text
+
+
+def _errors(model, data):
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
+
+
+def _without(data, paths):
+    """A copy of plain data without the entries at these paths."""
+    if not isinstance(data, dict):
+        return data
+    below = {key: [path[1:] for path in paths if path[0] == key and len(path) > 1] for key in data}
+    gone = [path[0] for path in paths if len(path) == 1]
+    return {key: _without(value, below[key]) for key, value in data.items() if key not in gone}
+
+
+def _lines(model, error, where):
+    """The lines of one of pydantic's errors."""
+    kind, given, context, loc = error["type"], error["input"], error.get("ctx", {}), error["loc"]
+    if kind == "missing" and isinstance(loc[-1], int):  # an item of a list
+        kind, loc = "too_short", loc[:-1]
+    path, node, tags = _path(model, loc)
+    at = _join(where, path)
+    if kind == "together":
+        return [f"{at}.{problem}" if at else problem for problem in context["problems"]]
+    if kind in UNKNOWN:
+        return [f"{at}: unknown key{did_you_mean(path[-1], _properties(model, path, tags))}"]
+    if kind == "missing":
+        return [f"{at}: missing, expected {words(node)}"]
+    if loc and loc[-1] == "[key]":
+        return [wrong(at, "names of letters, digits, _ and -", given)]
+    if kind == "union_tag_invalid":
+        names = node["$comment"].removeprefix("a section with name: ")
+        return [wrong(f"{at}.name", names, given["name"], _choices(node))]
+    if kind == "range":
+        return [wrong(at + context["suffix"], words(node, items=True), context["given"])]
+    reason = str(context["error"]) if kind == "value_error" else ""
+    return [wrong(at, reason or words(node), given, _choices(node))]
+
+
+def _path(model, loc):
+    """(keys of the data, JSON Schema of the field, whether a key is a tag of pydantic's) of an error's place."""
+    root = json_schema(model)
+    node, path, tags = root, [], []
+    for part in loc:
+        if part == "[key]":
+            break
+        inner, is_key = _child(root, node, part)
+        if is_key:
+            path.append(part)
+        else:
+            tags.append((len(path), part))
+        if inner is None:
+            if not is_key:
+                break
+            return path, {}, tags
+        node = inner
+    return path, node, tags
+
+
+def _child(root, node, part):
+    """(schema below a key, whether the key is one of the data's)."""
+    members = [*_members(root, node)]
+    for member in members:
+        if part in member.get("properties", {}):
+            return _ranged(member["properties"][part], {}), True
+        for inner in member.get("patternProperties", {}).values():
+            return _ranged(inner, node), True
+        if isinstance(part, int) and member.get("type") == "array":
+            items = member.get("prefixItems") or [member["items"]]
+            return (None, False) if part >= len(items) > 1 else (_ranged(items[min(part, len(items) - 1)], node), True)
+    for member in members:
+        mapping = member.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            return {"$ref": mapping[part]}, False
+    return None, any("properties" in member for member in members)
+
+
+def _ranged(inner, outer):
+    """The schema of an item with the range of the field that holds it."""
+    return {**{key: outer[key] for key in WORDS if key in outer}, **inner}
+
+
+def _members(root, node):
+    """A schema and its alternatives, references followed."""
+    if "$ref" in node:
+        yield from _members(root, root["$defs"][node["$ref"].removeprefix("#/$defs/")])
+        return
+    yield node
+    for member in node.get("anyOf", []):
+        yield from _members(root, member)
+
+
+def _properties(model, path, tags):
+    root = json_schema(model)
+    node = root
+    for i in range(len(path)):
+        for at, tag in tags:
+            if at == i:
+                node = _child(root, node, tag)[0] or node
+        if i < len(path) - 1:
+            node = _child(root, node, path[i])[0]
+    return [name for member in _members(root, node) for name in member.get("properties", {})]
+
+
+def _choices(node):
+    return [value for member in (node, *node.get("anyOf", [])) for value in member.get("enum", [])]
+
+
+def words(node: dict, items=False) -> str:
+    """A field's type and range in words.
+
+    Args:
+        node: its JSON Schema.
+        items: of the numbers in a list or a mapping, not of the whole.
+    """
+    return _type(node, items) + "".join(f" {word} {node[key]}" for key, word in WORDS.items() if key in node)
+
+
+def _type(node, items=False):
+    if "$comment" in node:
+        return node["$comment"]
+    if "anyOf" in node:
+        members = [member for member in node["anyOf"] if not items or member.get("type") != "null"]
+        return " or ".join(dict.fromkeys(words(member, items) for member in members))
+    if "const" in node or "enum" in node:
+        names = node.get("enum", [node.get("const")])
+        return ("one of " if len(names) > 1 else "") + _list(names)
+    if "$ref" in node or "properties" in node:
+        return "a section of key: value lines"
+    if node.get("type") == "object":
+        inner = next(iter(node.get("patternProperties", {"": {}}).values()))
+        return _type(inner) if items else "one or more name: value entries"
+    if node.get("type") == "array":
+        if items:
+            return _type((node.get("prefixItems") or [node["items"]])[0])
+        return f"a list of {node.get('maxItems', 'one or more')} numbers"
+    return TYPES.get(node.get("type"), "nothing")
+
+
+def _list(names):
+    return ", ".join(map(str, names))
+
+
+def wrong(path, expected, given, known=()) -> str:
+    """The line of a wrong value."""
+    try:
+        shown = "null" if given is None else repr(given)
+    except ValueError:  # Python's limit on the digits of an integer it prints
+        shown = "a number of thousands of digits"
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"{path}: expected {expected}, got {shown}{did_you_mean(given, known)}"
+
+
+def did_you_mean(word, known) -> str:
+    """ " (did you mean X?)" where one of the known words is like it."""
+    close = difflib.get_close_matches(word, list(known), 1) if isinstance(word, str) else []
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _join(where, path):
+    text = where
+    for part in path:
+        text = f"{text}[{part}]" if isinstance(part, int) else f"{text}.{part}" if text else str(part)
+    return text
