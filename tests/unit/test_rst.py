@@ -212,8 +212,8 @@ def test_dropped_labels_change_nothing(finished, tmp_path, monkeypatch):
     original = prepare(load_config(None, RUN))
     split = run_setup.validation_split
 
-    def with_wrong_labels(*args):
-        train, validation = split(*args)
+    def with_wrong_labels(*args, **options):
+        train, validation = split(*args, **options)
         wrong = train.labels.clone()
         unknown = ~original.splits["train"].labelled
         wrong[unknown] = wrong[unknown].flip(0)
