@@ -15,6 +15,7 @@ from genray.errors import ConfigError, DataError
 from genray.learners.division import check_workers, fixed_workers
 from genray.learners.plan import RunPlan, make_plan
 from genray.models import build_model
+from genray.models.thinned import thin_first
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RunSetup:
         """A new network with the run's initial weights: the same in every process, in memory order too, because flat
         weights are in the order of memory."""
         network = build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
-        return network.to(memory_format=memory_format(self.config))
+        return thin_first(network.to(memory_format=memory_format(self.config)))
 
     @cached_property
     def weight_bytes(self) -> int:
