@@ -25,11 +25,12 @@ from genray.config.values import parse_fraction
 from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
 from genray.evaluation.inputs import RADII
-from genray.evaluation.job import Request, Todo, run_here
+from genray.evaluation.job import Request, run_here
 from genray.evaluation.record import join
 from genray.evaluation.robust import correct_flags
 from genray.evaluation.sources import config_of, data_of
 from genray.evaluation.suite import block_seed
+from genray.evaluation.todo import Todo
 from genray.types import ThreatModel, fraction_text
 
 # Our column, and what the package calls it.
@@ -54,7 +55,7 @@ def our_flags(model, images, labels, classes, threat, column, engine):
     request = Request((threat,), (column,), {}, block_size=len(labels), engine=engine)
     todo = Todo(request, len(labels))
     for task, result in run_here(todo, model, images, labels, classes, "cpu"):
-        todo.results[task] = result
+        todo.finish(task, result)
     return torch.from_numpy(join(todo.results)[threat.norm, column])
 
 

@@ -21,9 +21,10 @@ from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
 from genray.evaluation.engines import ENGINES
 from genray.evaluation.inputs import RADII
-from genray.evaluation.job import Request, Todo, run_here
+from genray.evaluation.job import Request, run_here
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
+from genray.evaluation.todo import Todo
 from genray.types import ThreatModel
 
 REFERENCE = "pyautoattack"
@@ -34,7 +35,7 @@ def verdicts(engine, model, test, classes, threat, column):
     request = Request((threat,), (column,), {}, block_size=len(test), engine=engine)
     todo, began = Todo(request, len(test)), time.perf_counter()
     for task, result in run_here(todo, model, test.images, test.labels, classes, "cpu"):
-        todo.results[task] = result
+        todo.finish(task, result)
     return time.perf_counter() - began, join(todo.results)[threat.norm, column]
 
 

@@ -26,9 +26,10 @@ from genray.config import load_config
 from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
 from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
-from genray.evaluation.job import Request, Todo
+from genray.evaluation.job import Request
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
+from genray.evaluation.todo import Todo
 from genray.learners.base_learner import BaseLearner
 from genray.learners.division import plan_lines, units
 from genray.learners.setup import prepare
@@ -67,7 +68,7 @@ def evaluation(args):
         todo = Todo(request, len(test))
         found = run_on_workers(todo.take(), todo, model, test.images, test.labels, data.num_classes, workers=workers)
         for task, result in found:
-            todo.results[task] = result
+            todo.finish(task, result)
         standing.add(int(join(todo.results)[threat.norm, "aa"].sum()))
 
     print(f"AutoAttack ({args.engine}) {threat}, {len(test)} examples")

@@ -71,8 +71,9 @@ def evaluate(
         InputError: arguments, data or folder are wrong; nothing was evaluated.
     """
     from genray.evaluation import inputs
-    from genray.evaluation.job import Request, Todo
+    from genray.evaluation.job import Request
     from genray.evaluation.record import build_record, flags_parquet, join, protocol
+    from genray.evaluation.todo import Todo
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
 
     attacks, norms = inputs.names(attacks), inputs.names(norms)
@@ -97,7 +98,7 @@ def evaluate(
         for task, result in _shown(found, todo, stated):
             if folder:
                 folder.write(task, result)
-            todo.results[task] = result
+            todo.finish(task, result)
     results = {task: todo.results[task] for task in todo.known()}  # in an order that no worker has a say in
     flags = join(results)
     record = build_record(request, flags, results, labels.numpy(), findings, stated)
@@ -108,7 +109,7 @@ def evaluate(
 
 def _shown(found, todo, stated):
     """Passes (task, result) on and shows how far they are, in shares of the passes through the model."""
-    from genray.evaluation.job import expected_cost
+    from genray.evaluation.todo import expected_cost
     from genray.recording.progress import Progress
 
     def percent():

@@ -18,15 +18,14 @@ import torch
 
 from genray.attacks import temporary_mode
 from genray.core.geometry import BALLS
-from genray.evaluation.engines import DEFAULT_ENGINE, PASSES
+from genray.evaluation.engines import DEFAULT_ENGINE
 from genray.evaluation.robust import correct_flags, full_precision
-from genray.evaluation.suite import CASCADE, build_evaluation_attack, expand_names, stage
+from genray.evaluation.suite import build_evaluation_attack, expand_names, stage
 from genray.types import ThreatModel
 
 NATURAL = "natural"
 STAGE = "aa_"  # before the name of a member of the cascade
 MARGIN_SLACK = 1e-4  # of the largest logit: margins below it are rounding, batches of other sizes add up otherwise
-FORWARDS_A_PASS = 3  # a backward pass costs about two forward passes
 LENGTH_SLACK = 1e-6  # relative, for the float32 rounding of x' - x; plus one rounding of a pixel a coordinate
 
 
@@ -99,65 +98,8 @@ class BlockResult:
         return cls(flags, record["longest"], tuple(record["problems"]), record["seconds"])
 
 
-def tasks(request: Request, num_examples: int, results: dict | None = None) -> list[Task]:
-    """All tasks that are known once those of `results` are finished, the quick ones first, so that a mistake shows
-    before hours are spent."""
-    blocks = range(-(-num_examples // request.block_size))
-    found = [Task(NATURAL, "none", block) for block in blocks]
-    for threat in request.threats:
-        for attack in request.columns(threat.norm):
-            if attack == "aa":
-                found += _cascade_tasks(request, threat.norm, num_examples, results or {})
-            else:
-                found += [Task(attack, threat.norm, block) for block in blocks]
-    return found
-
-
-def _cascade_tasks(request, norm, num_examples, results):
-    """Those of the members up to the first that is not finished."""
-    alive, found, size = range(num_examples), [], request.block_size
-    for member in CASCADE:
-        packed = [tuple(alive[start : start + size]) for start in range(0, len(alive), size)]
-        of_member = [Task(f"{STAGE}{member}", norm, block, examples) for block, examples in enumerate(packed)]
-        found += of_member
-        if any(task not in results for task in of_member):
-            break
-        standing = [zip(task.examples, results[task].flags[task.attack]) for task in of_member]
-        alive = [example for pairs in standing for example, stands in pairs if stands]
-    return found
-
-
-class Todo:
-    """The tasks of an evaluation that are left; there are more of them as members of the cascade finish.
-
-    Args:
-        request, num_examples: the evaluation.
-        stored: [Task] -> {task: result} of those that were finished before.
-
-    Attributes:
-        results: task -> `BlockResult`; whoever finishes a task puts its result here.
-    """
-
-    def __init__(self, request: Request, num_examples: int, stored=lambda tasks: {}):
-        self.request, self.num_examples, self.stored = request, num_examples, stored
-        self.results, self.taken = {}, set()
-
-    def known(self) -> list[Task]:
-        return tasks(self.request, self.num_examples, self.results)
-
-    def take(self) -> list[Task]:
-        """What can be begun now and was not taken before."""
-        while True:
-            new = [task for task in self.known() if task not in self.results and task not in self.taken]
-            before = self.stored(new)
-            self.results |= before
-            self.taken.update(new)
-            if len(before) < len(new) or not new:
-                return [task for task in new if task not in before]
-
-
-def run_here(todo: Todo, model, images, labels, num_classes, device):
-    """Yields (task, result) of all tasks, run in this process; each result has to be put in `todo.results`."""
+def run_here(todo, model, images, labels, num_classes, device):
+    """Yields (task, result) of all tasks of a `Todo`, run in this process; each has to be told to `todo.finish`."""
     while batch := todo.take():
         for task in batch:
             yield task, run_task(task, todo.request, model, images, labels, num_classes, device)
@@ -248,45 +190,6 @@ def signed_margin(logits, y) -> torch.Tensor:
     """(N,) z_y - max_{j != y} z_j of logits (N, K)."""
     true = logits.gather(1, y[:, None])[:, 0]
     return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-
-
-def cost(attack: str, norm: str, stated: dict) -> float:
-    """What an example costs that resists, in forward passes; for telling the time left.
-
-    Args:
-        attack, norm: of a task.
-        stated: the `protocol`, whose attacks say their passes.
-    """
-    if attack.startswith(STAGE):
-        passes, queries = PASSES[stated["engine"]](attack.removeprefix(STAGE), norm, stated["num_classes"])
-    else:
-        attacks = {(t["norm"], a["name"]): a for t in stated["threats"] for a in t["attacks"]}
-        described = attacks.get((norm, attack), {"passes": 0, "queries": 0})
-        passes, queries = described["passes"], described["queries"]
-    return 1 + FORWARDS_A_PASS * passes + queries
-
-
-def expected_cost(todo: Todo, stated: dict) -> tuple[float, float]:
-    """(of what is finished, of all) in forward passes; members of the cascade that are not known yet are taken to
-    have the survivors of the last one that is."""
-    done = total = 0.0
-    known, members = todo.known(), [f"{STAGE}{member}" for member in CASCADE]
-    price = {kind: cost(*kind, stated) for kind in {(task.attack, task.norm) for task in known}}
-    for task in known:
-        share = _examples(task, todo) * price[task.attack, task.norm]
-        total += share
-        done += share if task in todo.results else 0
-    for norm in {task.norm for task in known if task.attack in members}:
-        reached = max(members.index(task.attack) for task in known if task.norm == norm and task.attack in members)
-        last = [task for task in known if task.norm == norm and task.attack == members[reached]]
-        if any(task not in todo.results for task in last):  # else nothing was left for later members
-            later = sum(cost(member, norm, stated) for member in members[reached + 1 :])
-            total += later * sum(_examples(task, todo) for task in last)
-    return done, total
-
-
-def _examples(task, todo):
-    return len(task.examples) if task.examples else todo.request.block_size
 
 
 def as_pixels(images) -> torch.Tensor:

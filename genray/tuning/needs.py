@@ -9,8 +9,8 @@ import torch
 from genray.config import to_dict
 from genray.config.unlabeled import teacher_config
 from genray.errors import ConfigError
-from genray.evaluation.job import FORWARDS_A_PASS, Todo, expected_cost
 from genray.evaluation.record import protocol
+from genray.evaluation.todo import FORWARDS_A_PASS, Todo, expected_cost
 from genray.learners.local_run import evaluation_threads
 from genray.learners.setup import RunSetup, prepare
 from genray.models import build_model

@@ -1,14 +1,18 @@
 """The tasks of an evaluation: which there are, when they become known, and how their flags are put together."""
 
+import sys
+from collections import Counter, deque
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 import genray
-from genray.evaluation.job import BlockResult, Request, Task, Todo, cost, expected_cost, run_here, tasks
+from genray.evaluation.job import BlockResult, Request, Task, run_here
 from genray.evaluation.record import join, protocol
 from genray.evaluation.suite import CASCADE, cascade
+from genray.evaluation.todo import Todo, cost, expected_cost
 from genray.types import ThreatModel
 
 LINF, L2 = ThreatModel("linf", Fraction(1, 5)), ThreatModel("l2", Fraction(1))
@@ -19,7 +23,7 @@ def finished(todo, standing):
     for task in todo.take():
         examples = task.examples or range(todo.num_examples)[task.block * 4 : task.block * 4 + 4]
         flags = np.array([example in standing[task.attack] for example in examples], dtype=bool)
-        todo.results[task] = BlockResult({task.attack: flags})
+        todo.finish(task, BlockResult({task.attack: flags}))
 
 
 def packed(todo, member, norm="linf"):
@@ -51,7 +55,7 @@ def test_a_member_waits_for_all_blocks_of_the_one_before_in_its_norm_only():
     first = [task for task in todo.take() if task.attack != "natural"]
     assert {task.norm for task in first} == {"linf", "l2"} and len(first) == 4
     for task in first[:3]:  # both of linf, one of l2
-        todo.results[task] = BlockResult({task.attack: np.ones(4, dtype=bool)})
+        todo.finish(task, BlockResult({task.attack: np.ones(4, dtype=bool)}))
     assert [task.norm for task in todo.take()] == ["linf", "linf"]
     assert packed(todo, "apgd_t", "l2") == []
 
@@ -78,7 +82,7 @@ def test_one_block_is_the_cascade(trained_run, digits):
     model, (x, y) = genray.load_model(trained_run), (digits[0][:30].float() / 255, digits[1][:30])
     todo = Todo(Request((LINF,), ("aa",), {}, seed=3, block_size=30, engine="genray"), 30)
     for task, result in run_here(todo, model, x, y, 10, "cpu"):
-        todo.results[task] = result
+        todo.finish(task, result)
     found, natural = join(todo.results), model(x).argmax(1) == y
     indices = natural.nonzero().flatten().tolist()
     _, expected = cascade(
@@ -114,6 +118,75 @@ def test_without_correct_examples_nothing_is_attacked(trained_run, digits):
     wrong = (model(x).argmax(1) + 1) % 10
     todo = Todo(Request((LINF,), ("aa",), {}, block_size=4), 6)
     for task, result in run_here(todo, model, x, wrong, 10, "cpu"):
-        todo.results[task] = result
-    assert tasks(todo.request, 6, todo.results) == todo.known()
+        todo.finish(task, result)
+    assert [task.attack for task in todo.known()] == ["natural"] * 2 + ["aa_apgd_ce"] * 2
     assert not join(todo.results)["linf", "aa"].any()
+
+
+def slow_tasks(request, num_examples, results):
+    """All tasks that are known, worked out from the beginning each time."""
+    size = request.block_size
+    blocks = range(-(-num_examples // size))
+    found = [Task("natural", "none", block) for block in blocks]
+    for threat in request.threats:
+        for attack in request.columns(threat.norm):
+            if attack != "aa":
+                found += [Task(attack, threat.norm, block) for block in blocks]
+                continue
+            alive = list(range(num_examples))
+            for member in CASCADE:
+                parts = [tuple(alive[start : start + size]) for start in range(0, len(alive), size)]
+                stage = [Task(f"aa_{member}", threat.norm, block, part) for block, part in enumerate(parts)]
+                found += stage
+                if any(task not in results for task in stage):
+                    break
+                alive = [
+                    e for task in stage for e, stands in zip(task.examples, results[task].flags[task.attack]) if stands
+                ]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_known_tasks_are_those_of_a_slow_definition_in_any_order_of_the_work(seed):
+    rng = np.random.default_rng(seed)
+    request = Request((LINF, L2), ("pgd20", "aa"), {}, block_size=3)
+    todo, queue, size = Todo(request, 20), [], 3
+    stated = protocol(request, {}, 10, {})
+    while queue := queue + todo.take():
+        task = queue.pop(rng.integers(len(queue)))
+        examples = task.examples or range(20)[task.block * size : task.block * size + size]
+        todo.finish(task, BlockResult({task.attack: rng.random(len(examples)) < 0.7}))
+        known = slow_tasks(request, 20, todo.results)
+        assert todo.known() == known
+        done = sum(cost(t.attack, t.norm, stated) * todo.size(t) for t in todo.results)
+        assert expected_cost(todo, stated)[0] == pytest.approx(done)
+    assert set(todo.results) == set(todo.known()) and len(todo.results) > 40
+    assert expected_cost(todo, stated)[0] == expected_cost(todo, stated)[1]
+
+
+def test_the_work_beside_the_attacks_grows_with_the_blocks_and_not_with_their_square(tmp_path, monkeypatch):
+    def instantly(todo, *others):
+        queue = deque(todo.take())
+        while queue:
+            task = queue.popleft()
+            yield task, BlockResult({task.attack: np.ones(todo.size(task), dtype=bool)})
+            queue.extend(todo.take())
+
+    monkeypatch.setattr(genray.evaluate, "_run", instantly)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 10))
+
+    def calls(blocks, profile):
+        """Of all functions, Python's and C's."""
+        counted = Counter()
+        x, y = torch.rand(blocks, 1, 2, 2), torch.zeros(blocks, dtype=torch.int64)
+        how = {"attacks": "pgd20,aa", "norms": "linf,l2", "num_classes": 10, "block_size": 1}
+        sys.setprofile(profile and (lambda frame, event, argument: counted.update((event,))))
+        try:
+            genray.evaluate(model, x, y, **how, output=str(tmp_path / str(blocks)))
+        finally:
+            sys.setprofile(None)
+        return counted["call"] + counted["c_call"]
+
+    calls(2, profile=False)  # imports
+    few, more, many = (calls(blocks, profile=True) for blocks in (10, 40, 160))
+    assert many - more < 1.3 * 4 * (more - few), (few, more, many)  # 120 blocks are four times 30
