@@ -6,7 +6,6 @@ from contextlib import closing
 from fractions import Fraction
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 from genray.command_line import Parser, make_callable, run_command
@@ -179,9 +178,12 @@ def main(args):
     from genray.evaluation.record import record_table
     from genray.evaluation.sources import load_what
     from genray.recording.progress import Progress
+    from genray.storage import Storage
 
     model, data, split, epsilon, config = load_what(args, Progress())
-    where = args.output or str(Path(args.model) / "evaluation" if Path(args.model).is_dir() else f"{args.model}.eval")
+    place = Storage(args.model)
+    beside = place / "evaluation" if place.is_folder() else place.parent / f"{place.name}.eval"
+    where = Storage(args.output or beside)
     examples = split if args.examples is None else split.first(args.examples, "--examples")
     record = _evaluate(args, model, examples, epsilon, where, {"source": data, "split": "test"})
     radii = [Fraction(t["epsilon"]) for t in record["protocol"]["threats"] if t["norm"] == "linf"]

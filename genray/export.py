@@ -1,9 +1,7 @@
 """Write a model for other programs: `python -m genray.export RUN_OR_MODEL --layout onnx`, or `genray.export(...)`."""
 
 import io
-import os
 import sys
-from pathlib import Path
 from typing import Literal
 
 from genray.command_line import Parser, make_callable, run_command
@@ -26,7 +24,7 @@ def export(
     The file gives the logits of `genray.load_model(source)` for images in [0, 1], normalisation included.
 
     Args:
-        source: a run folder, or a model file written by genray.
+        source: a run folder, or a model file written by genray: path or URI.
         layout: "onnx", or "trades" or "robustbench": a plain state dict that their own classes load strictly
             (`genray.models.published_layouts` says which classes, and what they cannot hold).
         output: path or URI of the file; by default `model.onnx`, `model_trades.pt` or `model_robustbench.pt` beside
@@ -40,22 +38,20 @@ def export(
         InputError: the source, the output or the layout will not do; nothing was written.
         GenrayError: writing failed, or the ONNX file does not give the same logits.
     """
-    from genray.models.checkpoint_layouts import read_metadata
-    from genray.models.load import load_model
+    from genray.models.checkpoint_layouts import read_file, read_metadata
+    from genray.models.load import model_file, model_of
     from genray.storage import Storage
 
-    file = Path(source) / "model.pt" if Path(source).is_dir() else Path(source)
-    output = str(output) if output is not None else str(file.with_name(LAYOUTS[layout]))
-    folder, _, name = output.rpartition("/")
-    if not name or os.path.isdir(output):
-        raise RunFolderError(f"{output}: expected the name of a file, got a folder")
-    storage = Storage(folder or ("." if not output.startswith("/") else "/"))
-    storage.check_writable()
-    if storage.exists(name) and not overwrite:
-        raise RunFolderError(f"{output}: exists; choose another --output, or --overwrite")
-    model = load_model(file)
-    storage.write(name, _content(model, read_metadata(file), layout))
-    return output
+    place = model_file(Storage(source))
+    target = place.parent / LAYOUTS[layout] if output is None else Storage(output)
+    if str(output).endswith("/") or target.is_folder():
+        raise RunFolderError(f"{target}: expected the name of a file, got a folder")
+    target.parent.check_writable()
+    if target.exists() and not overwrite:
+        raise RunFolderError(f"{target}: exists; choose another --output, or --overwrite")
+    file = read_file(place)
+    target.parent.write(target.name, _content(model_of(file), read_metadata(file), layout))
+    return target.uri
 
 
 def _content(model, metadata, layout):
@@ -79,7 +75,10 @@ def _content(model, metadata, layout):
 
 
 def main(args):
-    print(f"the model is in {export(args.source, args.layout, args.output, overwrite=args.overwrite)}")
+    from genray.storage import without_secrets
+
+    written = export(args.source, args.layout, args.output, overwrite=args.overwrite)
+    print(f"the model is in {without_secrets(written)}")
 
 
 def parse_args(argv):

@@ -98,6 +98,7 @@ def _gallery(found, wanted, images, progress):
 def main(args):
     from genray.reporting.style import MISSING, MissingMatplotlib, require_matplotlib
     from genray.reporting.table import as_text
+    from genray.storage import Storage
 
     gallery = () if args.no_gallery else args.gallery
     options = {"output": args.output, "gallery": gallery, "images": args.gallery_images}
@@ -112,8 +113,9 @@ def main(args):
         require_matplotlib()
     except MissingMatplotlib:
         print(MISSING)
-    page = f"; open {args.output.rstrip('/')}/index.html" if args.format is None or "html" in args.format else ""
-    print(f"everything is in {args.output}{page}")
+    place = Storage(args.output)
+    page = f"; open {place / 'index.html'}" if args.format is None or "html" in args.format else ""
+    print(f"everything is in {place}{page}")
 
 
 def parse_args(argv):

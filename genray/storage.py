@@ -79,6 +79,9 @@ class Storage:
     def __truediv__(self, name: str) -> "Storage":
         return self._at(self.path(name), lambda path: str(Path(path) / name), lambda path: f"{path}/{quote(name)}")
 
+    def __fspath__(self):
+        return self.absolute
+
     @property
     def parent(self) -> "Storage":
         """The folder that it is in."""

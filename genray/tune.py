@@ -88,8 +88,13 @@ def _needs(grid, address):
     return needs, max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in needs.bundles(0).values())
 
 
-def judge(folder: str, config, arguments: dict) -> dict:
+def judge(folder, config, arguments: dict) -> dict:
     """Evaluates a finished run as the grid's `evaluate` section says, into `evaluation/` in its folder.
+
+    Args:
+        folder: the run's `Storage`.
+        config: the run's.
+        arguments: of `genray.evaluate`, and `examples`.
 
     Returns:
         {"test_<norm>_<attack>": fraction, ...} for the scheduler's log.
@@ -109,7 +114,7 @@ def judge(folder: str, config, arguments: dict) -> dict:
     test = test if examples is None else test.first(examples, "evaluate.examples")
     data = {"source": config.data.source, "split": "test"}
     record = evaluate(
-        load_model(folder), test.images, test.labels, output=f"{folder}/evaluation", resume=True, data=data, **arguments
+        load_model(folder), test.images, test.labels, output=folder / "evaluation", resume=True, data=data, **arguments
     )
     columns = [(norm, c, r["value"]) for norm, part in record["norms"].items() for c, r in part["columns"].items()]
     found = {f"test_{norm}_{column}": value for norm, column, value in columns}
@@ -162,10 +167,11 @@ def main(args):
     if not args.address:
         keep_on_loopback()
     from genray.reporting.trials import markdown
+    from genray.storage import Storage
     from genray.tuning.grid import load_grid
 
     grid = load_grid(args.grid, args.overrides)
-    folder = f"{args.storage.rstrip('/')}/{grid.name}"
+    folder = Storage(args.storage) / grid.name
     if args.report:
         _report(folder)
         return

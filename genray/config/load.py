@@ -12,7 +12,7 @@ from genray.config.schema import RunConfig, linf_radius_problems
 from genray.config.unlabeled import unlabeled_problems
 from genray.config.values import Schedule
 from genray.config.workers import worker_problems
-from genray.errors import ConfigError
+from genray.errors import ConfigError, RunFolderError
 
 MAX_DEPTH = 20  # levels of a configuration; ours has six
 DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
@@ -88,19 +88,31 @@ def _one_line(error):
 def read_yaml(path) -> dict:
     """Reads a mapping from a YAML file.
 
+    Args:
+        path: local path, URI or `Storage`.
+
     Raises:
         ConfigError: absent, unreadable, not YAML or not a mapping; names the file and the line.
     """
-    path = Path(path)
+    from genray.storage import Storage  # not above: a configuration without a file needs no file systems
+
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        place = Storage(path)
+        content = place.read()
+    except RunFolderError as error:
+        raise ConfigError(str(error)) from None
+    return yaml_mapping(content, str(place))
+
+
+def yaml_mapping(content: bytes, where: str) -> dict:
+    """The mapping in a YAML file's content; errors as of `read_yaml`, which name `where`."""
+    try:
+        text = content.decode()
     except ValueError:
-        raise ConfigError(f"{path}: expected a YAML text file, got bytes that are not UTF-8") from None
-    data = parse_yaml(text, f"{path}:")
+        raise ConfigError(f"{where}: expected a YAML text file, got bytes that are not UTF-8") from None
+    data = parse_yaml(text, f"{where}:")
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected key: value lines, got {type(data).__name__}")
+        raise ConfigError(f"{where}: expected key: value lines, got {type(data).__name__}")
     return data
 
 

@@ -1,14 +1,13 @@
 """What the evaluation command is pointed at: a run folder with its own data, or any model file with named data."""
 
-from pathlib import Path
-
 from genray.config import load_stored_config
-from genray.config.load import read_yaml
+from genray.config.load import yaml_mapping
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError
 from genray.models import build_model
-from genray.models.checkpoint_layouts import guess_architecture, load_into, read_checkpoint, read_metadata
-from genray.models.load import load_model
+from genray.models.checkpoint_layouts import guess_architecture, load_into, read_checkpoint, read_file, read_metadata
+from genray.models.load import load_model, model_of
+from genray.storage import Storage
 
 
 def load_what(args, progress=None):
@@ -25,9 +24,9 @@ def load_what(args, progress=None):
     Raises:
         InputError: something is absent, unreadable or does not fit.
     """
-    path, norms = Path(args.model), args.norms.split(",")
+    place, norms = Storage(args.model), args.norms.split(",")
     epsilon = given_by_norm("--epsilon", args.epsilon, norms)
-    config = config_of(path)
+    config = config_of(place)
     options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize}
     for option, value in options.items():
         if config is not None and value is not None:
@@ -41,22 +40,27 @@ def load_what(args, progress=None):
     if config is not None:
         attack = config.evaluation.attack
         radii = {attack.norm: attack.epsilon} if attack.norm in norms else {}
-        return load_model(path), source["source"], data.test, radii | epsilon, config
-    return _checkpoint(args, path, data), source["source"], data.test, epsilon, None
+        return load_model(place), source["source"], data.test, radii | epsilon, config
+    return _checkpoint(args, read_file(place), data), source["source"], data.test, epsilon, None
 
 
-def config_of(path):
-    """The configuration of a run folder, or None."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: expected a run folder or a model file, there is nothing")
-    if not path.is_dir():
+def config_of(place: Storage):
+    """The configuration of a run folder; None for a file.
+
+    Raises:
+        CheckpointError: nothing is there, or a folder that is no run's.
+    """
+    if not place.exists():
+        raise CheckpointError(f"{place}: expected a run folder or a model file, there is nothing")
+    if not place.is_folder():
         return None
-    if not (path / "config.yaml").is_file():
-        raise CheckpointError(f"{path}: expected a run folder or a model file, this folder has no config.yaml")
+    file = place / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"{place}: expected a run folder or a model file, this folder has no config.yaml")
     try:
-        return load_stored_config(read_yaml(path / "config.yaml"))
+        return load_stored_config(yaml_mapping(file.read(), str(file)))
     except ConfigError as error:
-        raise CheckpointError(f"{path / 'config.yaml'}: not of this version of genray: {error.problems[0]}") from None
+        raise CheckpointError(f"{file}: not of this version of genray: {error.problems[0]}") from None
 
 
 def data_of(config):
@@ -69,18 +73,18 @@ def _data_source(text):
     return {"source": source, "path": path or None}
 
 
-def _checkpoint(args, path, data):
+def _checkpoint(args, file, data):
     """A model file of any known producer, on the architecture that is named."""
-    if not (args.arch or args.width or args.normalize) and "architecture" in read_metadata(path):
-        return load_model(path)
-    state = read_checkpoint(path)
+    if not (args.arch or args.width or args.normalize) and "architecture" in read_metadata(file):
+        return model_of(file)
+    state = read_checkpoint(file)
     name = args.arch or guess_architecture(state)
     if name is None:
-        raise CheckpointError(f"{path}: which architecture this is cannot be seen from its names; give --arch")
+        raise CheckpointError(f"{file.where}: which architecture this is cannot be seen from its names; give --arch")
     shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.image_size}
     batch_norm = name == "small_cnn" and any(key.endswith(".running_mean") for key in state)
     model = build_model(name, width=args.width, batch_norm=batch_norm, **shape)
-    load_into(model, path, normalize=args.normalize)
+    load_into(model, file, normalize=args.normalize)
     return model.eval()
 
 

@@ -1,7 +1,6 @@
 """Pseudo-labels (methods C7): a teacher's classes for training images that have none, and what is said of them."""
 
 import dataclasses
-from pathlib import Path
 
 import torch
 
@@ -9,13 +8,14 @@ from genray.attacks import temporary_mode
 from genray.config.schema import RunConfig
 from genray.config.unlabeled import TEACHER, teacher_config
 from genray.data.splits import UNLABELED, Split
-from genray.errors import CheckpointError
+from genray.errors import CheckpointError, RunFolderError
 from genray.evaluation import Accuracy, chunks
 from genray.evaluation.robust import full_precision
 from genray.learners.local_run import learner_threads
 from genray.learners.setup import RunSetup
-from genray.models.checkpoint_layouts import load_into, read_metadata
-from genray.models.load import load_model
+from genray.models.checkpoint_layouts import load_into, read_file, read_metadata
+from genray.models.load import model_file, model_of
+from genray.storage import Storage, without_secrets
 
 
 def awaits_labels(setup: RunSetup) -> bool:
@@ -46,20 +46,20 @@ def load_teacher(setup: RunSetup) -> torch.nn.Module:
     Raises:
         CheckpointError: absent, unreadable, or not for the run's images and classes.
     """
-    field, path = "data.unlabeled.teacher.path", Path(setup.config.data.unlabeled.teacher.path)
-    file = path / "model.pt" if path.is_dir() else path
+    field = "data.unlabeled.teacher.path"
     try:
+        file = read_file(model_file(Storage(setup.config.data.unlabeled.teacher.path)))
         stated = read_metadata(file).get("architecture")
         if stated is None:
             network = setup.build_network()
             load_into(network, file)
             return network
-        network = load_model(file)
-    except CheckpointError as error:
+        network = model_of(file)
+    except (CheckpointError, RunFolderError) as error:
         raise CheckpointError(f"{field}: {error}") from None
     wanted, found = _shape(setup.architecture), _shape(stated)
     if wanted != found:
-        raise CheckpointError(f"{field}: expected a model of {wanted}, came one of {found}: {file}")
+        raise CheckpointError(f"{field}: expected a model of {wanted}, came one of {found}: {file.where}")
     return network
 
 
@@ -146,7 +146,7 @@ def _teacher(config):
     if not unlabeled.is_used:
         return None
     if unlabeled.teacher.path:
-        return unlabeled.teacher.path
+        return without_secrets(unlabeled.teacher.path)
     teacher = teacher_config(config)
     lr = teacher.base_learners[TEACHER].lr.values
     rates = f"lr {float(lr[0]):g} to {float(lr[-1]):g}"

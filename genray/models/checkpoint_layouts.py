@@ -9,15 +9,17 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genray.core.seal import SEAL_BYTES, check_seal, is_sealed
-from genray.errors import CheckpointError, ConfigError
+from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.models import MODELS
 from genray.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize, set_normalization
+from genray.storage import Storage
 
 MODEL_FORMAT = "genray-model/1"
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "rmodel", "net", "model", "model_state", "weights", "params")
@@ -33,12 +35,20 @@ _STATISTIC_NAME = {"mean": MEAN, "mu": MEAN, "std": STD, "sigma": STD}
 _CLASS_COUNTS = {"n_classes", "num_classes"}
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that was read: what it holds, tensors and plain containers only, and how messages name it."""
+
+    content: object
+    where: str
+
+
+def read_checkpoint(source: Any) -> dict[str, Tensor]:
     """Reads the weights out of a model file, on the CPU, under the plain keys of genray's networks.
 
     Args:
-        path: a file written by genray, Generalist, SEAT, TRADES, MART, FAT, RST, Rice et al., AWP, TMLlib,
-            RobustBench or MAIR, or any state dict in one of their containers.
+        source: path or URI of a file, or a `ModelFile`, written by genray, Generalist, SEAT, TRADES, MART, FAT, RST,
+            Rice et al., AWP, TMLlib, RobustBench or MAIR, or any state dict in one of their containers.
 
     Returns:
         name -> tensor. Where the file says how inputs are normalised, that is added as `normalize.mean` and
@@ -48,19 +58,20 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
         CheckpointError: absent, empty, truncated or foreign file, a file with objects other than tensors, or one
             without a state dict; the message is one line and names the file.
     """
-    return _plain_state(_read(path), str(path))
+    file = read_file(source)
+    return _plain_state(file.content, file.where)
 
 
-def read_metadata(path: str | os.PathLike) -> dict:
+def read_metadata(source: Any) -> dict:
     """What genray wrote beside the weights of a `model.pt`; empty for files of other producers."""
-    raw = _read(path)
+    raw = read_file(source).content
     is_ours = isinstance(raw, Mapping) and raw.get("format") == MODEL_FORMAT
     return dict(raw.get("metadata") or {}) if is_ours else {}
 
 
 def load_into(
     model: nn.Module,
-    source: str | os.PathLike | Mapping[str, Tensor],
+    source: Any,
     *,
     normalize: str | tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> None:
@@ -70,7 +81,7 @@ def load_into(
 
     Args:
         model: from `build_model`, on any device.
-        source: path of a model file, or a state dict.
+        source: path or URI of a model file, a `ModelFile`, or a state dict.
         normalize: how the weights expect their input. None: as the file says, and where it says nothing as the
             model was built. "cifar10" (needed for files of Rice et al., AWP and TMLlib, which do not carry their
             statistics), "none", or a (mean, std) pair overrule file and model.
@@ -80,8 +91,8 @@ def load_into(
             the model disagree about normalisation.
         ConfigError: `normalize` is none of the above.
     """
-    where = "state dict" if isinstance(source, Mapping) else str(source)
-    state = _plain_state(source, where) if isinstance(source, Mapping) else read_checkpoint(source)
+    file = ModelFile(source, "state dict") if isinstance(source, Mapping) else read_file(source)
+    state, where = _plain_state(file.content, file.where), file.where
     from_file = (state.pop(MEAN), state.pop(STD)) if MEAN in state else None
     for name in model.state_dict():
         if name.endswith(".num_batches_tracked"):  # files from before torch 0.4.1 lack it, and no result depends on it
@@ -137,27 +148,46 @@ _STAND_INS = [
 ]
 
 
-def _read(path: str | os.PathLike) -> object:
+def read_file(source: Any) -> ModelFile:
+    """Reads a model file once, for all that is asked of it.
+
+    Args:
+        source: path, URI or `Storage` of the file; a `ModelFile` is given back.
+
+    Raises:
+        CheckpointError: as of `read_checkpoint`.
+    """
+    if isinstance(source, ModelFile):
+        return source
+    try:
+        place = Storage(source)
+        if not place.is_file():
+            raise CheckpointError(f"{place}: {'cannot be read (is a folder)' if place.exists() else 'no such file'}")
+        with place.fetch() as path:
+            return ModelFile(_read(path, str(place)), str(place))
+    except RunFolderError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _read(path, where):
     """The content of a torch file, tensors and plain containers only."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    _refuse_foreign(path, head)
+        raise CheckpointError(f"{where}: cannot be read ({error.strerror or error})") from None
+    _refuse_foreign(where, head)
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch warns of, it then refuses: the error below says it
-            content = torch.load(Path(path), map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything, and all of it means the same to the user
-        raise CheckpointError(f"{path}: {_reason(error, head)}") from error
-    _check_seal(Path(path))
+        raise CheckpointError(f"{where}: {_reason(error, head)}") from error
+    _check_seal(path, where)
     return content
 
 
-def _check_seal(path):
+def _check_seal(path, where):
     """Files of genray end with a checksum; those of others, or saved anew by hand, have none."""
     with open(path, "rb") as file:
         file.seek(-min(SEAL_BYTES, path.stat().st_size), os.SEEK_END)
@@ -166,17 +196,17 @@ def _check_seal(path):
     try:
         check_seal(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path}: is corrupt or truncated ({error})") from None
+        raise CheckpointError(f"{where}: is corrupt or truncated ({error})") from None
 
 
-def _refuse_foreign(path: str | os.PathLike, head: bytes) -> None:
+def _refuse_foreign(where: str, head: bytes) -> None:
     text = head.lstrip().lower()
     if not head:
-        raise CheckpointError(f"{path}: the file is empty")
+        raise CheckpointError(f"{where}: the file is empty")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise CheckpointError(f"{path}: is a web page (HTML), not a model file; the download went wrong")
+        raise CheckpointError(f"{where}: is a web page (HTML), not a model file; the download went wrong")
     if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: is a Git LFS pointer, not the model file itself; run `git lfs pull`")
+        raise CheckpointError(f"{where}: is a Git LFS pointer, not the model file itself; run `git lfs pull`")
 
 
 def _reason(error: Exception, head: bytes) -> str:

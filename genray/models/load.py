@@ -1,13 +1,12 @@
 """A trained model from a run folder or a `model.pt`."""
 
-from pathlib import Path
-
 import torch
 
 from genray.config.arguments import Place, checked
 from genray.errors import CheckpointError, ConfigError
 from genray.models import build_model
-from genray.models.checkpoint_layouts import load_into, read_metadata
+from genray.models.checkpoint_layouts import ModelFile, load_into, read_file, read_metadata
+from genray.storage import Storage
 
 
 @checked
@@ -15,7 +14,7 @@ def load_model(path: Place, device="cpu") -> torch.nn.Module:
     """Loads the model of a genray run.
 
     Args:
-        path: a run folder, or a `model.pt` in one.
+        path: a run folder, or a `model.pt` in one: a local path or a URI.
         device: where the model is put.
 
     Returns:
@@ -24,18 +23,28 @@ def load_model(path: Place, device="cpu") -> torch.nn.Module:
     Raises:
         ConfigError: torch has no such device.
         CheckpointError: absent, corrupt, or not written by genray (for other files: `build_model`, `load_into`).
+        RunFolderError: the URI cannot be understood, or the storage does not answer.
     """
     place = _device(device)
-    file = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
+    return model_of(read_file(model_file(Storage(path)))).to(place)
+
+
+def model_file(place: Storage) -> Storage:
+    """The model of a run folder, or the model file itself."""
+    return place / "model.pt" if place.is_folder() else place
+
+
+def model_of(file: ModelFile) -> torch.nn.Module:
+    """The network in a file that was read, as `load_model` gives it, on the CPU."""
     architecture = read_metadata(file).get("architecture")
     if not isinstance(architecture, dict):
-        raise CheckpointError(f"{file}: expected a model written by genray, which says its architecture")
+        raise CheckpointError(f"{file.where}: expected a model written by genray, which says its architecture")
     try:
         model = build_model(**architecture)
     except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{file}: its architecture cannot be built: {error}") from None
+        raise CheckpointError(f"{file.where}: its architecture cannot be built: {error}") from None
     load_into(model, file)
-    return model.to(place).eval()
+    return model.eval()
 
 
 def _device(name):

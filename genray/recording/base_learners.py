@@ -1,13 +1,13 @@
 """The base learners of a run, as it left them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from genray.core.flat import FlatWeights
 from genray.errors import CheckpointError
 from genray.models import build_model
-from genray.models.checkpoint_layouts import load_into, read_metadata
+from genray.models.checkpoint_layouts import load_into, read_file, read_metadata
 from genray.recording.run_folder import LEARNERS, RunFolder
+from genray.storage import Storage
 from genray.types import WeightSnapshot
 
 
@@ -22,26 +22,27 @@ class BaseLearnerStates:
     step: int
 
 
-def load_base_learners(folder: Path, setup) -> BaseLearnerStates:
+def load_base_learners(folder: Storage, setup) -> BaseLearnerStates:
     """The base learners' own models: of the end of the run, or of the newest checkpoint of a run that has not ended.
 
     Args:
-        folder: a run folder on this machine.
+        folder: a run folder.
         setup: its `RunSetup`.
 
     Raises:
         CheckpointError: neither is there, or a file cannot be read or is of another architecture.
     """
-    files = {name: folder / LEARNERS / f"{name}.pt" for name in setup.config.base_learners}
-    if all(file.is_file() for file in files.values()):
+    places = {name: folder / f"{LEARNERS}/{name}.pt" for name in setup.config.base_learners}
+    if all(place.is_file() for place in places.values()):
+        files = {name: read_file(place) for name, place in places.items()}
         steps = {read_metadata(file).get("step") for file in files.values()}
         if len(steps) > 1 or None in steps:
             raise CheckpointError(f"{folder / LEARNERS}: expected models of one step, got {', '.join(map(str, steps))}")
         return BaseLearnerStates({name: _read(file, setup) for name, file in files.items()}, steps.pop())
-    state = RunFolder(str(folder.parent), folder.name).read_newest_state()
+    state = RunFolder(folder.parent, folder.name).read_newest_state()
     if state is None:
         raise CheckpointError(f"{folder}: expected base learners in {LEARNERS}/ or a checkpoint, there are none")
-    states = {name: _unpacked(name, state["learners"][name], setup) for name in files}
+    states = {name: _unpacked(name, state["learners"][name], setup) for name in places}
     return BaseLearnerStates(states, state["step"])
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ class EvaluationFolder:
     """`request.json`, `blocks/<task>.json`, and at the end `results.json` and `results.parquet`.
 
     Args:
-        uri: path or URI of the folder.
+        place: path, URI or `Storage` of the folder.
         identity: what is evaluated and how, as plain data; another evaluation cannot go on in the same folder.
         resume: go on with what is there.
 
@@ -22,8 +23,8 @@ class EvaluationFolder:
         RunFolderError: another evaluation is there, or one is there and `resume` is off.
     """
 
-    def __init__(self, uri: str, identity: dict, resume: bool):
-        self.storage = Storage(uri)
+    def __init__(self, place: Any, identity: dict, resume: bool):
+        self.storage = Storage(place)
         self.storage.check_writable()
         if self.storage.exists("request.json"):
             self._check_same(identity, resume)
@@ -31,14 +32,14 @@ class EvaluationFolder:
 
     def _check_same(self, identity, resume):
         if not resume:
-            raise RunFolderError(f"{self.storage.uri}: an evaluation is there; choose another --output, or --resume")
+            raise RunFolderError(f"{self.storage}: an evaluation is there; choose another --output, or --resume")
         try:
             before = dict(json.loads(self.storage.read("request.json")))
         except (ValueError, TypeError):
-            raise RunFolderError(f"{self.storage.uri}/request.json: not an evaluation of genray") from None
+            raise RunFolderError(f"{self.storage}/request.json: not an evaluation of genray") from None
         different = _difference(before, json.loads(json.dumps(identity)))
         if different:
-            raise RunFolderError(f"{self.storage.uri}: cannot resume another evaluation: {different}")
+            raise RunFolderError(f"{self.storage}: cannot resume another evaluation: {different}")
 
     def finished(self, tasks: list[Task]) -> dict[Task, BlockResult]:
         """Results of those tasks that are done."""

@@ -173,12 +173,13 @@ def _facts(protocol, threat):
 def owner_of(evaluation: Evaluation, runs: list[Run]) -> tuple[Run | None, str]:
     """The run whose theta_g was evaluated, as far as that can be known, and what to call the model."""
     owner = evaluation.owner
-    if owner and evaluation.path == f"{owner.path}/evaluation":
+    if owner and evaluation.path == str(owner.place / "evaluation"):
         return owner, owner.name
     for run in [owner] if owner else runs:
         if fingerprint_of(run) == evaluation.model:
             return run, run.name
-    short = evaluation.path.rpartition("/")[2] if owner is None else evaluation.path.removeprefix(f"{owner.path}/")
+    place = evaluation.place
+    short = place.name if owner is None else place.root.removeprefix(f"{owner.place.root}/")
     name = one_line(short.removesuffix(".eval"), 80)
     return None, f"{owner.name}: {name}" if owner else name
 
@@ -189,7 +190,7 @@ def fingerprint_of(run: Run) -> str | None:
     from genray.recording.evaluation_folder import fingerprint
 
     try:
-        model = load_model(run.path)
+        model = load_model(run.place)
     except Exception:  # a damaged file of any kind: the evaluation is shown without its run
         return None
     return fingerprint(model.state_dict() | dict(model.named_buffers()))

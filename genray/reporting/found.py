@@ -10,7 +10,7 @@ from genray.errors import GenrayError
 from genray.reporting.checked import Damaged, check_evaluation, check_record, check_request, check_results, check_study
 from genray.reporting.table import one_line
 from genray.reporting.trials import Trials, read_trials
-from genray.storage import Storage
+from genray.storage import Storage, without_secrets
 from genray.tuning.grid import RECORD
 
 DEEPEST = 8  # folders below those given
@@ -22,7 +22,7 @@ class Run:
     """A run folder.
 
     Attributes:
-        path: of the folder.
+        place: the folder.
         config: as it was run.
         records: of `metrics.jsonl`.
         results: the content of `results.json`; None for a run that has not ended.
@@ -30,12 +30,16 @@ class Run:
         point: method and place in that grid, in words.
     """
 
-    path: str
+    place: Storage
     config: RunConfig
     records: list[dict]
     results: dict | None
     grid: str = ""
     point: str = ""
+
+    @property
+    def path(self) -> str:
+        return str(self.place)
 
     @property
     def name(self) -> str:
@@ -46,10 +50,14 @@ class Run:
 class Evaluation:
     """A finished evaluation: its folder, its record, its model's fingerprint, and the run below which it lies."""
 
-    path: str
+    place: Storage
     record: dict
     model: str
     owner: Run | None
+
+    @property
+    def path(self) -> str:
+        return str(self.place)
 
 
 @dataclass(frozen=True)
@@ -100,27 +108,28 @@ class _Search:
 
     def root(self, path):
         try:
-            storage = Storage(path)
-            if not storage.exists():
+            place = Storage(path)
+            path = str(place)
+            if not place.exists():
                 self.problem(path, "there is nothing")
                 return
-            if storage.is_local and not Path(storage.root).is_dir():
+            if not place.is_folder():
                 self.problem(path, "expected the folder of a run, an evaluation or a grid, this is a file")
                 return
             before, self.again = self._number(), False
-            self._walk(path.rstrip("/") or path, 0, None, "", {})
+            self._walk(place, 0, None, "", {})
             if self._number() == before and not self.again:
                 self.problem(path, "no run, evaluation or grid in it")
         except (GenrayError, OSError) as error:
-            self.problem(path, error)
+            self.problem(without_secrets(path), error)
 
     def _number(self):
         found = self.found
         return sum(map(len, (found.runs, found.evaluations, found.studies, found.grids, found.problems)))
 
-    def _walk(self, path, depth, owner, grid, points):
-        storage = Storage(path)
-        key = str(Path(storage.root).resolve()) if storage.is_local else path
+    def _walk(self, storage, depth, owner, grid, points):
+        path = str(storage)
+        key = str(Path(storage.root).resolve()) if storage.is_local else storage.uri
         if key in self.seen:
             self.again = True
             return
@@ -129,7 +138,7 @@ class _Search:
         if RECORD in names:
             grid, points = self._grid(path, storage)
         elif "config.yaml" in names:
-            owner = self._run(path, storage, names, grid, points.get(path.rpartition("/")[2], ""))
+            owner = self._run(path, storage, names, grid, points.get(storage.name, ""))
         elif "request.json" in names:
             self._evaluation(path, storage, names, owner)
             return
@@ -139,11 +148,11 @@ class _Search:
         if depth < DEEPEST:
             for name in storage.folders():
                 if name not in PARTS and not name.startswith("."):
-                    self._walk(f"{path}/{name}", depth + 1, owner, grid, points)
+                    self._walk(storage / name, depth + 1, owner, grid, points)
 
     def _grid(self, path, storage):
         try:
-            trials = read_trials(path)
+            trials = read_trials(storage)
             self.found.grids.append((path, trials))
             left = [row["trial"] for row in trials.rows if row["status"] == "not started"]
             if left:
@@ -170,7 +179,7 @@ class _Search:
                 self.problem(path, f"unfinished: {len(records)} of {config.training.epochs} epochs; only its curves")
         if results is None and not records:
             return None
-        run = Run(path, config, records, results, grid, point)
+        run = Run(storage, config, records, results, grid, point)
         self.found.runs.append(run)
         return run
 
@@ -195,7 +204,7 @@ class _Search:
         try:
             record = _checked(storage, "results.json", check_evaluation)
             request = _checked(storage, "request.json", check_request)
-            self.found.evaluations.append(Evaluation(path, record, request["model"], owner))
+            self.found.evaluations.append(Evaluation(storage, record, request["model"], owner))
         except (GenrayError, Damaged) as error:
             self.problem(path, _reason(error))
 

@@ -7,13 +7,12 @@ images, threat model, steps and random numbers.
 import io
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from genray.attacks import ExampleDraw, build_attack
 from genray.config import RunConfig, load_stored_config
-from genray.config.load import read_yaml
+from genray.config.load import yaml_mapping
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError, DataError
 from genray.evaluation.robust import full_precision, pgd_name
@@ -22,6 +21,7 @@ from genray.models.load import load_model
 from genray.recording.run_folder import LEARNERS
 from genray.reporting.style import draw, label_text
 from genray.reporting.table import one_line
+from genray.storage import Storage, without_secrets
 
 A_KIND = 5  # images shown of each kind
 BLOCK = 50
@@ -83,24 +83,35 @@ def side_of(text: str) -> Side:
     Raises:
         InputError: it is not one of these.
     """
-    path, learner = Path(text), ""
-    if not path.exists() and ":" in text:
+    place, learner = Storage(text), ""
+    if not place.exists() and ":" in text:
         head, _, learner = text.rpartition(":")
-        path = Path(head)
-    run = next((f for f in (path, *path.parents) if (f / "config.yaml").is_file()), None)
-    if run is None or not path.exists():
-        raise CheckpointError(f"--gallery: expected a run folder, RUN:LEARNER or a model file in a run, got {text!r}")
+        place = Storage(head)
+    run = _run_of(place)
+    if run is None or not place.exists():
+        shown = without_secrets(text)
+        raise CheckpointError(f"--gallery: expected a run folder, RUN:LEARNER or a model file in a run, got {shown!r}")
     try:
-        config = load_stored_config(read_yaml(run / "config.yaml"))
+        config = load_stored_config(yaml_mapping(run.read("config.yaml"), str(run / "config.yaml")))
     except (ConfigError, TypeError, ValueError):
         raise CheckpointError(f"{run / 'config.yaml'}: not of a genray run") from None
     if learner and learner not in config.base_learners:
         names = ", ".join(config.base_learners)
-        raise CheckpointError(f"--gallery: expected a base learner of {path} ({names}), got {learner!r}")
-    file = path / LEARNERS / f"{learner}.pt" if learner else path
-    what = learner or ("theta_g" if path == run else path.stem)
+        raise CheckpointError(f"--gallery: expected a base learner of {place} ({names}), got {learner!r}")
+    file = place / f"{LEARNERS}/{learner}.pt" if learner else place
+    what = learner or ("theta_g" if place.root == run.root else place.name.removesuffix(".pt"))
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     return Side(one_line(f"{config.name}: {what}", 60), load_model(file, device), config)
+
+
+def _run_of(place):
+    """The run folder that a place is or lies in; None where it lies in none."""
+    while not place.is_file("config.yaml"):
+        above = place.parent
+        if above.root == place.root:
+            return None
+        place = above
+    return place
 
 
 def default_sides(runs) -> tuple[str, str] | None:
@@ -108,9 +119,9 @@ def default_sides(runs) -> tuple[str, str] | None:
     for run in runs:
         robust = [name for name, learner in run.config.base_learners.items() if learner.is_robust]
         names = robust or list(run.config.base_learners)
-        files = [Path(run.path) / "model.pt", *(Path(run.path) / LEARNERS / f"{name}.pt" for name in names[:1])]
-        if run.results and len(run.config.base_learners) > 1 and all(file.is_file() for file in files):
-            return run.path, f"{run.path}:{names[0]}"
+        files = ["model.pt", *(f"{LEARNERS}/{name}.pt" for name in names[:1])]
+        if run.results and len(run.config.base_learners) > 1 and all(map(run.place.is_file, files)):
+            return run.place.uri, f"{run.place.uri}:{names[0]}"
     return None
 
 

@@ -4,7 +4,6 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.evaluation import inputs
@@ -66,8 +65,8 @@ class Study:
     """
 
     def __init__(self, args):
-        self.args, self.path = args, Path(args.model).resolve()
-        config = config_of(Path(args.model))
+        self.args, self.place = args, Storage(args.model)
+        config = config_of(self.place)
         _check_options(args, config)
         names, self.gamma_of = tuple(config.base_learners), gamma_learner(config)
         self.mixtures = parse_mixtures(args.mixtures, names, self.gamma_of) if args.mixtures is not None else []
@@ -76,10 +75,9 @@ class Study:
         self.setup = prepare(_with_data(config, args.data))
         self.config = self.setup.config
         self.splits = _splits(args, self.setup)
-        self.learners = load_base_learners(self.path, self.setup)
+        self.learners = load_base_learners(self.place, self.setup)
         self.counters_of = names[GlobalLearner(config).counter_index]
-        self.where = args.output or str(Path(args.model) / "mixtures")
-        self.storage = Storage(self.where)
+        self.storage = Storage(args.output or self.place / "mixtures")
         self.storage.check_writable()
 
     # --- models ---------------------------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Study:
             for name in self.learners.states
             if name not in there
         ]
-        if (self.path / "model.pt").is_file():
+        if self.place.is_file("model.pt"):
             found.append(Entry("theta_g", "theta_g (model.pt)", "theta_g"))
         return found
 
@@ -106,7 +104,7 @@ class Study:
     def model(self, entry: Entry):
         """The network of an entry, in eval mode."""
         if entry.kind == "theta_g":
-            return load_model(self.path / "model.pt")
+            return load_model(self.place / "model.pt")
         network = build_model(**self.setup.architecture)
         if entry.mixture is None:
             network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
@@ -130,7 +128,7 @@ class Study:
         }
         name = f"{self.saved.key}.pt"
         self.storage.write(name, model_bytes(network.state_dict(), description))
-        return self.storage.path(name)
+        return str(Storage(self.storage.absolute) / name)
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
@@ -151,7 +149,7 @@ class Study:
                         done += 1
                         Progress().say(f"{done}/{len(left)}: {entry.name}, {split} images")
                     data = {"source": self.config.data.source, "split": split}
-                    record = measure(self.model(entry), examples, self.radii, _below(self.where, folder), data)
+                    record = measure(self.model(entry), examples, self.radii, self.storage / folder, data)
                     rows.append(
                         build_row(entry.kind, entry.name, entry.mixture and dict(entry.mixture.weights), record)
                     )
@@ -167,7 +165,7 @@ class Study:
         folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
         there = [folder for folder in folders if self.storage.exists(f"{folder}/request.json")]
         if there and not self.args.resume:
-            raise RunFolderError(f"{self.where}: an evaluation is there; choose another --output, or --resume")
+            raise RunFolderError(f"{self.storage}: an evaluation is there; choose another --output, or --resume")
         return [folder for folder in folders if not self.storage.exists(f"{folder}/results.json")]
 
     def _results(self, splits):
@@ -197,7 +195,7 @@ def _show(study, results):
                 study.storage.write(f"curve_{split}.{ending}", content)
     except MissingMatplotlib:
         print(AGAIN)
-    print(f"everything is in {study.where}")
+    print(f"everything is in {study.storage}")
 
 
 def _check_options(args, config):
@@ -269,11 +267,6 @@ def _splits(args, setup):
         largest.first(args.examples, "--examples")  # a split with fewer is taken whole
         found = {name: split.first(min(args.examples, len(split))) for name, split in found.items()}
     return found
-
-
-def _below(where, name):
-    place, question, options = where.partition("?")  # s3://bucket/prefix?region=...
-    return f"{place.rstrip('/')}/{name}{question}{options}"
 
 
 @contextmanager

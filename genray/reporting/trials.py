@@ -5,6 +5,7 @@ import io
 import json
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,8 +44,11 @@ class Trials:
         return " ".join(part for part in parts if part) or self.name
 
 
-def read_trials(folder: str) -> Trials:
+def read_trials(folder: Any) -> Trials:
     """Reads all runs of a grid folder, whatever state they are in.
+
+    Args:
+        folder: path, URI or `Storage`.
 
     Raises:
         RunFolderError: it is not the folder of a grid.
@@ -54,7 +58,7 @@ def read_trials(folder: str) -> Trials:
         stated = check_grid({"trials": stated_trials(storage)})["trials"]
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
-        raise RunFolderError(f"{folder}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
+        raise RunFolderError(f"{storage}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
     keys = tuple(dict.fromkeys(key for trial in stated.values() for key in trial["point"]))
     rows, measures, about = [], {}, ""
     for name, trial in stated.items():
@@ -65,7 +69,7 @@ def read_trials(folder: str) -> Trials:
         measures |= dict.fromkeys(key for key in found if key not in ("best_epoch", "wall_s", "status"))
         rows.append(row | found)
     measures = sorted(measures, key=_in_the_papers_order)
-    return Trials(storage.uri.rstrip("/").rpartition("/")[2], rows, keys, tuple(measures), about)
+    return Trials(storage.name, rows, keys, tuple(measures), about)
 
 
 def _in_the_papers_order(measure):
@@ -134,7 +138,7 @@ def groups(trials: Trials) -> list[dict]:
     return found
 
 
-def write_files(trials: Trials, folder: str):
+def write_files(trials: Trials, folder: Any):
     """`trials.parquet` and `trials.csv`: one row a trial with its whole configuration; `table.md`."""
     storage = Storage(folder)
     configs = stated_trials(storage)

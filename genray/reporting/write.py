@@ -34,7 +34,7 @@ def open_output(folder: str) -> tuple[Storage, list[str]]:
             pass
     if storage.names() or storage.folders():
         raise RunFolderError(
-            f"--output {folder}: expected a new or empty folder or an earlier report, other files are there"
+            f"--output {storage}: expected a new or empty folder or an earlier report, other files are there"
         )
     return storage, []
 

@@ -12,6 +12,7 @@ from genray.config.model import did_you_mean
 from genray.config.schema import RunConfig
 from genray.errors import ConfigError
 from genray.evaluation.job import Request
+from genray.storage import Storage
 from genray.tuning.reader import Reader, axis_values
 
 KEYS = {
@@ -144,13 +145,13 @@ def load_grid(path, overrides=()) -> Grid:
     """Reads a grid file and makes all its trials.
 
     Args:
-        path: of the file; paths in it are relative to its folder.
+        path: path or URI of the file; paths in it are relative to its folder.
         overrides: as in `apply_overrides`, applied to every trial's configuration before its place in the grid.
 
     Raises:
         ConfigError: with one line for every mistake; those in a trial's configuration name the trial.
     """
-    path = Path(path)
+    path = Storage(path)
     source = read_yaml(path)
     problems = [
         f"{key}: unknown key; a grid has {', '.join(sorted(KEYS))}{did_you_mean(key, KEYS)}"
@@ -158,7 +159,12 @@ def load_grid(path, overrides=()) -> Grid:
         if key not in KEYS
     ]
     reader = Reader(source, path.parent, problems)
-    name, methods, seeds, searcher = reader.name(path.stem), reader.methods(), reader.seeds(), reader.search()
+    name, methods, seeds, searcher = (
+        reader.name(Path(path.name).stem),
+        reader.methods(),
+        reader.seeds(),
+        reader.search(),
+    )
     points = [{}] if searcher == "optuna" else reader.points()
     evaluate, judging = reader.evaluate()
     rest = {

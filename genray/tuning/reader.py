@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import random
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from genray.config.model import did_you_mean
 from genray.errors import ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.job import Request
+from genray.storage import expand
 from genray.types import ThreatModel
 
 SCHEDULER_KEYS = {"name", "grace_period", "reduction_factor", "max_epochs"}
@@ -116,7 +118,8 @@ class Reader:
         return {}
 
     def _path(self, file):
-        return self.folder / str(file)
+        text = expand(str(file))
+        return text if "://" in text or os.path.isabs(text) else self.folder / text
 
     # --- where in the space -----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray import tune
@@ -33,26 +34,26 @@ class Outcome:
     failed: dict = field(default_factory=dict)
 
 
-def open_folder(grid: Grid, storage: str, resume: bool) -> str:
+def open_folder(grid: Grid, storage: Any, resume: bool) -> str:
     """The folder of a grid's runs, with its record in place.
 
     Raises:
         RunFolderError: a grid of this name is there and `resume` is off, or it is another grid.
     """
-    place = Storage(f"{storage.rstrip('/')}/{grid.name}")
+    place = Storage(storage) / grid.name
     place.check_writable()
     trials = {} if grid.space else {trial.name: trial.record() for trial in grid.trials}
     record = {"source": grid.source, "trials": trials, **({"space": grid.space.record()} if grid.space else {})}
     record = json.loads(json.dumps(record, default=str))
     if place.exists(RECORD):
         if not resume:
-            raise RunFolderError(f"{place.uri}: a grid of this name exists; give it another name, or --resume")
+            raise RunFolderError(f"{place}: a grid of this name exists; give it another name, or --resume")
         before = json.loads(place.read(RECORD))
         if any(before.get(key) != record.get(key) for key in ("trials", "space")):
-            raise RunFolderError(f"{place.uri}: cannot resume another grid: its trials differ from those in {RECORD}")
+            raise RunFolderError(f"{place}: cannot resume another grid: its trials differ from those in {RECORD}")
     else:
         place.write(RECORD, json.dumps(record, indent=1).encode())
-    return place.root if place.is_local else place.uri  # absolute: each trial has a working directory of its own
+    return place.absolute  # each trial has a working directory of its own
 
 
 def run_grid(needs: Needs, folder: str, *, train, evaluate, joined: bool, max_concurrent=None) -> Outcome:
@@ -118,7 +119,7 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
         ),
         run_config=tune.RunConfig(
             name=f"attempt_{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=f"{folder if '://' in folder else os.path.abspath(folder)}/tune",
+            storage_path=(Storage(folder) / "tune").absolute,
             failure_config=tune.FailureConfig(max_failures=grid.max_failures),
             callbacks=[watch, *logger_callbacks(grid)],
             verbose=0,

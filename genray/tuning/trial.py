@@ -21,7 +21,7 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
         configs: name -> plain configuration, of a grid that states its trials.
         storage: folder or URI of the runs.
         runtime: as in `genray.train`.
-        train, evaluate: `genray.train` and what judges a run folder: (folder, config, arguments) -> metrics.
+        train, evaluate: `genray.train` and what judges a run folder: (its `Storage`, config, arguments) -> metrics.
         judged_by: arguments of the evaluation of a finished run, or {}.
     """
     name = tuned["point"]["trial"]
@@ -35,7 +35,7 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     results = json.loads(folder.storage.read("results.json"))
     final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}
     if judged_by:
-        final |= evaluate(f"{storage}/{config.name}", config, judged_by)
+        final |= evaluate(folder.storage, config, judged_by)
     report.finished(final)
 
 

@@ -191,7 +191,7 @@ def test_addresses(capsys, tmp_path, address):
 
 
 def test_storage_scheme(capsys, tmp_path):
-    check(capsys, tmp_path, "storage 'gopher://x/digits'", storage="gopher://x")
+    check(capsys, tmp_path, "storage 'gopher://x'", storage="gopher://x")
 
 
 def test_storage_below_a_file(capsys, tmp_path):
