@@ -1,15 +1,14 @@
 """What a cluster has to have before the first trial of a grid starts."""
 
-import os
-
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from genray.errors import PlacementError
+from genray.errors import GenrayError, PlacementError
 from genray.runtime.cluster import node_resources
 from genray.runtime.placement import GRACE_S
 from genray.runtime.shares import fit
+from genray.storage import Storage
 from genray.tuning.grid import RECORD
 from genray.tuning.needs import Needs, total
 
@@ -65,27 +64,40 @@ def _holds(trial, patience_s):
 
 
 def check_visible(folder: str):
-    """Whether every node can write where the runs go.
+    """Whether every node can reach and write where the runs go.
+
+    Args:
+        folder: of the grid, as `Storage.absolute` gives it.
 
     Raises:
         PlacementError: names the nodes that cannot.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or "://" in folder:
+    if len(nodes) < 2:
         return
-    folder = os.path.abspath(folder)
-    asked = {}
+    asked = []
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[node["NodeManagerAddress"]] = _sees.options(num_cpus=0, scheduling_strategy=strategy).remote(folder)
-    blind = [address for address, ref in asked.items() if not ray.get(ref, timeout=VISIBLE_TIMEOUT_S)]
+        look = _sees.options(num_cpus=0, scheduling_strategy=strategy).remote(folder)
+        asked.append((node["NodeManagerAddress"], look))
+    blind = {address: why for address, look in asked if (why := ray.get(look, timeout=VISIBLE_TIMEOUT_S))}
     if blind:
+        place, reason = Storage(folder), next(iter(blind.values()))
+        cure = "use a shared file system or a URI such as s3://bucket/prefix"
         raise PlacementError(
-            f"--storage {folder}: expected a folder that every node sees, {', '.join(blind)} do not; use a shared file "
-            "system or a URI such as s3://bucket/prefix"
+            f"--storage {place}: expected a folder that every node sees, {', '.join(blind)} do not ({reason}); "
+            f"{cure if place.is_local else 'each node needs credentials for it'}"
         )
 
 
 @ray.remote
-def _sees(folder):
-    return os.path.exists(os.path.join(folder, RECORD)) and os.access(folder, os.W_OK)
+def _sees(folder) -> str:
+    """Why the grid's folder cannot be used on this node; empty where it can."""
+    try:
+        place = Storage(folder)
+        if not place.exists(RECORD):
+            return "it is not there"
+        place.check_writable()
+        return ""
+    except GenrayError as error:
+        return str(error)
