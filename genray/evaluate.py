@@ -10,7 +10,7 @@ from typing import Literal
 
 from genray.command_line import Parser, make_callable, run_command
 from genray.config.arguments import Count, Natural, Place, Seconds, checked
-from genray.errors import DataError
+from genray.errors import DataError, StorageError
 from genray.runtime.loopback import keep_on_loopback
 from genray.types import ThreatModel
 
@@ -68,10 +68,11 @@ def evaluate(
 
     Raises:
         InputError: arguments, data or folder are wrong; nothing was evaluated.
+        StorageError: files could not be written until minutes after the end; the record was printed.
     """
     from genray.evaluation import inputs
     from genray.evaluation.job import Request
-    from genray.evaluation.record import build_record, flags_parquet, join, protocol
+    from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
     from genray.evaluation.todo import Todo
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
 
@@ -93,16 +94,25 @@ def evaluate(
     findings = _look(model, images, labels, request)
     cluster = {"workers": workers, "address": address, "device": device, "startup_timeout_s": startup_timeout_s}
     todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
-    with closing(_run(todo, model, images, labels, classes, cluster)) as found:
-        for task, result in _shown(found, todo, stated):
-            if folder:
-                folder.write(task, result)
-            todo.finish(task, result)
+    try:
+        with closing(_run(todo, model, images, labels, classes, cluster)) as found:
+            for task, result in _shown(found, todo, stated):
+                if folder:
+                    folder.write(task, result)
+                todo.finish(task, result)
+    except BaseException:
+        if folder:
+            folder.save()
+        raise
     results = {task: todo.results[task] for task in todo.known()}  # in an order that no worker has a say in
     flags = join(results)
     record = build_record(request, flags, results, labels.numpy(), findings, stated)
     if folder:
-        folder.finish(record, flags_parquet(flags, labels.numpy()))
+        try:
+            folder.finish(record, flags_parquet(flags, labels.numpy()))
+        except StorageError:
+            print(record_table(record), file=sys.stderr)  # the figures are not lost with the files
+            raise
     return record
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from genray.command_line import Parser, make_callable, run_command
 from genray.config.arguments import Count, Place, checked
-from genray.errors import GenrayError, PlacementError
+from genray.errors import GenrayError, PlacementError, StorageError
 from genray.runtime.loopback import keep_on_loopback
 
 DEFAULT_STORAGE = "runs"
@@ -48,6 +48,7 @@ def tune(
 def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: None):
     """As `tune`, of a grid that was read; `say` is called with the plan before the first trial starts."""
     needs, widest = _needs(grid, address)
+    from genray.reporting.trials import markdown
     from genray.runtime.cluster import connected, node_resources
     from genray.train import train
     from genray.tuning.run import open_folder, run_grid
@@ -60,12 +61,15 @@ def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: No
                 needs, folder, train=train, evaluate=judge, joined=bool(address), max_concurrent=max_concurrent
             )
         finally:
-            trials = _report(folder)
+            trials, unwritten = _report(folder)
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))
         raise GenrayError(
             f"{len(outcome.failed)} of {grid.size} trials failed, first {name}: {reason}; --resume tries again"
         )
+    if unwritten:
+        print(markdown(trials))
+        raise unwritten
     return trials
 
 
@@ -173,7 +177,9 @@ def main(args):
     grid = load_grid(args.grid, args.overrides)
     folder = Storage(args.storage) / grid.name
     if args.report:
-        _report(folder)
+        _, unwritten = _report(folder)
+        if unwritten:
+            raise unwritten
         return
     if args.dry_run:
         print(_dry_run(grid, args.address, args.max_concurrent))
@@ -198,24 +204,31 @@ def _dry_run(grid, address, max_concurrent):
 
 
 def _report(folder):
-    """Writes the tables, and the plots where matplotlib is; returns the `Trials`."""
+    """Writes the tables, and the plots where matplotlib is.
+
+    Returns:
+        (the `Trials`, a `StorageError` that lists the files that could not be written, or None).
+    """
     from genray.errors import ConfigError
+    from genray.recording.writer import write_all
     from genray.reporting.plots import heat_map, trials_scatter
-    from genray.reporting.trials import read_trials, write_files
+    from genray.reporting.trials import files_of, read_trials
     from genray.storage import Storage
 
     trials = read_trials(folder)
-    write_files(trials, folder)
-    storage = Storage(folder)
-    if not trials.measures:
-        return trials
+    files = files_of(trials, folder)
     try:
-        storage.write("scatter.png", trials_scatter(trials)["png"])
+        if trials.measures:
+            files["scatter.png"] = trials_scatter(trials)["png"]
         for measure in trials.measures:
-            storage.write(f"heat_{measure.replace('/', '_')}.png", heat_map(trials, measure)["png"])
+            files[f"heat_{measure.replace('/', '_')}.png"] = heat_map(trials, measure)["png"]
     except ConfigError as error:
         print(f"note: {error}", file=sys.stderr)
-    return trials
+    try:
+        write_all(Storage(folder), files)
+    except StorageError as error:
+        return trials, StorageError(f"{error}; --report writes them again")
+    return trials, None
 
 
 def parse_args(argv):

@@ -77,19 +77,20 @@ def build_record(request, flags, results, labels, model_findings, stated) -> dic
         rates = {NATURAL: float(natural.mean())} | {name: float(values.mean()) for name, values in columns.items()}
         norms[threat.norm] = {
             "columns": {name: _column(values, labels) for name, values in columns.items()},
+            "union": _column(union(flags, threat.norm), labels),
             "findings": look_at_numbers(rates, len(labels)) + _point_findings(results, threat.norm),
         }
     record = {"natural": _column(natural, labels), "norms": norms, "findings": list(model_findings)}
     if len(request.threats) > 1:
-        record["union"] = _column(union(request, flags), labels)
+        record["union"] = _column(union(flags), labels)
     return {**record, "protocol": stated}
 
 
-def union(request, flags):
-    """Examples that are classified correctly and survive every attack in every norm (methods D6)."""
+def union(flags, of_norm=None):
+    """Examples that are classified correctly and survive every attack in one norm or, without one, in every norm."""
     alive = flags[("none", NATURAL)].copy()
     for (norm, _), values in flags.items():
-        if norm != "none":
+        if norm != "none" and of_norm in (None, norm):
             alive &= values
     return alive
 
@@ -131,6 +132,8 @@ def record_table(record: dict, published: dict | None = None) -> str:
         norm = threat["norm"]
         columns = {NATURAL: record["natural"]}
         columns |= {a["name"]: record["norms"][norm]["columns"][a["name"]] for a in threat["attacks"]}
+        if len(columns) > 2 and "union" in record["norms"][norm]:
+            columns["union"] = record["norms"][norm]["union"]
         lines.append(f"{norm}, epsilon {threat['epsilon']} ({threat['epsilon_decimal']:.6g}), {examples} examples")
         lines += _rows(columns, published if norm == "linf" else None)
         lines += [f"  ! {finding}" for finding in record["norms"][norm]["findings"]]

@@ -2,17 +2,25 @@
 
 import hashlib
 import json
+import sys
+from functools import partial
 from typing import Any
 
 import torch
 
-from genray.errors import RunFolderError
+from genray.errors import RunFolderError, StorageError
 from genray.evaluation.job import BlockResult, Task
+from genray.recording.writer import Writer
 from genray.storage import Storage
+
+STORAGE_TIMEOUT_S = 300.0  # how long a finished evaluation waits for storage that fails
+GRACE_S = 20.0  # and one that is stopped
 
 
 class EvaluationFolder:
     """`request.json`, `blocks/<task>.json`, and at the end `results.json` and `results.parquet`.
+
+    Files are written beside the evaluation (see `Writer`).
 
     Args:
         place: path, URI or `Storage` of the folder.
@@ -29,6 +37,7 @@ class EvaluationFolder:
         if self.storage.exists("request.json"):
             self._check_same(identity, resume)
         self.identity, self.begun = identity, False
+        self.writer = Writer(partial(print, file=sys.stderr, flush=True))
 
     def _check_same(self, identity, resume):
         if not resume:
@@ -56,14 +65,33 @@ class EvaluationFolder:
 
     def write(self, task: Task, result: BlockResult):
         """Keeps a finished block; the first one is preceded by what is evaluated, and before that nothing is there."""
-        if not self.begun:
-            self.storage.write("request.json", json.dumps(self.identity, indent=1).encode())
-            self.begun = True
-        self.storage.write(f"blocks/{task.key}.json", json.dumps(result.record()).encode())
+        self._put(f"blocks/{task.key}.json", json.dumps(result.record()).encode())
+
+    def _put(self, name, content):
+        def write():
+            if not self.begun:
+                self.storage.write("request.json", json.dumps(self.identity, indent=1).encode())
+                self.begun = True
+            self.storage.write(name, content)
+
+        self.writer.put(name, write)
 
     def finish(self, record: dict, flags: bytes):
-        self.storage.write("results.parquet", flags)
-        self.storage.write("results.json", (json.dumps(record, indent=1) + "\n").encode())
+        """Writes the results, and waits until everything is written.
+
+        Raises:
+            StorageError: something is not after `STORAGE_TIMEOUT_S`; the message lists the files and why.
+        """
+        self._put("results.parquet", flags)
+        self._put("results.json", (json.dumps(record, indent=1) + "\n").encode())
+        self.writer.flush(STORAGE_TIMEOUT_S)
+
+    def save(self):
+        """An evaluation that ends early: waits for the blocks that are finished, at most `GRACE_S`."""
+        try:
+            self.writer.flush(GRACE_S)
+        except StorageError as error:
+            self.writer.say(f"warning: {error}")
 
 
 def _difference(before, now, where=""):

@@ -20,6 +20,7 @@ from genray.learners.pseudo_labels import (
 from genray.learners.setup import RunSetup
 from genray.models.checkpoint_layouts import load_into
 from genray.recording.run_folder import RunFolder
+from genray.recording.writer import Writer
 
 FILE = "pseudo_labels.npy"
 
@@ -54,7 +55,9 @@ def pseudo_labelled(setup: RunSetup, folder: RunFolder, progress, train_teacher:
     labels = classify(network, unlabeled_images(setup), setup.config)
     buffer = io.BytesIO()
     np.save(buffer, labels.numpy(), allow_pickle=False)
-    folder.storage.write(FILE, seal(buffer))
+    content, writer = seal(buffer), Writer(progress.say)
+    writer.put(FILE, lambda: folder.storage.write(FILE, content))
+    writer.flush(setup.config.runtime.storage_timeout_s)
     setup = with_labels(setup, labels)
     progress.say("; ".join(unlabeled_lines(unlabeled_record(setup))))
     return setup

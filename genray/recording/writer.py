@@ -54,18 +54,10 @@ class Writer:
             done = self.changed.wait_for(lambda: not self.running, timeout_s)
             self.hurry = False
             if not done:
-                left = self._left()
+                left = _with_reasons({key: self.errors.get(key, "storage does not answer") for key in self.waiting})
                 for of_files in (self.waiting, self.queue, self.errors):
                     of_files.clear()
                 raise StorageError(f"tried for {timeout_s:g} s; not written: {left}")
-
-    def _left(self):
-        """The files that wait, with the reason; of many with one reason, the first."""
-        groups = {}
-        for key in self.waiting:
-            error = self.errors.get(key, "storage does not answer")
-            groups.setdefault(_reason(error), (error, []))[1].append(key)
-        return "; ".join(f"{_listed(keys)} ({error})" for error, keys in groups.values())
 
     def _queue(self, key, seconds, pause):
         heapq.heappush(self.queue, (time.monotonic() + seconds, next(self.numbers), key, pause))
@@ -92,7 +84,7 @@ class Writer:
         """What comes of an attempt: done, or to be done again."""
         if error is not None:
             if _reason(error) not in map(_reason, self.errors.values()):
-                self.say(f"warning: {error}; the run goes on in memory and tries again")
+                self.say(f"warning: {error}; kept in memory and tried again")
             self.errors[key] = error
             self._queue(key, pause, min(2 * pause, LONGEST_PAUSE_S))
             return
@@ -104,12 +96,39 @@ class Writer:
             self._queue(key, 0.0, FIRST_PAUSE_S)
 
 
+def write_all(storage, files: dict[str, bytes]):
+    """Writes files once, each whatever became of the others.
+
+    Args:
+        storage: a `Storage`.
+        files: name -> content.
+
+    Raises:
+        StorageError: some could not be written; the message lists them and why.
+    """
+    errors = {}
+    for name, content in files.items():
+        error = _attempt(lambda name=name, content=content: storage.write(name, content))
+        if error is not None:
+            errors[name] = error
+    if errors:
+        raise StorageError(f"not written: {_with_reasons(errors)}")
+
+
 def _attempt(write):
     try:
         write()
     except Exception as error:  # storage libraries raise many kinds
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _with_reasons(errors):
+    """Names of files, grouped by the reason why they are not written; of those with one reason the first's error."""
+    groups = {}
+    for name, error in errors.items():
+        groups.setdefault(_reason(error), (error, []))[1].append(name)
+    return "; ".join(f"{_listed(names)} ({error})" for error, names in groups.values())
 
 
 def _listed(keys):

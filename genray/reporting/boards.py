@@ -13,10 +13,12 @@ from genray.reporting.found import Evaluation, Found, Run
 from genray.reporting.paper import paper_table
 from genray.reporting.table import DIFFERENCE, HEADS, PUBLISHED, Cell, Table, TableRow, cell_of, head_of, one_line
 from genray.reporting.trials import data_name
+from genray.types import NORMS
 
 NETWORKS = {"resnet18": "ResNet-18", "preact_resnet18": "PreActResNet-18", "small_cnn": "SmallCNN"}
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "mnist": 10_000, "svhn": 26_032}
 AT_THE_END, EVALUATED = "at the end of training", "genray.evaluate"
+SEVERAL = "several norms"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Setting:
 
     Attributes:
         data, network: what is classified, by what.
-        norm, epsilon, decimal: the ball; epsilon exact, as text.
+        norm, epsilon, decimal: the ball; epsilon exact, as text. Where norm is `SEVERAL`, epsilon names all balls.
         examples: test images.
         how: `AT_THE_END` (the run's own attack) or `EVALUATED`.
     """
@@ -40,6 +42,8 @@ class Setting:
 
     @property
     def threat(self) -> str:
+        if self.norm == SEVERAL:
+            return self.epsilon
         same = self.epsilon == f"{self.decimal:.6g}"
         return f"{self.norm} {self.epsilon}" + ("" if same else f" ({self.decimal:.6g})")
 
@@ -104,22 +108,26 @@ class Board:
     @property
     def columns(self) -> list[str]:
         there = {column for group in self.groups for entry in group.entries for column in entry.values}
-        known = [column for column in HEADS if column in there]
+        known = [column for column in (*HEADS, *NORMS) if column in there]
         return known + sorted(there - set(known) - {"union"}) + ["union"] * ("union" in there)
 
     @property
     def robust_columns(self) -> list[str]:
-        """What natural/robust plots are drawn of: the union of norms, AutoAttack or the last column, and PGD-20."""
-        attacks = [column for column in self.columns if column != "natural"]
-        alone = [column for column in attacks if column != "union"]
-        wanted = ("union", "aa" if "aa" in alone else next(reversed(alone), ""), "pgd20")
+        """What natural/robust plots are drawn of: the union of several norms; of one, AutoAttack or the last attack,
+        and PGD-20."""
+        if self.setting.norm == SEVERAL:
+            return ["union"]
+        attacks = [column for column in self.columns if column not in ("natural", "union")]
+        wanted = ("aa" if "aa" in attacks else next(reversed(attacks), ""), "pgd20")
         return [column for column in dict.fromkeys(wanted) if column in attacks]
 
     @property
     def published(self) -> list:
         """Published tables of the same data, within the same ball."""
-        there = in_the_tables_ball(self.setting.data, self.setting.norm, Fraction(self.setting.epsilon))
-        return [table for table in TABLES if there and table.comparable and table.data == self.setting.data]
+        setting = self.setting
+        if setting.norm == SEVERAL or not in_the_tables_ball(setting.data, setting.norm, Fraction(setting.epsilon)):
+            return []
+        return [table for table in TABLES if table.comparable and table.data == setting.data]
 
 
 def boards(found: Found) -> list[Board]:
@@ -150,23 +158,34 @@ def _of_evaluations(found):
     for evaluation in found.evaluations:
         run, label = owner_of(evaluation, found.runs)
         record, protocol = evaluation.record, evaluation.record["protocol"]
-        for threat in protocol["threats"]:
-            part = record["norms"][threat["norm"]]
-            values = {a["name"]: part["columns"][a["name"]] for a in threat["attacks"]}
-            values = {"natural": record["natural"], **values}
-            values |= {"union": record["union"]} if record.get("union") else {}
-            data = data_name(vars(run.config.data)) if run else one_line(protocol["data"]["source"])
-            network = network_name(run.config) if run else "model of a file"
-            ball = threat["norm"], threat["epsilon"], float(threat["epsilon_decimal"])
-            setting = Setting(data, network, *ball, int(protocol["data"]["examples"]), EVALUATED)
-            of_run = (run.config.seed, run.config) if run else (None, None)
-            findings = *part["findings"], *record["findings"]
-            selected = run.config.evaluation.select_on if run else None
-            yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, _facts(protocol, threat))
+        data = data_name(vars(run.config.data)) if run else one_line(protocol["data"]["source"])
+        network = network_name(run.config) if run else "model of a file"
+        of_run = (run.config.seed, run.config) if run else (None, None)
+        selected = run.config.evaluation.select_on if run else None
+        for balls, values, findings, facts in _by_norm(record):
+            setting = Setting(data, network, *balls, int(protocol["data"]["examples"]), EVALUATED)
+            values, findings = {"natural": record["natural"]} | values, (*findings, *record["findings"])
+            yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, facts)
 
 
-def _facts(protocol, threat):
-    notes = dict.fromkeys(note for attack in threat["attacks"] for note in attack["notes"])
+def _by_norm(record):
+    """(norm, epsilon, decimal), accuracies under attack, findings and facts: of each norm, and of several together."""
+    protocol, norms, threats = record["protocol"], record["norms"], record["protocol"]["threats"]
+    unions = {norm: part["union"] for norm, part in norms.items() if part.get("union")}
+    for threat in threats:
+        norm, columns = threat["norm"], norms[threat["norm"]]["columns"]
+        values = {a["name"]: columns[a["name"]] for a in threat["attacks"]}
+        values |= {"union": unions[norm]} if norm in unions and len(values) > 1 else {}
+        ball = norm, threat["epsilon"], float(threat["epsilon_decimal"])
+        yield ball, values, norms[norm]["findings"], _facts(protocol, [threat])
+    if record.get("union"):
+        balls = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in threats)
+        findings = [finding for part in norms.values() for finding in part["findings"]]
+        yield (SEVERAL, balls, 0.0), {**unions, "union": record["union"]}, findings, _facts(protocol, threats)
+
+
+def _facts(protocol, threats):
+    notes = dict.fromkeys(note for threat in threats for attack in threat["attacks"] for note in attack["notes"])
     return (f"protocol {protocol['hash']}, engine {protocol['engine']}, attack seed {protocol['seed']}", *notes)
 
 
@@ -280,7 +299,7 @@ def board_table(board: Board, number: int) -> Table:
 
 def _published_beside(group, setting):
     config = group.entries[0].config
-    return config and row_of_run(config, setting.norm, Fraction(setting.epsilon))
+    return config and setting.norm != SEVERAL and row_of_run(config, setting.norm, Fraction(setting.epsilon))
 
 
 def _beside(group, published, columns):
@@ -299,6 +318,9 @@ def _notes(board, matched):
     entries = [entry for group in board.groups for entry in group.entries]
     widest = max((r["high"] - r["low"]) / 2 for entry in entries for r in entry.values.values())
     yield f"with {board.setting.examples} test images a number is known to ±{100 * widest:.1f} points at worst"
+    if "union" in board.columns:
+        of = "in every norm" if board.setting.norm == SEVERAL else "of this table"
+        yield f"union: classified correctly, and under every attack {of} too"
     yield from dict.fromkeys(fact for entry in entries for fact in entry.facts)
     on_test = [entry.label for entry in entries if entry.selected_on == "test"]
     if on_test:

@@ -76,8 +76,7 @@ class _Make:
         few = sorted({board.setting.examples for board in self.boards if board.setting.examples < 1000})
         if few:
             lines.append(f"few test images ({', '.join(map(str, few))}): differences of a few points may be chance")
-        weak = [board for board in self.boards if not {"aa", "union"} & set(board.columns)]
-        if weak and len(weak) == len(self.boards):
+        if self.boards and not any("aa" in board.columns for board in self.boards):
             lines.append("no AutoAttack: accuracy under PGD alone is an upper bound of robustness")
         if self.found.problems:
             lines.append(f"{len(self.found.problems)} folders are left out or shown only in part: see the end")
@@ -90,13 +89,9 @@ class _Make:
 
     def trade_off(self):
         section = Section("trade-off", "Natural against robust accuracy")
-        unions = set()
         for number, board in enumerate(self.boards, 1):
-            whole = board.setting.data, board.setting.network, board.setting.examples
             for column in board.robust_columns:
-                if column != "union" or whole not in unions:  # the same in the board of every norm
-                    section.blocks += self._scatter(number, board, column)
-            unions |= {whole} if "union" in board.columns else set()
+                section.blocks += self._scatter(number, board, column)
         return section
 
     def _scatter(self, number, board, column):

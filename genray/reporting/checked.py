@@ -127,7 +127,7 @@ ATTACK = {"name": text, "num_steps": whole, "notes": every(text), "loss?": text,
           "restarts?": maybe(whole), "passes?": maybe(whole), "queries?": maybe(whole)}  # fmt: skip
 EVALUATION = {
     "natural": accuracy, "union?": maybe(accuracy), "findings": every(text),
-    "norms": each({"columns": each(accuracy), "findings": every(text)}),
+    "norms": each({"columns": each(accuracy), "union?": maybe(accuracy), "findings": every(text)}),
     "protocol": {"hash": text, "engine": text, "seed": whole, "block_size?": whole,
                  "data": {"source": text, "split?": text, "examples": whole},
                  "threats": every({**BALL, "attacks": every(ATTACK)})},

@@ -31,7 +31,7 @@ def build_row(kind: str, name: str, weights: dict | None, record: dict) -> dict:
         "weights": weights and {learner: fraction_text(weight) for learner, weight in weights.items()},
         "natural": _plain(record["natural"]),
         "columns": {norm: {name: _plain(v) for name, v in by_name.items()} for norm, by_name in columns.items()},
-        "robust": _plain(record.get("union", lowest)),
+        "robust": _plain(record.get("union") or next(iter(record["norms"].values())).get("union", lowest)),
         "findings": findings,
     }
 

@@ -18,6 +18,7 @@ from genray.models.load import load_model
 from genray.recording.base_learners import load_base_learners
 from genray.recording.progress import Progress
 from genray.recording.run_folder import model_bytes
+from genray.recording.writer import write_all
 from genray.reporting.mixture_plot import AGAIN, draw_curve
 from genray.reporting.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
 from genray.reporting.style import MissingMatplotlib
@@ -133,7 +134,7 @@ class Study:
     # --- measuring ------------------------------------------------------------------------------------------------
 
     def evaluate(self, measure) -> dict:
-        """Evaluates every model on every split and writes `results.json`, `curve.csv` and a plot a split.
+        """Evaluates every model on every split.
 
         Args:
             measure: as in `evaluate_mixtures`.
@@ -156,8 +157,6 @@ class Study:
                 mark_pareto(rows)
                 splits[split] = {"protocol": record["protocol"], "rows": rows}
         results = self._results(splits)
-        self.storage.write("results.json", (json.dumps(results, indent=1) + "\n").encode())
-        self.storage.write("curve.csv", curve_csv(results).encode())
         return results
 
     def _left(self):
@@ -185,16 +184,21 @@ class Study:
 
 
 def _show(study, results):
+    """Prints the tables and writes `results.json`, `curve.csv` and a plot a split."""
     for split in results["splits"]:
         print(curve_table(results, split), end="\n\n")
     if results["step"] < results["total_steps"]:
         print(f"the run has not ended: base learners of step {results['step']} of {results['total_steps']}")
+    files = {
+        "results.json": (json.dumps(results, indent=1) + "\n").encode(),
+        "curve.csv": curve_csv(results).encode(),
+    }
     try:
         for split in results["splits"]:
-            for ending, content in draw_curve(results, split).items():
-                study.storage.write(f"curve_{split}.{ending}", content)
+            files |= {f"curve_{split}.{ending}": drawn for ending, drawn in draw_curve(results, split).items()}
     except MissingMatplotlib:
         print(AGAIN)
+    write_all(study.storage, files)
     print(f"everything is in {study.storage}")
 
 

@@ -1,7 +1,17 @@
 """Figures of how runs went: accuracies, learning rates and mixing weights over epochs, and where time went."""
 
 from genray.reporting.found import Run
-from genray.reporting.style import COLOURS, GREY, HATCHES, INK, colours_of, draw, label_text, legend_below
+from genray.reporting.style import (
+    COLOURS,
+    GREY,
+    HATCHES,
+    INK,
+    colours_of,
+    draw,
+    label_text,
+    legend_below,
+    whole_epochs,
+)
 from genray.reporting.table import head_of
 
 DASHES = ("-", "--", ":", "-.")
@@ -35,6 +45,7 @@ def epochs(run: Run) -> dict:
         if best:
             axes.axvline(best, color=INK, linewidth=0.8, linestyle=":", label=f"model.pt: epoch {best}", zorder=0)
         axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 103))
+        whole_epochs(axes)
         legend_below(axes)
 
     return draw(paint, height=4.6)
@@ -102,6 +113,7 @@ def schedules(run: Run) -> dict:
             _redistributions(axes, run.records)
         weights.set(ylabel="mixing weight", ylim=(-0.05, 1.05))
         rates.set(xlabel="epoch", ylabel="learning rate")
+        whole_epochs(rates)
         rates.set_ylim(bottom=0)
         legend_below(weights, 3)
 
@@ -122,6 +134,7 @@ def grid_epochs(runs: list[Run]) -> dict:
             panels[0].plot(*_theta_g(run.records, "natural"), color=color, linestyle=dashes, linewidth=1, **label)
             panels[1].plot(*_theta_g(run.records, None), color=color, linestyle=dashes, linewidth=1)
         panels[0].set(ylabel="NAT, %")
+        whole_epochs(panels[1])
         panels[1].set(xlabel="epoch", ylabel=f"{head_of(_attack_name([r for run in runs for r in run.records]))}, %")
         legend_below(panels[0])
 

@@ -72,8 +72,11 @@ def _saved(figure, kind, metadata):
 
 
 def label_text(text, longest: int = 44) -> str:
-    """Text of unknown origin as a label: a legend leaves out what begins with an underscore."""
-    line = one_line(text, longest)
+    """Text of unknown origin as a label, with its end, which tells long names apart; a legend leaves out what begins
+    with an underscore."""
+    line = one_line(text, 200)
+    if len(line) > longest:
+        line = f"{line[: longest // 2 - 1]}…{line[-(longest // 2) :]}"
     return f" {line}" if line.startswith("_") else line
 
 
@@ -83,6 +86,13 @@ def legend_below(axes, columns: int = 2):
     if labels:
         columns = 1 if max(map(len, labels)) > 30 else columns
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def whole_epochs(axes):
+    """No ticks between epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def colours_of(names) -> dict:

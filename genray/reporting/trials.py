@@ -105,6 +105,7 @@ def _numbers(storage, name, data):
             for norm, part in judged["norms"].items():
                 several = len(judged["norms"]) > 1
                 columns = {c: r["value"] for c, r in part["columns"].items() if not c.startswith(STAGE)}
+                columns |= {"union": part["union"]["value"]} if several and part.get("union") else {}
                 numbers |= {f"{norm}/{c}" if several else c: value for c, value in columns.items()}
             numbers |= {"union": judged["union"]["value"]} if judged.get("union") else {}
             stated = judged["protocol"]
@@ -138,10 +139,9 @@ def groups(trials: Trials) -> list[dict]:
     return found
 
 
-def write_files(trials: Trials, folder: Any):
+def files_of(trials: Trials, folder: Any) -> dict[str, bytes]:
     """`trials.parquet` and `trials.csv`: one row a trial with its whole configuration; `table.md`."""
-    storage = Storage(folder)
-    configs = stated_trials(storage)
+    configs = stated_trials(Storage(folder))
     columns = list(dict.fromkeys(key for row in trials.rows for key in row))
     table = {key: [row.get(key) for row in trials.rows] for key in columns}
     mixed = {
@@ -151,13 +151,15 @@ def write_files(trials: Trials, folder: Any):
     config = [json.dumps(configs[row["trial"]]["config"]) for row in trials.rows]
     buffer = io.BytesIO()
     pq.write_table(pa.table({**mixed, "config": config}), buffer)
-    storage.write("trials.parquet", buffer.getvalue())
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(trials.rows)
-    storage.write("trials.csv", text.getvalue().encode())
-    storage.write("table.md", markdown(trials).encode())
+    return {
+        "trials.parquet": buffer.getvalue(),
+        "trials.csv": text.getvalue().encode(),
+        "table.md": markdown(trials).encode(),
+    }
 
 
 def _one_kind(values):

@@ -4,6 +4,7 @@ import json
 from pathlib import PurePosixPath
 
 from genray.errors import RunFolderError
+from genray.recording.writer import write_all
 from genray.reporting.content import Figure, Report, Section
 from genray.reporting.page import as_document, as_page
 from genray.reporting.table import Table, as_csv, as_latex
@@ -81,11 +82,10 @@ def write_files(storage: Storage, before: list[str], files: dict[str, bytes]):
     that the folder stays a report's whatever happens.
 
     Raises:
-        StorageError: the folder cannot be written to.
+        StorageError: files could not be written; all others are.
     """
     _record(storage, sorted({*before, *files}))
-    for name, content in files.items():
-        storage.write(name, content)
+    write_all(storage, files)
     for name in before:
         if name not in files and storage.exists(name):
             storage.delete(name)

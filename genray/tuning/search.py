@@ -2,12 +2,15 @@
 
 import json
 import random
+import sys
+from functools import partial
 from importlib.util import find_spec
 
 from ray import tune
 from ray.tune.search import Searcher
 
 from genray.errors import ConfigError
+from genray.recording.writer import Writer
 from genray.storage import Storage
 from genray.tuning.grid import Grid, stated_trials, suggested_file
 from genray.tuning.reader import rounded
@@ -63,7 +66,10 @@ class Suggestions(Searcher):
 
     def suggest(self, trial_id):
         trial = self._next(trial_id)
-        self.storage.write(suggested_file(self.number), json.dumps({trial.name: trial.record()}, indent=1).encode())
+        name, record = suggested_file(self.number), json.dumps({trial.name: trial.record()}, indent=1).encode()
+        writer = Writer(partial(print, file=sys.stderr, flush=True))
+        writer.put(name, lambda: self.storage.write(name, record))
+        writer.flush(trial.config.runtime.storage_timeout_s)  # the trial reads it
         self.number += 1
         return {"point": {"trial": trial.name, "method": trial.method, "seed": trial.seed, **trial.point}}
 

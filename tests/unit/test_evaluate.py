@@ -4,6 +4,7 @@ import io
 import json
 import random
 import shutil
+import time
 from math import sqrt
 
 import numpy as np
@@ -21,6 +22,7 @@ from genray.evaluation.job import run_task
 from genray.evaluation.record import record_table
 from genray.evaluation.suite import COLUMNS
 from genray.recording import progress
+from genray.storage import Storage
 from genray.types import ThreatModel
 
 QUICK = {"attacks": ("pgd20", "cw"), "epsilon": "0.1", "block_size": 25}
@@ -159,8 +161,8 @@ def test_union_counts_examples_and_parquet_holds_every_flag(model, digits, tmp_p
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(record))
 
 
-def test_one_norm_has_no_union(record):
-    assert "union" not in record
+def test_one_norm_has_no_union_of_norms(record):
+    assert "union" not in record and set(record["norms"]["linf"]) == {"columns", "union", "findings"}
 
 
 def test_the_cascade_is_its_last_stage(model, digits, tmp_path):
@@ -232,8 +234,9 @@ def test_the_table_is_in_the_papers_order(model, digits):
     order = [name for name in COLUMNS if name in wanted]
     assert order == ["pgd20", "pgd100", "cw", "apgd_ce", "apgd_dlr"]
     assert lines[0] == "linf, epsilon 0.1 (0.1), 30 examples"
-    assert lines[1].split() == ["natural", *order]
-    values = [record["natural"], *(record["norms"]["linf"]["columns"][name] for name in order)]
+    assert lines[1].split() == ["natural", *order, "union"]
+    linf = record["norms"]["linf"]
+    values = [record["natural"], *(linf["columns"][name] for name in order), linf["union"]]
     assert lines[2].split() == ["accuracy", *(f"{100 * value['value']:.2f}" for value in values)]
     low, high = wilson(values[0]["value"], 30)
     assert f"[{100 * low:.1f}, {100 * high:.1f}]" in lines[3]
@@ -304,6 +307,45 @@ def test_finished_blocks_are_not_done_again_and_damaged_ones_are(model, digits, 
     genray.evaluate(model, *digits, **QUICK, output=str(out), resume=True)
     assert sorted(done) == sorted(blocks[i].stem for i in (0, 4, 7))
     assert (out / "results.json").read_bytes() == final
+
+
+def test_a_block_that_cannot_be_written_stops_no_other(model, digits, record, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("genray.recording.evaluation_folder.STORAGE_TIMEOUT_S", 1.0)
+    undisturbed, blocks = tmp_path / "whole", tmp_path / "out" / "blocks"
+    genray.evaluate(model, *digits, **QUICK, output=str(undisturbed))
+    expected = sorted(path.name for path in (undisturbed / "blocks").iterdir())
+    in_the_way = blocks / expected[0] / "a folder"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(genray.errors.StorageError) as caught:
+        genray.evaluate(model, *digits, **QUICK, output=str(tmp_path / "out"))
+    assert str(caught.value).startswith(f"tried for 1 s; not written: blocks/{expected[0]} ({blocks}/{expected[0]}: ")
+    assert sorted(path.name for path in blocks.iterdir() if path.is_file()) == expected[1:]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(record))
+    assert record_table(record) in capsys.readouterr().err
+    shutil.rmtree(blocks / expected[0])
+    assert genray.evaluate(model, *digits, **QUICK, output=str(tmp_path / "out"), resume=True) == record
+    assert (blocks / expected[0]).read_bytes() == (undisturbed / "blocks" / expected[0]).read_bytes()
+
+
+def test_an_evaluation_that_is_stopped_keeps_what_is_finished(model, digits, tmp_path, monkeypatch):
+    """Storage that fails for a while, and Ctrl-C meanwhile."""
+    real, began = Storage.write, time.monotonic()
+
+    def write(self, name, data):
+        if time.monotonic() < began + 2:
+            raise genray.errors.StorageError(f"{name}: cannot be written: No space left on device")
+        real(self, name, data)
+
+    def stopped(todo, *args):
+        for task in todo.take()[:2]:
+            yield task, run_task(task, todo.request, *args[:4], "cpu")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Storage, "write", write)
+    monkeypatch.setattr(genray.evaluate, "_run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        genray.evaluate(model, *digits, **QUICK, output=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "request.json").is_file() and len(list((tmp_path / "out" / "blocks").iterdir())) == 2
 
 
 def test_another_evaluation_cannot_go_on_in_the_folder(model, digits, tmp_path):

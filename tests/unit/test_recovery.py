@@ -236,7 +236,7 @@ def test_a_full_disk_delays_files_not_the_run(tmp_path, small_run, monkeypatch, 
     fail_writes(monkeypatch, lambda: time.monotonic() < ends)
     train(tmp_path, small_run)
     err = capsys.readouterr().err
-    assert err.count("No space left on device; the run goes on in memory and tries again") == 1
+    assert err.count("No space left on device; kept in memory and tried again") == 1
     assert "storage: writes again" in err
     assert outcome(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.tmp-*"))
@@ -280,7 +280,7 @@ def test_one_file_that_cannot_be_written_stops_no_other(tmp_path, small_run, cap
         train(tmp_path, [*small_run, "runtime.storage_timeout_s=1"], on_epoch=spoiled_at(1, place, replace))
     expected = r"tried for 1 s; not written: tensorboard/\S+ \(\S+: cannot be written: \S.*\)"
     assert re.fullmatch(expected, str(caught.value))
-    assert capsys.readouterr().err.count("the run goes on in memory and tries again") == 1
+    assert capsys.readouterr().err.count("kept in memory and tried again") == 1
     assert outcome(tmp_path) == undisturbed
     assert place.read_text() == "mine"
 
@@ -320,7 +320,7 @@ def test_a_failing_file_is_tried_less_and_less_and_the_others_at_once():
     assert len(tried) < 100  # not between any two others
     with pytest.raises(StorageError, match=r"not written: bad \(bad: cannot be written: no\)"):
         writer.flush(0.1)
-    assert said == ["warning: bad: cannot be written: no; the run goes on in memory and tries again"]
+    assert said == ["warning: bad: cannot be written: no; kept in memory and tried again"]
 
 
 @pytest.mark.parametrize("grace", [30, 0.2])

@@ -14,19 +14,22 @@ import sys
 import types
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from conftest import ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import genray
 from genray.command_line import run_command
 from genray.config import load_config, to_dict
 from genray.data.splits import Split
-from genray.errors import InputError
+from genray.errors import InputError, StorageError
 from genray.evaluation.published import TABLES
 from genray.report import main, parse_args
-from genray.reporting import checked
+from genray.reporting import checked, run_plots
 from genray.reporting.boards import board_table, boards
 from genray.reporting.build import build_report
 from genray.reporting.found import find
@@ -219,10 +222,11 @@ def as_printed(record):
 
 def test_an_evaluation_is_shown_with_its_numbers_and_caveats(lab, page):
     record = json.loads((lab / "digits/evaluation/results.json").read_text())
-    columns = record["norms"]["linf"]["columns"]
+    linf = record["norms"]["linf"]
     rows = page.table("SmallCNN, width 8 on digits, linf 0.1, 60 test images, genray.evaluate")
-    assert rows[0] == ["model", "seeds", "NAT", "PGD20", "MIM"]
-    assert rows[1] == ["digits", "1", *map(as_printed, (record["natural"], columns["pgd20"], columns["mim"]))]
+    assert rows[0] == ["model", "seeds", "NAT", "PGD20", "MIM", "union"]
+    expected = record["natural"], linf["columns"]["pgd20"], linf["columns"]["mim"], linf["union"]
+    assert rows[1] == ["digits", "1", *map(as_printed, expected)]
     text = " ".join("".join(page.text).split())
     assert f"protocol {record['protocol']['hash']}, engine genray, attack seed 0" in text
     assert "few test images (60, 120, 200)" in text
@@ -238,6 +242,62 @@ def test_the_models_of_a_run(lab, page):
     rows = page.table("digits: all models on 120 test images")
     assert [row[1:] for row in rows[1:]] == [list(map(as_printed, model.values())) for model in models.values()]
     assert [row[0] for row in rows[2:]] == ["theta_g, last epoch", "base learner natural", "base learner linf"]
+
+
+def test_a_table_of_one_norm_ends_in_its_own_union(trained_run, digits, tmp_path):
+    """And one of several norms shows each of them, and the union of all."""
+    shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    x, y = (part[:60] for part in digits)
+    radii = {"linf": "0.02", "l2": "1", "l1": "4"}
+    output = str(tmp_path / "run" / "evaluation")
+    genray.evaluate(genray.load_model(trained_run), x, y, attacks="pgd20,apgd_ce", norms=list(radii), epsilon=radii,
+                    engine="genray", output=output)  # fmt: skip
+    flags = pq.read_table(f"{output}/results.parquet").to_pandas()
+    of_norm = {n: flags[["natural", *(c for c in flags if c.startswith(n))]].all(axis=1) for n in radii}
+    rates = {norm: f"{100 * alive.mean():.2f}" for norm, alive in of_norm.items()}
+    everything = f"{100 * (of_norm['linf'] & of_norm['l2'] & of_norm['l1']).mean():.2f}"
+    assert everything not in rates.values(), "choose radii at which the norms break different examples"
+    tables = {board.setting.norm: board_table(board, 1) for board in boards(find([str(tmp_path)]))}
+    for norm, rate in rates.items():
+        assert (tables[norm].heads[-1], tables[norm].rows[0].cells[-1].text) == ("union", rate)
+    several = tables["several norms"]
+    assert "linf 0.02, l2 1, l1 4" in several.title and several.heads == ("NAT", "linf", "l2", "l1", "union")
+    assert [cell.text for cell in several.rows[0].cells[1:]] == [*rates.values(), everything]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 7, 120])
+def test_ticks_of_epochs_are_whole(tmp_path, monkeypatch, epochs):
+    write_run(tmp_path / "run", load_config(None, ["name=run"]), 0.9, 0.5, epochs)
+    (run,) = find([str(tmp_path)]).runs
+    ticks = []
+
+    def painted(paint, rows=1, **options):
+        figure = Figure()
+        axes = figure.subplots(rows, squeeze=False, sharex=rows > 1).flatten().tolist()
+        paint(axes[0] if rows == 1 else axes)
+        FigureCanvasAgg(figure).draw()
+        ticks.extend(axes[-1].get_xticks())
+
+    monkeypatch.setattr(run_plots, "draw", painted)
+    for draw in (run_plots.epochs, run_plots.schedules, lambda run: run_plots.grid_epochs([run])):
+        ticks.clear()
+        draw(run)
+        assert ticks and all(tick == int(tick) for tick in ticks)
+
+
+def test_a_table_that_is_wide_for_a_telephone_says_so(made):
+    """As seen at 390 pixels."""
+    hints = {}
+    for part in (made[0] / "index.html").read_text().split("<table>")[1:]:
+        caption, rest = part.split("</caption>", 1)
+        hints[re.sub("<.*?>", "", caption)] = rest.split("</table></div>")[1].startswith('<p class="hint">')
+    for caption, hint in {
+        "SmallCNN, width 8 on digits, linf 0.05, 60 test images, genray.evaluate": True,
+        "SmallCNN, width 8 on digits, linf 0.1, 120 test images, at the end of training": False,
+        "SmallCNN on digits, linf 0.2, 200 test images, at the end of training": True,
+        "Grid grid": True,
+    }.items():
+        assert hints[caption] == hint, caption
 
 
 def test_a_grid_has_mean_and_spread_over_seeds_and_the_best_marked(made, page):
@@ -576,6 +636,29 @@ def test_only_a_report_is_overwritten(lab, tmp_path, capsys):
     with pytest.raises(InputError, match="--format: expected some of html, md, csv, tex, png, svg, got 'pdf'"):
         quick(lab / "grid", "--output", tmp_path / "new", "--format", "html,pdf")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("spoiled", ["report.md", "tables"])
+def test_a_file_that_cannot_be_written_stops_no_other(lab, tmp_path, capsys, spoiled):
+    output = tmp_path / "out"
+    quick(lab / "grid", "--output", output, "--format", "html,md,csv")
+    whole = {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    for place in output.iterdir():
+        shutil.rmtree(place) if place.is_dir() else place.name != "report.json" and place.unlink()
+    (output / "report.md" / "folder").mkdir(parents=True) if spoiled == "report.md" else (output / spoiled).touch()
+    with pytest.raises(StorageError, match=rf"^not written: {spoiled}[^()]* \({output}/{spoiled}\S*: \S.*\)$"):
+        quick(lab / "grid", "--output", output, "--format", "html,md,csv")
+    there = {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.stat().st_size}
+    assert there == {path: data for path, data in whole.items() if path.parts[0] != spoiled}
+
+
+def test_a_grids_file_that_cannot_be_written_stops_no_other(lab, tmp_path):
+    folder = tmp_path / "grid"
+    shutil.copytree(lab / "grid", folder)
+    (folder / "trials.csv" / "folder").mkdir(parents=True)
+    trials, unwritten = genray.tune._report(str(folder))
+    assert len(trials.rows) == 8 and str(unwritten).startswith(f"not written: trials.csv ({folder}/trials.csv: ")
+    assert {"trials.parquet", "table.md", "scatter.png"} <= {p.name for p in folder.iterdir() if p.is_file()}
 
 
 def test_without_matplotlib_there_are_tables_and_a_page(lab, tmp_path, monkeypatch, capsys):
