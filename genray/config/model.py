@@ -7,7 +7,7 @@ import difflib
 from fractions import Fraction
 from functools import cache
 from numbers import Integral
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from genray.config.values import Schedule, number_to_yaml, parse_fraction
 from genray.errors import ConfigError
@@ -153,33 +153,34 @@ T = TypeVar("T")
 Entries = Annotated[dict[Name, T], Field(min_length=1), BeforeValidator(_without_nulls)]
 
 
-class Choice:
-    """Annotation of a union of sections that their `name` tells apart: a bare name stands for a section of defaults."""
+class Short:
+    """Annotation of a type that may also be written in shorter forms.
 
-    def __init__(self, *sections):
-        self.names = [section.model_fields["name"].default for section in sections]
+    Args:
+        forms: JSON Schemas of these forms.
+        expand: turns plain data in one of these forms into the long one, and returns all other data as it is.
+        words: the type in words, where they are not to be made from the schema.
+    """
+
+    def __init__(self, *forms: dict, expand, words: str = ""):
+        self.forms, self.expand, self.words = forms, expand, words
 
     def __get_pydantic_core_schema__(self, source, handler):
-        from pydantic_core.core_schema import no_info_before_validator_function
-
-        return no_info_before_validator_function(
-            lambda raw: {"name": raw} if isinstance(raw, str) else raw, handler(source)
-        )
+        return core_schema.no_info_before_validator_function(self.expand, handler(source))
 
     def __get_pydantic_json_schema__(self, core, handler):
-        sections = handler(core)
-        return {
-            "anyOf": [{"enum": self.names}, sections],
-            "$comment": f"a section with name: one of {_list(self.names)}",
-        }
+        return {"anyOf": [*self.forms, handler(core)], **({"$comment": self.words} if self.words else {})}
 
 
 def choice(*sections):
-    """The type of a field that holds one of several sections."""
-    union = sections[0]
-    for section in sections[1:]:
-        union = union | section
-    return Annotated[union, Field(discriminator="name"), Choice(*sections)]
+    """The type of a field that holds one of several sections, told apart by `name`; a name alone takes the defaults."""
+    names = [section.model_fields["name"].default for section in sections]
+    named = Short(
+        {"enum": names},
+        expand=lambda raw: {"name": raw} if isinstance(raw, str) else raw,
+        words=f"a section with name: one of {_list(names)}",
+    )
+    return Annotated[Union[sections], Field(discriminator="name"), named]  # noqa: UP007 (as many as there are)
 
 
 class _Untitled(GenerateJsonSchema):
@@ -215,13 +216,14 @@ def collect(model, data, where=""):
 
     Unknown keys, and values that do not go together, do not hinder that, so that all mistakes are listed at once.
     """
-    errors = _errors(model, data)
+    errors = left = _errors(model, data)
     unknown = [error for error in errors if error["type"] in UNKNOWN]
     if unknown:
         data = _without(data, [_key_path(model, error) for error in unknown])
-        errors = [*unknown, *_errors(model, data)]
+        left = _errors(model, data)
+        errors = [*unknown, *left]
     lines = [*dict.fromkeys(line for error in errors for line in _lines(model, error, where))]
-    if any(error["type"] not in (*UNKNOWN, "together") for error in errors):
+    if any(error["type"] != "together" for error in left):
         return None, lines
     return model.model_validate(data, context=ONE_BY_ONE), lines
 
@@ -298,16 +300,22 @@ def _child(root, node, part):
     for member in members:
         if part in member.get("properties", {}):
             return _ranged(member["properties"][part], {}), True
-        for inner in member.get("patternProperties", {}).values():
+        for inner in _entries(member):
             return _ranged(inner, node), True
         if isinstance(part, int) and member.get("type") == "array":
-            items = member.get("prefixItems") or [member["items"]]
+            items = member.get("prefixItems") or [member.get("items", {})]
             return (None, False) if part >= len(items) > 1 else (_ranged(items[min(part, len(items) - 1)], node), True)
     for member in members:
         mapping = member.get("discriminator", {}).get("mapping", {})
         if part in mapping:
             return {"$ref": mapping[part]}, False
     return None, any("properties" in member for member in members)
+
+
+def _entries(node):
+    """The schema of a mapping's values, as a list of one; empty for anything else."""
+    others = node.get("additionalProperties")
+    return [*node.get("patternProperties", {}).values(), *([others] if isinstance(others, dict) else [])][:1]
 
 
 def _ranged(inner, outer):
@@ -363,13 +371,13 @@ def _type(node, items=False):
     if "$ref" in node or "properties" in node:
         return "a section of key: value lines"
     if node.get("type") == "object":
-        inner = next(iter(node.get("patternProperties", {"": {}}).values()))
-        return _type(inner) if items else "one or more name: value entries"
+        return _type(_entries(node)[0]) if items else "one or more name: value entries"
     if node.get("type") == "array":
-        if items:
-            return _type((node.get("prefixItems") or [node["items"]])[0])
-        return f"a list of {node.get('maxItems', 'one or more')} numbers"
-    return TYPES.get(node.get("type"), "nothing")
+        item = (node.get("prefixItems") or [node.get("items", {})])[0]
+        of = "numbers" if "number" in str(item) or "integer" in str(item) else "values"
+        return _type(item) if items else f"a list of {node.get('maxItems', 'one or more')} {of}"
+    kinds = node.get("type", [])
+    return " or ".join(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)) or "any value"
 
 
 def _list(names):

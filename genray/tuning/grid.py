@@ -3,39 +3,23 @@
 import dataclasses
 import itertools
 import json
+import math
+import os
+import random
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genray.config.load import apply_overrides, listed_overrides, load_config, read_yaml, to_dict
-from genray.config.model import did_you_mean
+from genray.config.load import DEFAULT_CONFIG, apply_overrides, listed_overrides, load_config, read_yaml, to_dict
+from genray.config.model import collect
 from genray.config.schema import RunConfig
 from genray.errors import ConfigError
+from genray.evaluation import inputs
 from genray.evaluation.job import Request
-from genray.storage import Storage
-from genray.tuning.reader import Reader, axis_values
+from genray.storage import Storage, expand
+from genray.tuning.grid_file import GridFile, Method, Scheduler
+from genray.types import ThreatModel
 
-KEYS = {
-    "name",
-    "base",
-    "set",
-    "methods",
-    "grid",
-    "choices",
-    "uniform",
-    "loguniform",
-    "samples",
-    "search",
-    "search_seed",
-    "seeds",
-    "metric",
-    "mode",
-    "scheduler",
-    "runtime",
-    "evaluate",
-    "max_failures",
-    "loggers",
-}
 RECORD = "grid.json"  # in a grid's folder: its trials, as they were run
 MOST_TRIALS = 10_000
 SUGGESTED = "suggested"  # in a grid's folder: what a searcher made up, one file a trial, in order
@@ -113,7 +97,7 @@ class Grid:
         trials: in the order in which they start; with a `space`, one at each of its ends, none of which is run.
         space: where Optuna suggests trials, or None.
         metric, mode: what is better; `metric` is reported after every evaluated epoch.
-        scheduler: {} for none, or the settings of ASHA.
+        scheduler: the settings of ASHA, or None.
         evaluate: {} or the arguments of `genray.evaluate` that every finished run is judged with.
         judging: the same as a `Request` with radii that may not be the runs', or None.
         runtime: "ray" (a trial's learners in actors of their own) or "local" (one process a trial: for small runs).
@@ -127,7 +111,7 @@ class Grid:
     space: Space | None
     metric: str
     mode: str
-    scheduler: dict
+    scheduler: Scheduler | None
     evaluate: dict
     judging: Request | None
     runtime: str
@@ -153,40 +137,112 @@ def load_grid(path, overrides=()) -> Grid:
     """
     path = Storage(path)
     source = read_yaml(path)
-    problems = [
-        f"{key}: unknown key; a grid has {', '.join(sorted(KEYS))}{did_you_mean(key, KEYS)}"
-        for key in source
-        if key not in KEYS
-    ]
-    reader = Reader(source, path.parent, problems)
-    name, methods, seeds, searcher = (
-        reader.name(Path(path.name).stem),
-        reader.methods(),
-        reader.seeds(),
-        reader.search(),
-    )
-    points = [{}] if searcher == "optuna" else reader.points()
-    evaluate, judging = reader.evaluate()
-    rest = {
-        "mode": reader.one_of("mode", ("max", "min"), "max"),
-        "scheduler": reader.scheduler(),
-        "evaluate": evaluate,
-        "judging": judging,
-        "runtime": reader.one_of("runtime", ("ray", "local"), "ray"),
-        "max_failures": reader.whole("max_failures", 2, 0),
-        "loggers": reader.loggers(),
-    }
-    space = reader.space() if searcher == "optuna" else None
+    file, problems = collect(GridFile, source)
+    if file is None:
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    methods = _methods(file, path.parent, problems)
+    judging = _judging(file.evaluate, problems)
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     methods = {label: apply_overrides(data, overrides) for label, data in methods.items()}
-    if space:
-        (axes, samples, search_seed), ((method, base),) = space, methods.items()
-        space = Space(axes, base, method, seeds[0], samples, search_seed)
+    seeds, space = list(dict.fromkeys(file.seeds)), None
+    if file.searcher == "optuna":
+        ((method, base),) = methods.items()
+        space = Space(file.axes, base, method, seeds[0], file.samples, file.search_seed)
         points = [{key: (value, value) for key, value in point.items()} for point in space.ends()]
+    else:
+        points = _points(file)
     trials = _trials(methods, points, seeds, path)
-    metric = _metric(source.get("metric", "score"), trials, path)
-    return Grid(name, trials, space, metric, source=source | {"overrides": listed_overrides(overrides)}, **rest)
+    _check_metric(file.metric, trials, path)
+    return Grid(
+        name=file.name or Path(path.name).stem,
+        trials=trials,
+        space=space,
+        metric=file.metric,
+        mode=file.mode,
+        scheduler=file.scheduler,
+        evaluate=file.evaluate.model_dump(mode="json", exclude_unset=True) if file.evaluate else {},
+        judging=judging,
+        runtime=file.runtime,
+        max_failures=file.max_failures,
+        loggers=file.loggers.model_dump(exclude_unset=True),
+        source=source | {"overrides": listed_overrides(overrides)},
+    )
+
+
+def _methods(file, folder, problems):
+    """label -> plain configuration; without `methods`, one without a label."""
+    found = {}
+    for label, method in (file.methods or {"": Method()}).items():
+        config, settings = method.config or file.base, file.set | method.set
+        try:
+            data = read_yaml(DEFAULT_CONFIG if config is None else _beside(folder, config))
+            found[label] = apply_overrides(data, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+        except ConfigError as error:
+            problems += [f"{f'methods.{label}' if label else 'base'}: {problem}" for problem in error.problems]
+    return found
+
+
+def _beside(folder, file):
+    """Where a file named in a grid file is: relative to the grid's folder, or where its own path or URI says."""
+    text = expand(file)
+    return text if "://" in text or os.path.isabs(text) else folder / text
+
+
+def _judging(evaluate, problems) -> Request | None:
+    """What `evaluate` asks for, checked as far as it goes without a model, so that no trial is trained in vain."""
+    if evaluate is None:
+        return None
+    norms = evaluate.norms or ["linf"]
+    try:
+        radii = inputs.radii(norms, evaluate.epsilon)
+        threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
+        steps = inputs.step_sizes(norms, evaluate.step_size)
+        engine = inputs.engine_name(evaluate.engine)
+        size = {"block_size": evaluate.block_size} if evaluate.block_size else {}
+        request = Request(threats, tuple(evaluate.attacks), steps, engine=engine, **size)
+        for norm in norms:
+            request.columns(norm)
+    except ConfigError as error:
+        problems += [f"evaluate: {problem}" for problem in error.problems]
+        return None
+    return request
+
+
+def _points(file) -> list[dict]:
+    """config key -> (label, value): every point of the grid, times the random samples."""
+    axes = {
+        key: list(values.items()) if isinstance(values, dict) else [(value, value) for value in values]
+        for key, values in (file.grid or {}).items()
+    }
+    corners = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    draw = random.Random(file.search_seed)
+    samples = [_sample(draw, file.axes) for _ in range(file.samples)]
+    return [corner | sample for corner in corners for sample in samples]
+
+
+def _sample(draw, axes):
+    """A point with a value drawn on every axis, six digits of it."""
+    point = {key: draw.choice(axis[1]) for key, axis in axes.items() if axis[0] == "choices"}
+    point |= {key: rounded(between(axis, draw.random())) for key, axis in axes.items() if axis[0] != "choices"}
+    return {key: (value, value) for key, value in point.items()}
+
+
+def between(axis, at: float) -> float:
+    """The value at `at` of [0, 1] of a range, in its own measure."""
+    kind, low, high = axis
+    if kind == "uniform":
+        return low + at * (high - low)
+    return math.exp(math.log(low) + at * (math.log(high) - math.log(low)))
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def axis_values(axis) -> list:
+    """All choices; of a range its ends and, first, a value between them."""
+    return list(axis[1]) if axis[0] == "choices" else [rounded(between(axis, 0.4)), *axis[1:]]
 
 
 def reported(config: RunConfig) -> tuple[str, ...]:
@@ -194,12 +250,11 @@ def reported(config: RunConfig) -> tuple[str, ...]:
     return ("score", "natural", f"pgd{config.evaluation.attack.num_steps}")
 
 
-def _metric(metric, trials, path):
+def _check_metric(metric, trials, path):
     for trial in trials:
         if metric not in reported(trial.config):
             names = ", ".join(reported(trial.config))
             raise ConfigError(f"{path}: metric: expected what trial {trial.name} reports ({names}), got {metric!r}")
-    return metric
 
 
 def _trials(methods, points, seeds, path):

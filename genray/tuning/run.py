@@ -134,9 +134,9 @@ def _scheduler(grid):
     longest = max(trial.config.training.epochs for trial in grid.trials)
     return ASHAScheduler(
         time_attr="epoch",
-        max_t=grid.scheduler.get("max_epochs", longest + 1),  # a run's last epoch is not its end: it is judged then
-        grace_period=grid.scheduler.get("grace_period", max(1, longest // 4)),
-        reduction_factor=grid.scheduler.get("reduction_factor", 2),
+        max_t=grid.scheduler.max_epochs or longest + 1,  # a run's last epoch is not its end: it is judged then
+        grace_period=grid.scheduler.grace_period or max(1, longest // 4),
+        reduction_factor=grid.scheduler.reduction_factor,
     )
 
 

@@ -12,8 +12,7 @@ from ray.tune.search import Searcher
 from genray.errors import ConfigError
 from genray.recording.writer import Writer
 from genray.storage import Storage
-from genray.tuning.grid import Grid, stated_trials, suggested_file
-from genray.tuning.reader import rounded
+from genray.tuning.grid import Grid, rounded, stated_trials, suggested_file
 
 MOST_TRIES = 100  # for a point at which there is a run
 

@@ -112,49 +112,52 @@ def test_shipped_grids_are_what_their_headers_say(name):
     assert grid.name == (CONFIGS / name).stem and len({t.seed for t in grid.trials}) == 3
 
 
+# The text of a grid file -> where each of its mistakes is, and a word of what is expected there.
 BAD = {
-    "grid: {a.b: [1]}": "a: unknown key",
-    "gird: {}": "gird: unknown key; a grid has base,",
-    "grid: {}": "grid: expected at least one config key with a list of values, got {}",
-    "grid: {training.epochs: []}": "grid.training.epochs: expected a list of values or a section label: value,",
-    "grid: {training.epochs: [x]}": "training.epochs: expected a whole number at least 1, got 'x'",
-    "grid: [1]": "grid: expected a section of key: value lines, got [1]",
-    "seeds: []": "seeds: expected a list of whole numbers, at least one, got []",
-    "seeds: [-1]": "seeds: expected a list of whole numbers",
+    "grid: {a.b: [1]}": "trial b-1_seed-0: a: unknown key",
+    "gird: {}": "gird: unknown key (did you mean grid?)",
+    "grid: {}": "grid: expected one or more",
+    "grid: {training.epochs: []}": "grid.training.epochs: expected a list of values or a section",
+    "grid: {training.epochs: [x]}": "trial epochs-x_seed-0: training.epochs: expected a whole number at least 1, got 'x'",
+    "grid: [1]": "grid: expected one or more name: value entries or null, got [1]",
+    "seeds: []": "seeds: expected a list of one or more numbers, got []",
+    "seeds: [-1]": "seeds[0]: expected a whole number at least 0, got -1",
     "metric: accuracy": "metric: expected what trial 0_seed-0 reports (score, natural, pgd20), got 'accuracy'",
     "mode: best": "mode: expected one of max, min, got 'best'",
-    "methods: [no.yaml]": "cannot be read: No such file or directory",
-    "methods: {a: {b: 1}}": "methods.a: expected a config file, or a section with config: and set:, got {'b': 1}",
-    "base: no.yaml": "cannot be read: No such file or directory",
+    "methods: [no.yaml]": "methods.no: ",
+    "methods: {a: {b: 1}}": "methods.a.b: unknown key",
+    "methods: {a: [1]}": "methods.a: expected",
+    "base: no.yaml": "base: ",
     "uniform: {base_learners.linf.lr: [2, 1]}": "uniform.base_learners.linf.lr: expected [low, high], low below high",
-    "loguniform: {base_learners.linf.lr: [0, 1]}": "low below high and above 0, got [0, 1]",
-    "samples: 3": "samples: expected 1 without choices, uniform or loguniform, got 3",
+    "loguniform: {base_learners.linf.lr: [0, 1]}": "loguniform.base_learners.linf.lr: expected",
+    "samples: 3": "samples: expected 1",
     "scheduler: pbt": "scheduler: expected none or asha, because PBT and PB2 change a run on its way",
-    "scheduler: {name: pb2}": "scheduler.name: expected none or asha, because PBT and PB2 change a run",
-    "scheduler: hyperband": "scheduler: expected none or asha, got 'hyperband'",
-    "search: bayes": "search: expected one of grid, random, optuna, got 'bayes'",
-    "search: random": "search: expected choices, uniform or loguniform with random, for it to choose from",
+    "scheduler: {name: pb2}": "scheduler: expected none or asha, because PBT and PB2 change a run",
+    "scheduler: hyperband": "scheduler.name: expected asha, got 'hyperband'",
+    "search: bayes": "search: expected one of grid, random, optuna",
+    "search: random": "search: expected choices, uniform or loguniform with random",
     "search: optuna": "search: expected choices, uniform or loguniform with optuna",
-    "{search: grid, choices: {seed: [1]}}": "search: expected random or optuna with choices, got 'grid'",
-    "{search: optuna, choices: {training.epochs: [1]}, grid: {training.batch_size: [8]}}": "got 'a grid'",
-    "{search: optuna, choices: {training.epochs: [1]}, seeds: [1, 2]}": "one method, one seed and no grid with optuna",
-    "{search: optuna, choices: {training.epochs: [1, x]}}": "training.epochs: expected a whole number at least 1",
-    "{search: optuna, choices: {training.epochs: []}}": "choices.training.epochs: expected a list of values",
-    "loggers: mlflow": "loggers: expected a list or section of mlflow and wandb, got 'mlflow'",
-    "loggers: [comet]": "loggers.comet: unknown; expected one of mlflow, wandb",
-    "loggers: {wandb: {api_key: abc}}": "loggers.wandb.api_key: unknown key; expected one of entity, group, mode,",
-    "loggers: {mlflow: {tracking_uri: 'https://me:pw@host/x'}}": "loggers.mlflow.tracking_uri: expected no user or",
-    "loggers: {mlflow: {tracking_uri: 3}}": "loggers.mlflow.tracking_uri: expected text, got 3",
+    "{search: grid, choices: {seed: [1]}}": "search: expected random or optuna with choices",
+    "{search: optuna, choices: {seed: [1]}, grid: {training.batch_size: [8]}}": "search: expected one",
+    "{search: optuna, choices: {training.epochs: [1]}, seeds: [1, 2]}": "search: expected one method, one seed",
+    "{search: optuna, choices: {training.epochs: [1, x]}}": "trial epochs-x_seed-0: training.epochs: expected",
+    "{search: optuna, choices: {training.epochs: []}}": "choices.training.epochs: expected a list",
+    "loggers: mlflow": "loggers: expected",
+    "loggers: [comet]": "loggers.comet: unknown key",
+    "loggers: {wandb: {api_key: abc}}": "loggers.wandb.api_key: unknown key",
+    "loggers: {mlflow: {tracking_uri: 'https://me:pw@host/x'}}": "loggers.mlflow.tracking_uri: expected text",
+    "loggers: {mlflow: {tracking_uri: 3}}": "loggers.mlflow.tracking_uri: expected text",
     "scheduler: {name: asha, grace: 1}": "scheduler.grace: unknown key",
-    "scheduler: {name: asha, grace_period: 0}": "scheduler.grace_period: expected a whole number of at least 1, got 0",
-    "max_failures: -1": "max_failures: expected a whole number of at least 0, got -1",
-    "evaluate: {attacks: [foo]}": "evaluate: ",
-    "evaluate: {engine: foo}": "evaluate: ",
-    "evaluate: {norms: [l7]}": "evaluate: ",
-    "evaluate: {attacks: aa}": "evaluate.attacks: expected a list of names, got 'aa'",
-    "evaluate: {examples: 0}": "evaluate.examples: expected a whole number of at least 1, got 0",
-    "evaluate: {epsilon: {linf: -1}}": "evaluate: ",
-    "name: a/b": "name: expected text of letters, digits, . _ and -, at most 100, got 'a/b'",
+    "scheduler: {name: asha, grace_period: 0}": "scheduler.grace_period: expected a whole number",
+    "max_failures: -1": "max_failures: expected a whole number at least 0, got -1",
+    "evaluate: {attacks: [foo]}": "evaluate: evaluation attack: expected",
+    "evaluate: {engine: foo}": "evaluate: engine: expected",
+    "evaluate: {norms: [l7]}": "evaluate: norms: expected",
+    "evaluate: {attacks: aa}": "evaluate.attacks: expected a list of one or more values",
+    "evaluate: {examples: 0}": "evaluate.examples: expected a whole number",
+    "evaluate: {epsilon: {linf: -1}}": "evaluate: epsilon: expected",
+    "evaluate: {epsilon: {linf: x}}": "evaluate.epsilon.linf: expected a number",
+    "name: a/b": "name: expected text of letters, digits",
     "- 1": "expected key: value lines, got list",
 }
 
@@ -164,8 +167,10 @@ def test_bad_input_names_the_file_and_the_field(grid_file, text):
     path = grid_file(text)
     with pytest.raises(ConfigError) as caught:
         load_grid(path)
-    assert any(BAD[text] in problem for problem in caught.value.problems), caught.value.problems
+    problems = [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+    assert any(problem.startswith(BAD[text]) for problem in problems), problems
     assert all(str(path.parent) in problem and "\n" not in problem for problem in caught.value.problems)
+    assert "abc" not in str(caught.value)  # no secret
 
 
 def test_all_mistakes_are_listed_at_once(grid_file):

@@ -98,7 +98,7 @@ def test_judging_is_counted_by_the_attacks_it_asks_for(tmp_path):
 def test_the_data_is_read_once_a_kind(tmp_path, monkeypatch):
     calls = []
     real = module.prepare
-    monkeypatch.setattr(module, "prepare", lambda config: calls.append(config) or real(config))
+    monkeypatch.setattr(module, "prepare", lambda config, **options: calls.append(config) or real(config, **options))
     grid = {"global_learner.warmup_epochs": [0, 1, 2], "base_learners.linf.lr": [0.1, 0.2]}
     found = needs_of(tmp_path, grid=grid, seeds=[0, 1])
     found.bundles(0), found.bundles(2), found.work(), found.bundles(0)
