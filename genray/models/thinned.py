@@ -1,7 +1,7 @@
 """Strided 1 x 1 convolutions of few channels on a CPU, without a kernel of oneDNN that writes beyond its memory.
 
-With AVX-512 and inputs in channels_last, oneDNN's gradient to the *weights* of such a convolution (1 x 1, stride 2, 3 or
-4, no padding, one group, float32, 2 to 15 input channels and any number of output channels) ends the process by SIGSEGV
+With AVX-512 and inputs in channels_last, oneDNN's gradient to the *weights* of such a convolution (1 x 1, stride 2, 3
+or 4, no padding, one group, float32, 2 to 15 input channels and any number of output channels) ends the process by SIGSEGV
 or SIGABRT once the image is large enough: from 8 channels with stride 2 at 48 pixels of side, not at 44. With 16 input
 channels or more it never did, in bfloat16 neither, and the gradient to the input is right.
 """
@@ -16,7 +16,7 @@ NARROW = 16  # input channels: floats of a vector register with AVX-512
 
 
 def thin_first(network: nn.Module) -> nn.Module:
-    """Makes the convolutions concerned take every stride-th pixel of their input first, where they are trained on a CPU.
+    """Makes the convolutions concerned take every stride-th pixel of their input first, when trained on a CPU.
 
     They stay what they are (type, weights, names), and what they compute changes by rounding only.
 
