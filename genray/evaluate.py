@@ -1,6 +1,8 @@
 """Measure robustness: `python -m genray.evaluate RUN_OR_CHECKPOINT`, or `genray.evaluate(model, x, y)`."""
 
 import copy
+import hashlib
+import json
 import sys
 from contextlib import closing
 from fractions import Fraction
@@ -8,11 +10,11 @@ from functools import partial
 from importlib import metadata
 from typing import Literal
 
-from genray.command_line import Parser, make_callable, run_command
+from genray.command_line import Parser, check_again, make_callable, run_command
 from genray.config.arguments import Count, Natural, Place, Seconds, checked
 from genray.errors import DataError, StorageError
 from genray.runtime.loopback import keep_on_loopback
-from genray.types import ThreatModel
+from genray.types import ThreatModel, fraction_text
 
 
 @checked
@@ -35,6 +37,7 @@ def evaluate(
     startup_timeout_s: Seconds = 120.0,
     output: Place | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     data=None,
 ) -> dict:
     """Natural and robust accuracy of any model on any images.
@@ -60,6 +63,7 @@ def evaluate(
         startup_timeout_s: how long the cluster may take to start a worker.
         output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
         resume: go on with the blocks that are in `output`.
+        overwrite: replace the evaluation that is in `output`, once the first new block is done.
         data: {"source", "split"} for the record.
 
     Returns:
@@ -76,6 +80,7 @@ def evaluate(
     from genray.evaluation.todo import Todo
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
 
+    check_again(resume, overwrite)
     attacks, norms = inputs.names(attacks), inputs.names(norms)
     threats = tuple(ThreatModel(norm, radius) for norm, radius in inputs.radii(norms, epsilon).items())
     engine = inputs.engine_name(engine)
@@ -90,7 +95,7 @@ def evaluate(
         "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
         "images": fingerprint({"x": images, "y": labels}),
     }
-    folder = EvaluationFolder(output, identity, resume) if output else None
+    folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
     findings = _look(model, images, labels, request)
     cluster = {"workers": workers, "address": address, "device": device, "startup_timeout_s": startup_timeout_s}
     todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
@@ -186,19 +191,43 @@ def main(args):
         return
     from genray.evaluation.published import row_of_run
     from genray.evaluation.record import record_table
-    from genray.evaluation.sources import load_what
+    from genray.evaluation.sources import load, look_at
+    from genray.recording.evaluation_folder import check_place
     from genray.recording.progress import Progress
     from genray.storage import Storage
 
-    model, data, split, epsilon, config = load_what(args, Progress())
-    place = Storage(args.model)
-    beside = place / "evaluation" if place.is_folder() else place.parent / f"{place.name}.eval"
-    where = Storage(args.output or beside)
+    check_again(args.resume, args.overwrite)
+    named = look_at(args)
+    where = Storage(args.output or _place(args, named))
+    check_place(where, args.resume, args.overwrite)  # before the data are read
+    model, split = load(args, named, Progress())
     examples = split if args.examples is None else split.first(args.examples, "--examples")
-    record = _evaluate(args, model, examples, epsilon, where, {"source": data, "split": "test"})
+    record = _evaluate(args, model, examples, named.radii, where, {"source": named.source["source"], "split": "test"})
     radii = [Fraction(t["epsilon"]) for t in record["protocol"]["threats"] if t["norm"] == "linf"]
-    print(record_table(record, row_of_run(config, "linf", radii[0]) if config and radii else None))
+    print(record_table(record, row_of_run(named.config, "linf", radii[0]) if named.config and radii else None))
     print(f"everything is in {where}")
+
+
+def _place(args, named):
+    """Where an evaluation goes by default: beside others of the same model, under a name that says what is asked."""
+    from genray.evaluation import inputs
+    from genray.evaluation.sources import given_by_norm
+    from genray.storage import Storage
+
+    attacks, norms = inputs.names(args.attacks), inputs.names(args.norms)
+    radii = {norm: fraction_text(radius) for norm, radius in inputs.radii(norms, named.radii or None).items()}
+    steps = inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
+    asked = {"attacks": sorted(attacks), "radii": radii, "steps": steps, "engine": inputs.engine_name(args.engine)}
+    asked |= {"seed": args.seed, "block_size": args.block_size, "examples": args.examples}
+    asked |= {"data": named.source, "model": [args.arch, args.width, args.normalize]}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    name = f"{'_'.join(attacks)[:60]}-{'_'.join(norms)}-{digest}"
+    model = Storage(args.model)
+    return (
+        (model if named.config else model.parent)
+        / ("evaluations" if named.config else f"{model.name}.evaluations")
+        / name
+    )
 
 
 def _evaluate(args, model, examples, epsilon, where, data):
@@ -222,6 +251,7 @@ def _evaluate(args, model, examples, epsilon, where, data):
         startup_timeout_s=args.startup_timeout,
         output=where,
         resume=args.resume,
+        overwrite=args.overwrite,
         data=data,
     )
 
@@ -265,8 +295,9 @@ def parse_args(argv):
     parser.add_argument(
         "--startup-timeout", type=float, metavar="S", help="seconds that the cluster may take to start a worker (120)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the finished blocks in --output")
-    parser.add_argument("--output", metavar="DIR", help="folder or URI (default: evaluation/ in the run)")
+    parser.add_argument("--resume", action="store_true", help="go on with the finished blocks that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the same evaluation, or the one in --output")
+    parser.add_argument("--output", metavar="DIR", help="folder or URI (default: evaluations/<what is asked>)")
     parser.add_argument(
         "--mixtures",
         metavar="POINTS",

@@ -246,13 +246,14 @@ class Storage:
                 path.unlink(missing_ok=True)
 
     def delete(self, name: str):
-        """Removes a file.
+        """Removes a file, or a folder with all that is in it.
 
         Raises:
             StorageError: it cannot be removed.
         """
         try:
-            self.filesystem.delete_file(self.path(name))
+            remove = self.filesystem.delete_dir if self.is_folder(name) else self.filesystem.delete_file
+            remove(self.path(name))
         except Exception as error:
             raise StorageError(f"{self._shown(name)}: cannot be removed: {_short(error)}") from None
 

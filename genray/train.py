@@ -1,15 +1,17 @@
 """Train Generalist: `python -m genray.train [--config FILE] [key=value ...]`, or `genray.train(config)`."""
 
 import sys
+from dataclasses import replace
 from typing import Literal
 
-from genray.command_line import Parser, make_callable, run_command
-from genray.config import listed_overrides, load_config, to_yaml
+from genray.command_line import Parser, check_again, make_callable, run_command
+from genray.config import listed_overrides, load_run, to_yaml
 from genray.config.arguments import Place, checked
 from genray.errors import PlacementError
 from genray.runtime.loopback import keep_on_loopback
 
 DEFAULT_STORAGE = "runs"
+COLUMNS = ("image_column", "label_column")
 
 
 @checked
@@ -22,6 +24,7 @@ def train(
     name: str | None = None,
     storage: Place = DEFAULT_STORAGE,
     resume: bool = False,
+    overwrite: bool = False,
     on_epoch=None,
 ) -> dict:
     """Trains one run to its end and returns its final record.
@@ -33,7 +36,8 @@ def train(
         address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
         name: run name, instead of the configuration's.
         storage: path or URI of the folder that holds the runs.
-        resume: go on from the newest checkpoint of a run of this name.
+        resume: go on from the newest checkpoint of a run of this name; of a finished one, only its record is read.
+        overwrite: begin a run of this name anew; the old one is removed once the new one can start.
         on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for those that a recovery replays.
 
     Returns:
@@ -45,14 +49,20 @@ def train(
     """
     from genray.recording import Progress, RunFolder, RunRecorder
 
-    progress = Progress()
-    # Ray's object store holds the images of a machine beside those of this process.
-    setup = _prepared(config, overrides, name, copies=2 if runtime == "ray" else 1, progress=progress)
-    folder = RunFolder(storage, setup.config.name)
+    check_again(resume, overwrite)
+    loaded, progress = _loaded(config, overrides, name), Progress()
+    folder = RunFolder(storage, loaded.config.name)
+    finished = folder.finished(loaded.config, _unsettled(loaded)) if resume else None
+    if finished:
+        return finished
     folder.storage.check_writable()
     with folder.lock():
         try:
-            state = _starting_state(folder, setup.config, resume, progress)
+            state = _starting_state(folder, loaded, resume, overwrite, progress)
+            # Ray's object store holds the images of a machine beside those of this process.
+            setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, progress=progress)
+            if resume and folder.storage.exists("config.yaml"):
+                folder.check_resumable(setup.config)
             setup = _pseudo_labelled(setup, folder, progress, runtime, address)
             return _saved(RunRecorder(setup, folder, progress, state, on_epoch), progress, runtime, address)
         finally:
@@ -68,22 +78,33 @@ def _saved(recorder, progress, runtime, address):
         raise
 
 
-def _prepared(config, overrides, name, **how):
+def _loaded(config, overrides, name):
+    return load_run(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])])
+
+
+def _prepared(loaded, progress=None, **how):
     from genray.learners.setup import prepare
 
-    return prepare(
-        load_config(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])]), **how
-    )
+    for note in loaded.notes if progress else ():
+        progress.say(f"note: {note}")
+    setup = prepare(loaded.config, loaded.follows, progress=progress, **how)
+    return replace(setup, notes=(*loaded.notes, *setup.notes))
 
 
-def _starting_state(folder, config, resume, progress):
-    """The checkpoint to go on from; None for a new run. A finished or foreign folder is refused here."""
+def _unsettled(loaded):
+    """Fields that the data settle; an unfinished run has them in its configuration."""
+    columns = {f"data.{name}" for name in COLUMNS if getattr(loaded.config.data, name) is None}
+    return loaded.follows | columns
+
+
+def _starting_state(folder, loaded, resume, overwrite, progress):
+    """The checkpoint to go on from; None for a new run. A foreign folder is refused here, before the data is loaded."""
     if not resume:
-        folder.check_free()
+        folder.check_free(overwrite)
         return None
     if not folder.storage.exists("config.yaml"):
         return None
-    folder.check_resumable(config)
+    folder.check_resumable(loaded.config, _unsettled(loaded))
     return folder.read_newest_state(progress.say)
 
 
@@ -129,7 +150,7 @@ def dry_run(config, overrides, name, runtime, address) -> str:
     from genray.models import count_parameters
     from genray.recording.dry_run import plan_text
 
-    setup = _prepared(config, overrides, name, decode=False)
+    setup = _prepared(_loaded(config, overrides, name), decode=False)
     if awaits_labels(setup) and setup.config.data.unlabeled.teacher.path:
         load_teacher(setup)  # says what is wrong with it
     network = setup.build_network()
@@ -167,6 +188,7 @@ def main(args):
         name=args.name,
         storage=args.storage,
         resume=args.resume,
+        overwrite=args.overwrite,
     )
     from genray.recording.table import results_table
 
@@ -186,6 +208,9 @@ def parse_args(argv):
         "--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the runs, local or s3://..."
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this name")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin a run of this name anew; the old one is removed"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_intermixed_args(argv)

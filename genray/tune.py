@@ -4,8 +4,9 @@ import os
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 
-from genray.command_line import Parser, make_callable, run_command
+from genray.command_line import Parser, check_again, make_callable, run_command
 from genray.config.arguments import Count, Place, checked
 from genray.errors import GenrayError, PlacementError, StorageError
 from genray.runtime.loopback import keep_on_loopback
@@ -22,6 +23,7 @@ def tune(
     storage: Place = DEFAULT_STORAGE,
     max_concurrent: Count | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ):
     """Runs every trial of a grid to its end and writes their table.
 
@@ -32,6 +34,7 @@ def tune(
         storage: folder or URI that holds the grid's folder; every node has to see it.
         max_concurrent: at most so many trials at once; None for as many as fit.
         resume: go on with a grid of this name: what is finished is not done again.
+        overwrite: begin a grid of this name anew; its trials' runs are removed once the new ones can start.
 
     Returns:
         The `Trials`: one row a trial.
@@ -42,48 +45,62 @@ def tune(
     """
     from genray.tuning.grid import load_grid
 
-    return _run_all(load_grid(grid, overrides), storage, address, max_concurrent, resume)
+    return _run_all(load_grid(grid, overrides), storage, address, max_concurrent, resume, overwrite)
 
 
-def _run_all(grid, storage, address, max_concurrent, resume, say=lambda text: None):
+def _run_all(grid, storage, address, max_concurrent, resume, overwrite=False, debug=False, say=lambda text: None):
     """As `tune`, of a grid that was read; `say` is called with the plan before the first trial starts."""
+    check_again(resume, overwrite)
+    _require_ray()
+    from genray.tuning.run import begin_folder, check_folder, check_room, run_grid
+
+    place = check_folder(grid, storage, resume, overwrite)  # before the data are read
     needs, widest = _needs(grid, address)
     from genray.reporting.trials import markdown
     from genray.runtime.cluster import connected, node_resources
     from genray.train import train
-    from genray.tuning.run import open_folder, run_grid
 
     with connected(address, num_cpus=widest):
         say(plan_text(needs, node_resources(), None if address else os.cpu_count(), max_concurrent))
-        folder = open_folder(grid, storage, resume)
+        check_room(needs, bool(address))
+        folder = begin_folder(grid, place, overwrite)
+        options = {"max_concurrent": max_concurrent, "debug": debug}
         try:
-            outcome = run_grid(
-                needs, folder, train=train, evaluate=judge, joined=bool(address), max_concurrent=max_concurrent
-            )
+            outcome = run_grid(needs, folder, train=train, evaluate=judge, **options)
         finally:
             trials, unwritten = _report(folder)
-    if outcome.failed:
-        name, reason = next(iter(outcome.failed.items()))
-        raise GenrayError(
-            f"{len(outcome.failed)} of {grid.size} trials failed, first {name}: {reason}; --resume tries again"
-        )
+    _check_ended(outcome, grid.size)
     if unwritten:
         print(markdown(trials))
         raise unwritten
     return trials
 
 
+def _check_ended(outcome, size):
+    """Raises what a grid has to say that left trials without a result."""
+    if outcome.failed:
+        name, reason = next(iter(outcome.failed.items()))
+        raise GenrayError(
+            f"{len(outcome.failed)} of {size} trials failed, first {name}: {reason}; --resume tries again"
+        )
+    if not outcome.finished:
+        ends = "; ".join(f"{name} was stopped at epoch {epoch}" for name, epoch in list(outcome.stopped.items())[:3])
+        raise GenrayError(f"none of {size} trials was finished, so that there is no result: {ends or 'none began'}")
+
+
+def _require_ray():
+    if find_spec("ray") is None:
+        raise PlacementError("genray.tune: ray is not installed; pip install 'ray[train,tune]'")
+
+
 def _needs(grid, address):
     """(what the trials need, CPUs of the widest one), checked as far as it goes without a cluster."""
-    try:
-        from genray.tuning.checks import check_private
-        from genray.tuning.loggers import check_loggers
-        from genray.tuning.needs import Needs
-        from genray.tuning.search import check_searcher
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise PlacementError("genray.tune: ray is not installed; pip install 'ray[train,tune]'") from None
+    _require_ray()
+    from genray.tuning.checks import check_private
+    from genray.tuning.loggers import check_loggers
+    from genray.tuning.needs import Needs
+    from genray.tuning.search import check_searcher
+
     check_loggers(grid)
     check_searcher(grid)
     needs = Needs(grid)
@@ -185,9 +202,8 @@ def main(args):
         print(_dry_run(grid, args.address, args.max_concurrent))
         return
     began = time.perf_counter()
-    trials = _run_all(
-        grid, args.storage, args.address, args.max_concurrent, args.resume, say=partial(print, flush=True)
-    )
+    options = {"overwrite": args.overwrite, "debug": args.debug, "say": partial(print, flush=True)}
+    trials = _run_all(grid, args.storage, args.address, args.max_concurrent, args.resume, **options)
     print(markdown(trials))
     print(f"{time.perf_counter() - began:.0f} s; everything is in {folder}")
 
@@ -239,6 +255,7 @@ def parse_args(argv):
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="at most N trials at once (default: what fits)")
     parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the grid's folder")
     parser.add_argument("--resume", action="store_true", help="go on; what is finished is not done again")
+    parser.add_argument("--overwrite", action="store_true", help="begin a grid of this name anew; its runs are removed")
     parser.add_argument("--report", action="store_true", help="only write the tables and plots of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

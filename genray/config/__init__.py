@@ -1,6 +1,14 @@
 """Typed configuration: `load_config` gives a checked, complete `RunConfig`."""
 
-from genray.config.load import DEFAULT_CONFIG, listed_overrides, load_config, load_stored_config, to_dict, to_yaml
+from genray.config.load import (
+    DEFAULT_CONFIG,
+    listed_overrides,
+    load_config,
+    load_run,
+    load_stored_config,
+    to_dict,
+    to_yaml,
+)
 from genray.config.schema import RunConfig
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     "RunConfig",
     "listed_overrides",
     "load_config",
+    "load_run",
     "load_stored_config",
     "to_dict",
     "to_yaml",

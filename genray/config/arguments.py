@@ -14,6 +14,8 @@ from genray.errors import ConfigError
 
 
 def _read_path(raw):
+    if hasattr(raw, "uri"):  # a `Storage`, which this layer does not import
+        return raw
     if not isinstance(raw, (str, os.PathLike)) or not os.fspath(raw):
         raise ValueError
     return raw

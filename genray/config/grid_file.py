@@ -77,7 +77,9 @@ class Scheduler(Section):
     name: Literal["asha"] = option("asha", "the only scheduler")
     grace_period: int | None = option(None, "no trial ends before; null: a quarter of a run", ge=1, unit="epochs")
     reduction_factor: int = option(2, "of the trials at a rung, one in so many goes on", ge=2)
-    max_epochs: int | None = option(None, "a trial ends here; null: at its own end", ge=1, unit="epochs")
+    max_epochs: int | None = option(
+        None, "rungs go up to here, at least to the end of the longest trial; null: to there", ge=1, unit="epochs"
+    )
 
 
 class Evaluate(Section):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from genray.errors import ConfigError, RunFolderError
 MAX_DEPTH = 20  # levels of a configuration; ours has six
 DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
 RESERVED = ("global", "global_last")  # rows of the results beside the base learners
+FOLLOW_DATA = ("data.train_examples", "data.test_examples", "data.validation_examples", "evaluation.examples")
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,7 +163,8 @@ def _read_override(text, problems):
     key, equals, text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        problems.append(f"{key + equals + text!r}: expected key=value, for example training.epochs=10")
+        cure = "--config for a file" if key.endswith((".yaml", ".yml")) else "for example training.epochs=10"
+        problems.append(f"{key + equals + text!r}: expected key=value, {cure}")
         return []
     try:
         return [(parts, parse_yaml(text, f"{key}: value {text if len(text) < 80 else text[:77] + '...'!r}"))]
@@ -204,6 +207,20 @@ def _copy(data):
     return {str(key) if type(key) is int else key: _copy(value) for key, value in data.items()}
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Attributes:
+    config: the run's.
+    follows: its fields, as "section.field", that nobody has asked for in this run, and that follow its data: defaults,
+        and those of a file whose data was overridden.
+    notes: a line for each field that has followed another already.
+    """
+
+    config: RunConfig
+    follows: frozenset
+    notes: tuple
+
+
 def load_config(source=None, overrides=()) -> RunConfig:
     """Reads, overrides, completes and checks one run's configuration.
 
@@ -215,19 +232,56 @@ def load_config(source=None, overrides=()) -> RunConfig:
     Raises:
         ConfigError: with one line for every mistake found.
     """
+    return load_run(source, overrides).config
+
+
+def load_run(source=None, overrides=()) -> Loaded:
+    """As `load_config`, with what else is known of the configuration."""
     if isinstance(source, RunConfig):
         source = to_dict(source)
     if source is not None and not isinstance(source, (str, Path, Mapping)):
         raise ConfigError(f"config: expected the path of a YAML file or a mapping, got {type(source).__name__}")
     data = source if isinstance(source, Mapping) else read_yaml(DEFAULT_CONFIG if source is None else source)
     data = {key: value for key, value in data.items() if key != "versions"}
-    data = apply_overrides(data, overrides)
+    before, data, typed = data, apply_overrides(data, overrides), _typed(overrides)
+    notes = _follow_epochs(before, data, typed)
     config, problems = collect(RunConfig, data)
     if config is not None:
         config = complete(config, problems)
     if problems:
         raise ConfigError(problems)
-    return config
+    return Loaded(config, _following(data, typed), notes)
+
+
+def _typed(overrides):
+    """Keys that overrides name."""
+    listed = (
+        _leaves(override) if isinstance(override, Mapping) else _read_override(override, [])
+        for override in listed_overrides(overrides)
+    )
+    return {".".join(parts) for leaves in listed for parts, _ in leaves}
+
+
+def _follow_epochs(before, data, typed):
+    """Lowers t' with the epochs where only those were overridden; returns a line for it, or none."""
+    at = "global_learner.warmup_epochs"
+    found, epochs, was = _number(data, at), _number(data, "training.epochs"), _number(before, "training.epochs")
+    if None in (found, epochs, was) or at in typed or "training.epochs" not in typed or not epochs < found <= was:
+        return ()
+    data["global_learner"]["warmup_epochs"] = lowered = round(found / was * epochs)
+    return (f"{at}: {lowered} instead of {found:g}, as training.epochs is {epochs:g} instead of {was:g}",)
+
+
+def _number(data, key):
+    section, _, name = key.partition(".")
+    value = data[section].get(name) if isinstance(data.get(section), Mapping) else None
+    return value if type(value) in (int, float) and value > 0 else None
+
+
+def _following(data, typed):
+    other_data = any(key == "data" or key.startswith("data.") for key in typed)
+    written = {f"{section}.{name}" for section in ("data", "evaluation") for name in data.get(section) or {}}
+    return frozenset(key for key in FOLLOW_DATA if key not in typed and (other_data or key not in written))
 
 
 def load_stored_config(plain) -> RunConfig:

@@ -39,6 +39,7 @@ def load_image_data(
     decode: Any = PARTS,
     copies: Count = 1,
     progress: Any = None,
+    check: Any = None,
 ) -> ImageData:
     """Loads a data set into memory.
 
@@ -58,6 +59,8 @@ def load_image_data(
             their images are tensors on torch's device "meta", which have a shape and no pixels.
         copies: how often the images will be in the memory of this machine.
         progress: a `Progress` that shows how far decoding is, and what was left out or changed; None shows nothing.
+        check: called with the `Catalogue` and {"train": images that are there in all, "test": ...} before anything is
+            decoded; what it raises ends the call. It judges the numbers of examples, too.
 
     Returns:
         The data with images (N, C, H, W) uint8, C = 1 for grey and 3 for RGB, and labels 0..K-1, K >= 2.
@@ -69,10 +72,13 @@ def load_image_data(
     """
     reading = Reading(progress)
     request = DataRequest(
-        source, path, image_column, label_column, download, image_size, train_examples, test_examples, reading
+        *(source, path, image_column, label_column, download, image_size, train_examples, test_examples, reading),
+        refuses=check is None,
     )
     catalogue = SOURCES[source](request)
     _check_sizes(source, catalogue.parts)
+    if check is not None:
+        check(catalogue, request.available)
     needed = sum(part.nbytes for name, part in catalogue.parts.items() if name in decode)
     shape = "x".join(map(str, catalogue.parts["train"].shape))
     counted = [f"{len(part.labels)} {name} images" for name, part in catalogue.parts.items() if name in decode]

@@ -15,7 +15,13 @@ PARTS = ("train", "test")
 
 @dataclass(frozen=True)
 class DataRequest:
-    """The arguments of `load_image_data`, documented there; `reading` is told what is read."""
+    """The arguments of `load_image_data`, documented there.
+
+    Attributes:
+        reading: is told what is read.
+        refuses: whether more examples than there are are an error; else all are taken, and somebody else compares.
+        available: "train" and "test" -> examples that are there in all, once they are counted.
+    """
 
     source: str
     path: Any = None
@@ -26,14 +32,18 @@ class DataRequest:
     train_examples: int | None = None
     test_examples: int | None = None
     reading: Reading = field(default_factory=Reading)
+    refuses: bool = True
+    available: dict = field(default_factory=dict)
 
     def count(self, part: str, available: int) -> int:
         """How many examples of `part` ("train" or "test") to take; DataError names data.<part>_examples."""
         wanted = {"train": self.train_examples, "test": self.test_examples}[part]
+        self.available[part] = available
         if wanted is None:
             return available
-        check_count(wanted, available, f"data.{part}_examples")
-        return wanted
+        if self.refuses:
+            check_count(wanted, available, f"data.{part}_examples")
+        return min(wanted, available)
 
     def require_path(self) -> Any:
         """The path, or DataError where the source cannot do without one."""

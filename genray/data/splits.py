@@ -144,19 +144,31 @@ def validation_split(train: Split, num_examples: int, seed: int, *, in_place: bo
     return (train.keep(rest) if in_place else train.select(rest)), validation
 
 
+def most_balanced(labels: torch.Tensor) -> int:
+    """How many examples a balanced choice can have."""
+    classes, counts = labels.unique(return_counts=True)
+    return len(classes) * (int(counts.min()) - 1) if len(classes) else 0
+
+
+def balanced_problem(labels: torch.Tensor, num_examples: int) -> str:
+    """Why a balanced choice cannot have so many."""
+    classes, counts = labels.unique(return_counts=True)
+    smallest = int(counts.min()) if len(classes) else 0
+    return (
+        f"expected 0 to {most_balanced(labels)} (equally many of {len(classes)} classes, of which the smallest has "
+        f"{smallest} training examples and keeps at least one), got {num_examples}"
+    )
+
+
 def balanced_choice(labels: torch.Tensor, num_examples: int, seed: int, *, field: str) -> torch.Tensor:
     """Indices, (num_examples,) int64, of a seeded choice with equally many examples of each class (or one more).
 
     Raises:
         DataError: impossible while leaving an example of each class; the message names `field`.
     """
-    classes, counts = labels.unique(return_counts=True)
-    most = len(classes) * (int(counts.min()) - 1) if len(classes) else 0
-    if not 0 <= num_examples <= most:
-        raise DataError(
-            f"{field}: expected 0 to {most} (equally many of {len(classes)} classes, of which the smallest has "
-            f"{int(counts.min()) if len(classes) else 0} training examples and keeps at least one), came {num_examples}"
-        )
+    if not 0 <= num_examples <= most_balanced(labels):
+        raise DataError(f"{field}: {balanced_problem(labels, num_examples)}")
+    classes = labels.unique()
     share, rest = divmod(num_examples, max(len(classes), 1))
     one_more = set(_permutation(len(classes), seed, "classes")[:rest].tolist())
     chosen = []

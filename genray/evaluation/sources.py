@@ -1,6 +1,8 @@
 """What the evaluation command is pointed at: a run folder with its own data, or any model file with named data."""
 
-from genray.config import load_stored_config
+from dataclasses import dataclass
+
+from genray.config import RunConfig, load_stored_config
 from genray.config.load import yaml_mapping
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError
@@ -10,23 +12,30 @@ from genray.models.load import load_model, model_of
 from genray.storage import Storage
 
 
-def load_what(args, progress=None):
-    """What the arguments of `python -m genray.evaluate` name.
+@dataclass(frozen=True)
+class Named:
+    """What the arguments of `python -m genray.evaluate` name, before anything large is read.
 
-    Args:
-        args: the arguments.
-        progress: as of `load_image_data`.
+    Attributes:
+        config: of a run folder; None for a model file.
+        source: arguments of `load_image_data`.
+        radii: norm -> number or text, where the arguments or the run say one.
+    """
 
-    Returns:
-        (model, name of the data, test split, radii, config): of a run folder or a model file; radii norm -> number or
-        text; config None for a model file.
+    config: RunConfig | None
+    source: dict
+    radii: dict
+
+
+def look_at(args) -> Named:
+    """Checks what the arguments name.
 
     Raises:
-        InputError: something is absent, unreadable or does not fit.
+        InputError: something is absent or does not fit.
     """
-    place, norms = Storage(args.model), args.norms.split(",")
+    norms = args.norms.split(",")
     epsilon = given_by_norm("--epsilon", args.epsilon, norms)
-    config = config_of(place)
+    config = config_of(Storage(args.model))
     options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize}
     for option, value in options.items():
         if config is not None and value is not None:
@@ -36,12 +45,28 @@ def load_what(args, progress=None):
         raise ConfigError(
             "--data: missing, expected SOURCE or SOURCE:PATH, for example cifar10 or parquet:/data/cifar10"
         )
-    data = load_image_data(**source, decode=("test",), progress=progress)
-    if config is not None:
-        attack = config.evaluation.attack
-        radii = {attack.norm: attack.epsilon} if attack.norm in norms else {}
-        return load_model(place), source["source"], data.test, radii | epsilon, config
-    return _checkpoint(args, read_file(place), data), source["source"], data.test, epsilon, None
+    attack = config and config.evaluation.attack
+    own = {attack.norm: attack.epsilon} if attack and attack.norm in norms else {}
+    return Named(config, source, own | epsilon)
+
+
+def load(args, named: Named, progress=None):
+    """The model and its test images.
+
+    Args:
+        args: the arguments.
+        named: of them.
+        progress: as of `load_image_data`.
+
+    Returns:
+        (model, test split).
+
+    Raises:
+        InputError: something is unreadable or does not fit.
+    """
+    data = load_image_data(**named.source, decode=("test",), progress=progress)
+    place = Storage(args.model)
+    return (load_model(place) if named.config else _checkpoint(args, read_file(place), data)), data.test
 
 
 def config_of(place: Storage):

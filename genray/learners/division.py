@@ -3,7 +3,6 @@
 import math
 
 from genray.config.schema import BaseLearnerConfig, RunConfig
-from genray.errors import ConfigError
 
 WITHIN = 1e-9  # relative: costs that are equal but for rounding
 
@@ -119,21 +118,16 @@ def plan_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def check_workers(workers: dict, smallest_batch: int):
-    """Every worker has an example of every batch.
+def worker_problems(workers: dict, smallest_batch: int) -> list[str]:
+    """Whether every worker has an example of every batch: a line for each learner that has too many.
 
     Args:
         workers: learner name -> how many.
         smallest_batch: examples of the shortest batch of an epoch.
-
-    Raises:
-        ConfigError: a batch is too short to be divided.
     """
-    problems = [
+    return [
         f"base_learners.{name}.workers: expected at most the {smallest_batch} images of an epoch's last batch, got {n} "
         "(training.drop_last leaves it out)"
         for name, n in workers.items()
         if n > smallest_batch
     ]
-    if problems:
-        raise ConfigError(problems)

@@ -11,8 +11,8 @@ from genray.data.datasets import load_image_data, validation_split
 from genray.data.reading import Reading
 from genray.data.request import PARTS
 from genray.data.unlabeled import with_unlabeled
-from genray.errors import ConfigError, DataError
-from genray.learners.division import check_workers, fixed_workers
+from genray.errors import ConfigError
+from genray.learners.fitting import Fitting, batch_problems
 from genray.learners.plan import RunPlan, make_plan
 from genray.models import build_model
 from genray.models.thinned import thin_first
@@ -76,17 +76,19 @@ def memory_format(config: RunConfig) -> torch.memory_format:
     return torch.channels_last if config.compute.channels_last else torch.contiguous_format
 
 
-def prepare(config: RunConfig, *, decode: bool = True, copies: int = 1, progress=None) -> RunSetup:
+def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int = 1, progress=None) -> RunSetup:
     """Loads the data, splits it, checks it against the configuration and plans the run.
 
     Args:
         config: the run's; the setup's own names the Parquet columns that were found.
+        follows: its fields that are lowered to what the data hold, as in `Fitting`.
         decode: False reads no images, only what is known of them: they are tensors on torch's device "meta".
         copies, progress: as of `load_image_data`.
 
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
     """
+    fitting = Fitting(config, follows)
     data = load_image_data(
         config.data.source,
         path=config.data.path,
@@ -99,42 +101,20 @@ def prepare(config: RunConfig, *, decode: bool = True, copies: int = 1, progress
         decode=PARTS if decode else (),
         copies=copies,
         progress=progress,
+        check=fitting.check,
     )
-    config = config.replace(data=config.data.replace(**data.columns))
+    for note in fitting.notes if progress else ():
+        progress.say(f"note: {note}")
+    config = fitting.config.replace(data=fitting.config.data.replace(**data.columns))
     validation = config.data.validation_examples, config.data.validation_seed
     train, validation = validation_split(data.train, *validation, in_place=True)
     training = with_unlabeled(train, config.data, Reading(progress))
-    test = data.test
-    if config.evaluation.examples is not None:
-        if config.evaluation.examples > len(test):
-            raise ConfigError(
-                f"evaluation.examples: expected at most the {len(test)} test images, got {config.evaluation.examples}"
-            )
-        test = test.first(config.evaluation.examples)
-    if config.training.batch_size > training.epoch_examples and config.training.drop_last:
-        raise DataError(
-            f"training.batch_size: expected at most the {training.epoch_examples} training images with drop_last, got "
-            f"{config.training.batch_size}"
-        )
-    splits = {"train": training.split, "validation": validation, "test": test}
-    plan = make_plan(config, training.epoch_examples)
-    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, data.notes)
-    _check_shapes(config, setup)
-    check_workers(fixed_workers(config), setup.plan.smallest_batch)
-    return setup
-
-
-def _check_shapes(config, setup):
-    height, width = setup.architecture["image_size"]
-    problems = [
-        f"base_learners.{name}.augmentation.crop_padding: expected less than the image's side ({min(height, width)}), "
-        f"got {learner.augmentation.crop_padding}"
-        for name, learner in config.base_learners.items()
-        if learner.augmentation.crop_padding >= min(height, width)
-    ]
-    channels, mean = setup.architecture["in_channels"], config.model.mean
-    if mean is not None and len(mean) != channels:
-        problems.append(f"model.mean, model.std: expected {channels} values each, one a channel, got {len(mean)}")
+    problems = list(batch_problems(config, training.epoch_examples))
     if problems:
         raise ConfigError(problems)
+    test = data.test if config.evaluation.examples is None else data.test.first(config.evaluation.examples)
+    splits = {"train": training.split, "validation": validation, "test": test}
+    plan = make_plan(config, training.epoch_examples)
+    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, (*data.notes, *fitting.notes))
     setup.build_network()  # raises where the images do not fit the model
+    return setup

@@ -17,6 +17,22 @@ STORAGE_TIMEOUT_S = 300.0  # how long a finished evaluation waits for storage th
 GRACE_S = 20.0  # and one that is stopped
 
 
+def check_place(place: Any, resume: bool, overwrite: bool) -> Storage:
+    """The folder of an evaluation, looked at before anything is computed.
+
+    Raises:
+        RunFolderError: it cannot be written, or an evaluation is there and neither `resume` nor `overwrite` is on.
+    """
+    storage = Storage(place)
+    storage.check_writable()
+    if storage.exists("request.json") and not resume and not overwrite:
+        raise RunFolderError(
+            f"{storage}: this evaluation is there; --resume goes on with it or shows it, --overwrite replaces it, and "
+            "--output makes another"
+        )
+    return storage
+
+
 class EvaluationFolder:
     """`request.json`, `blocks/<task>.json`, and at the end `results.json` and `results.parquet`.
 
@@ -26,22 +42,20 @@ class EvaluationFolder:
         place: path, URI or `Storage` of the folder.
         identity: what is evaluated and how, as plain data; another evaluation cannot go on in the same folder.
         resume: go on with what is there.
+        overwrite: replace what is there, as soon as the first block is done.
 
     Raises:
-        RunFolderError: another evaluation is there, or one is there and `resume` is off.
+        RunFolderError: another evaluation is there, or one is there and neither `resume` nor `overwrite` is on.
     """
 
-    def __init__(self, place: Any, identity: dict, resume: bool):
-        self.storage = Storage(place)
-        self.storage.check_writable()
-        if self.storage.exists("request.json"):
-            self._check_same(identity, resume)
-        self.identity, self.begun = identity, False
+    def __init__(self, place: Any, identity: dict, resume: bool, overwrite: bool = False):
+        self.storage = check_place(place, resume, overwrite)
+        if resume and self.storage.exists("request.json"):
+            self._check_same(identity)
+        self.identity, self.begun, self.replaces = identity, False, overwrite
         self.writer = Writer(partial(print, file=sys.stderr, flush=True))
 
-    def _check_same(self, identity, resume):
-        if not resume:
-            raise RunFolderError(f"{self.storage}: an evaluation is there; choose another --output, or --resume")
+    def _check_same(self, identity):
         try:
             before = dict(json.loads(self.storage.read("request.json")))
         except (ValueError, TypeError):
@@ -52,7 +66,7 @@ class EvaluationFolder:
 
     def finished(self, tasks: list[Task]) -> dict[Task, BlockResult]:
         """Results of those tasks that are done."""
-        present = set(self.storage.names("blocks"))
+        present = set() if self.replaces else set(self.storage.names("blocks"))
         found = {task: self._read(task) for task in tasks if f"{task.key}.json" in present}
         return {task: result for task, result in found.items() if result is not None}
 
@@ -70,11 +84,17 @@ class EvaluationFolder:
     def _put(self, name, content):
         def write():
             if not self.begun:
-                self.storage.write("request.json", json.dumps(self.identity, indent=1).encode())
-                self.begun = True
+                self._begin()
             self.storage.write(name, content)
 
         self.writer.put(name, write)
+
+    def _begin(self):
+        for name in ("results.json", "results.parquet", "blocks") if self.replaces else ():
+            if self.storage.exists(name):
+                self.storage.delete(name)
+        self.storage.write("request.json", json.dumps(self.identity, indent=1).encode())
+        self.begun = True
 
     def finish(self, record: dict, flags: bytes):
         """Writes the results, and waits until everything is written.

@@ -1,13 +1,14 @@
 """What a user sees while a run works: a bar on a terminal, a line now and then elsewhere."""
 
+import os
 import sys
 import time
 
 from tqdm import tqdm
 
-BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]{postfix}"
-SECONDS_BETWEEN_EPOCHS = 5.0  # off a terminal: epochs that follow faster than this are not all printed,
-SECONDS_OF_SILENCE = 30.0  # and something is printed at least this often
+BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
+SECONDS_BETWEEN_EPOCHS = 5.0  # epochs that follow faster than this are not all printed,
+SECONDS_OF_SILENCE = 30.0  # and off a terminal something is printed at least this often
 
 
 class Progress:
@@ -27,7 +28,7 @@ class Progress:
         self.close()
         self.name, self.total, self.initial, self.done, self.unit = name, total, done, done, unit
         self.began = self.last_line = time.perf_counter()
-        if total and self.stream.isatty():
+        if total and _columns(self.stream):
             options = {"file": self.stream, "bar_format": BAR, "desc": name, "unit": unit}
             self.bar = tqdm(total=total, initial=done, **options)
 
@@ -41,14 +42,12 @@ class Progress:
 
     def epoch(self, text: str):
         """A finished epoch's newest figures."""
-        if self.bar is not None:
-            self.bar.set_postfix_str(text)
-        elif time.perf_counter() - self.last_line >= SECONDS_BETWEEN_EPOCHS or self.done >= self.total:
+        if time.perf_counter() - self.last_line >= SECONDS_BETWEEN_EPOCHS or self.done >= self.total:
             self._line(text)
 
     def _line(self, text):
         self.last_line = time.perf_counter()
-        print(f"{text}{self._remaining()}", file=self.stream, flush=True)
+        self.say(text if self.bar is not None else f"{text}{self._remaining()}")
 
     def _remaining(self):
         finished = self.done - self.initial
@@ -69,3 +68,11 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _columns(stream) -> int:
+    """Of a terminal; 0 where it is none or does not say, and a bar has no place."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):
+        return 0

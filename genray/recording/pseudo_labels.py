@@ -44,15 +44,17 @@ def pseudo_labelled(setup: RunSetup, folder: RunFolder, progress, train_teacher:
     """
     if not awaits_labels(setup):
         return setup
-    if folder.storage.exists("config.yaml") and folder.storage.exists(FILE):
+    if not folder.replaces and folder.storage.exists("config.yaml") and folder.storage.exists(FILE):
         return with_labels(setup, _read(setup, folder))
     if setup.config.data.unlabeled.teacher.path:
         network = load_teacher(setup)
     else:
+        folder.remove_replaced()
         progress.say(f"training the teacher in {folder.storage.path(TEACHER)}")
         train_teacher(teacher_config(setup.config))
         network = _trained_teacher(setup, folder)
     labels = classify(network, unlabeled_images(setup), setup.config)
+    folder.remove_replaced()
     buffer = io.BytesIO()
     np.save(buffer, labels.numpy(), allow_pickle=False)
     content, writer = seal(buffer), Writer(progress.say)

@@ -81,7 +81,7 @@ class RunRecorder:
 
     def _create(self, devices):
         try:
-            if not self.folder.storage.exists("config.yaml"):
+            if self.folder.replaces or not self.folder.storage.exists("config.yaml"):
                 self.folder.create(self.setup.config, devices)
         except StorageError as error:
             raise RunFolderError(str(error)) from None
@@ -161,10 +161,10 @@ class RunRecorder:
 
     def _headline(self, record):
         parts = [f"epoch {record['epoch']}/{self.setup.config.training.epochs}"]
-        parts += [f"{name} loss {values['loss']:.3f}" for name, values in record["learners"].items()]
         if record["global"]:
             rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in record["global"].items())
             parts.append(f"theta_g {self.setup.config.evaluation.select_on} {rates}")
+        parts += [f"{name} loss {values['loss']:.3f}" for name, values in record["learners"].items()]
         return "  ".join(parts)
 
     def wall_s(self) -> float:

@@ -22,6 +22,12 @@ from genray.storage import Storage
 MODEL_FORMAT = "genray-model/1"
 LEARNERS = "learners"  # folder of the base learners' own models
 STATE_FORMAT = "genray-state/2"
+# Everything of a run and, beside it, of its theta_g; `config.yaml` makes the folder a run's.
+FILES = (
+    *("results.json", "checkpoints", "metrics.jsonl", "tensorboard", "teacher", "pseudo_labels.npy", LEARNERS),
+    *("model.pt", "model_last.pt", "model.onnx", "model_trades.pt", "model_robustbench.pt"),
+    *("evaluation", "evaluations", "mixtures", "config.yaml"),
+)
 
 
 class RunFolder:
@@ -33,7 +39,7 @@ class RunFolder:
     """
 
     def __init__(self, storage: str, name: str):
-        self.storage = Storage(storage) / name
+        self.storage, self.replaces = Storage(storage) / name, False
 
     @property
     def location(self) -> str:
@@ -74,36 +80,84 @@ class RunFolder:
                 with suppress(OSError):
                     empty.rmdir()
 
-    def check_free(self):
+    def check_free(self, overwrite: bool = False):
         """Whether a new run may start here.
 
+        Args:
+            overwrite: a run that is there is to be replaced, by `create`.
+
         Raises:
-            RunFolderError: a run is there already.
+            RunFolderError: a run is there already, or what is to be replaced is none.
         """
-        if self.storage.exists("config.yaml"):
+        if not self.storage.exists("config.yaml"):
+            return
+        if not overwrite:
             raise RunFolderError(
-                f"{self.location}: a run of this name exists; choose another with --name, or go on with --resume"
+                f"{self.location}: a run of this name exists; choose another with --name, go on with --resume, or "
+                "replace it with --overwrite"
             )
+        try:
+            is_run = {"training", "base_learners"} <= set(self._stored())
+        except (ConfigError, TypeError, ValueError):
+            is_run = False
+        if not is_run:
+            raise RunFolderError(f"{self.location}: config.yaml is not of a genray run; it is not overwritten")
+        self.replaces = True
+
+    def remove_replaced(self):
+        """Removes the run that is to be replaced; files that are not of a run stay. Its configuration goes last, so
+        that the folder is a run's until nothing is left of it."""
+        for name in FILES if self.replaces else ():
+            if self.storage.exists(name):
+                self.storage.delete(name)
+        self.replaces = False
 
     def create(self, config, devices: list[str]):
-        """Starts a new run: writes `config.yaml`."""
+        """Starts a new run: writes `config.yaml`; a run that is to be replaced goes now."""
+        self.remove_replaced()
         record = {**to_dict(config), "versions": versions(devices)}
         self.storage.write("config.yaml", yaml.safe_dump(record, sort_keys=False, width=110).encode())
 
-    def check_resumable(self, config):
+    def check_resumable(self, config, follows=()):
         """Whether the run that is there is this run.
+
+        Args:
+            config: of the run that is to go on.
+            follows: its fields, as "section.field", that are not known before the data is.
 
         Raises:
             RunFolderError: its configuration differs; the message names the first difference.
         """
         try:
-            before = to_dict(load_stored_config(parse_yaml(self.storage.read("config.yaml").decode(), "config.yaml")))
+            before = to_dict(load_stored_config(self._stored()))
         except (ConfigError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split("\n")[0].split())
             raise RunFolderError(f"{self.location}/config.yaml: not of this version of genray: {reason}") from None
-        difference = first_difference(_resumed_part(before), _resumed_part(to_dict(config)))
+        now = to_dict(config)
+        for field in follows:
+            section, _, name = field.partition(".")
+            before[section][name] = now[section][name] = None
+        difference = first_difference(_resumed_part(before), _resumed_part(now))
         if difference:
             raise RunFolderError(f"{self.location}: cannot resume with another configuration: {difference}")
+
+    def finished(self, config, follows=()) -> dict | None:
+        """The final record of this run, or None where it has not ended.
+
+        Raises:
+            RunFolderError: another run is there, as `check_resumable`.
+        """
+        if not all(self.storage.exists(name) for name in ("config.yaml", "results.json", "model.pt")):
+            return None
+        self.check_resumable(config, follows)
+        try:
+            return {**json.loads(self.storage.read("results.json")), "folder": self.location}
+        except (ValueError, TypeError):  # a damaged file is made anew from the newest checkpoint
+            return None
+
+    def _stored(self):
+        """The plain configuration of the run that is there."""
+        return parse_yaml(self.storage.read("config.yaml").decode(), "config.yaml")
 
     # --- records ------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model's accuracies in a setting: column -> record with value, low, high."""
+    """One model's accuracies in a setting: column -> record with value, low, high.
+
+    Attributes:
+        owner: path of the run that was evaluated; None for the run's own table and for other models.
+    """
 
     label: str
     path: str
@@ -63,6 +67,7 @@ class Entry:
     findings: tuple[str, ...]
     selected_on: str | None
     facts: tuple[str, ...]
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,9 +139,27 @@ def boards(found: Found) -> list[Board]:
     """All comparisons that what was found allows; the problem of a run that is there twice is added to `found`."""
     sorted_in = defaultdict(list)
     for setting, entry in [*_of_evaluations(found), *_of_runs(found)]:
-        sorted_in[setting].append(entry)
+        if not _joined(sorted_in[setting], entry):
+            sorted_in[setting].append(entry)
     made = [Board(setting, _groups(entries, found)) for setting, entries in sorted_in.items()]
     return sorted(made, key=lambda board: (board.setting.how == AT_THE_END, board.setting.data, board.setting.norm))
+
+
+def _joined(entries, entry) -> bool:
+    """Puts the columns of another evaluation of the same run beside those that are there, where the numbers of columns
+    that both have are equal; whether that was done."""
+    for place, other in enumerate(entries):
+        theirs, ours = dict(other.values), dict(entry.values)
+        if {*theirs} - {*ours} and {*ours} - {*theirs}:  # a union is of the attacks of one of them only
+            theirs.pop("union", None), ours.pop("union", None)
+        same = all(ours[column] == theirs[column] for column in ours if column in theirs)
+        if same and entry.owner is not None and entry.owner == other.owner:
+            facts, findings = (
+                tuple(dict.fromkeys(getattr(other, k) + getattr(entry, k))) for k in ("facts", "findings")
+            )
+            entries[place] = replace(other, values=theirs | ours, facts=facts, findings=findings)
+            return True
+    return False
 
 
 def _of_runs(found):
@@ -165,7 +188,8 @@ def _of_evaluations(found):
         for balls, values, findings, facts in _by_norm(record):
             setting = Setting(data, network, *balls, int(protocol["data"]["examples"]), EVALUATED)
             values, findings = {"natural": record["natural"]} | values, (*findings, *record["findings"])
-            yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, facts)
+            owner = run.path if run else None
+            yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, facts, owner)
 
 
 def _by_norm(record):
@@ -192,7 +216,8 @@ def _facts(protocol, threats):
 def owner_of(evaluation: Evaluation, runs: list[Run]) -> tuple[Run | None, str]:
     """The run whose theta_g was evaluated, as far as that can be known, and what to call the model."""
     owner = evaluation.owner
-    if owner and evaluation.path == str(owner.place / "evaluation"):
+    below = evaluation.place.root.removeprefix(f"{owner.place.root}/").partition("/")[0] if owner else ""
+    if below in ("evaluation", "evaluations"):
         return owner, owner.name
     for run in [owner] if owner else runs:
         if fingerprint_of(run) == evaluation.model:

@@ -5,7 +5,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from genray.errors import CheckpointError, ConfigError, RunFolderError
+from genray.errors import CheckpointError, ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
 from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
@@ -16,6 +16,7 @@ from genray.learners.setup import prepare
 from genray.models import build_model
 from genray.models.load import load_model
 from genray.recording.base_learners import load_base_learners
+from genray.recording.evaluation_folder import check_place
 from genray.recording.progress import Progress
 from genray.recording.run_folder import model_bytes
 from genray.recording.writer import write_all
@@ -162,9 +163,10 @@ class Study:
     def _left(self):
         """Evaluations that are not finished; refuses those that are there where nothing is to go on."""
         folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
-        there = [folder for folder in folders if self.storage.exists(f"{folder}/request.json")]
-        if there and not self.args.resume:
-            raise RunFolderError(f"{self.storage}: an evaluation is there; choose another --output, or --resume")
+        for folder in folders:
+            check_place(self.storage / folder, self.args.resume, self.args.overwrite)
+        if self.args.overwrite:
+            return folders
         return [folder for folder in folders if not self.storage.exists(f"{folder}/results.json")]
 
     def _results(self, splits):

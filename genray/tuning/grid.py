@@ -124,6 +124,11 @@ class Grid:
         """Number of trials that are run."""
         return self.space.samples if self.space else len(self.trials)
 
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest trial."""
+        return _longest(self.trials)
+
 
 def load_grid(path, overrides=()) -> Grid:
     """Reads a grid file and makes all its trials.
@@ -154,6 +159,8 @@ def load_grid(path, overrides=()) -> Grid:
         points = _points(file)
     trials = _trials(methods, points, seeds, path)
     _check_metric(file.metric, trials, path)
+    if file.scheduler:
+        _check_scheduler(file.scheduler, trials, path)
     return Grid(
         name=file.name or Path(path.name).stem,
         trials=trials,
@@ -255,6 +262,24 @@ def _check_metric(metric, trials, path):
         if metric not in reported(trial.config):
             names = ", ".join(reported(trial.config))
             raise ConfigError(f"{path}: metric: expected what trial {trial.name} reports ({names}), got {metric!r}")
+
+
+def _longest(trials):
+    return max(trial.config.training.epochs for trial in trials)
+
+
+def _check_scheduler(scheduler, trials, path):
+    """Epochs of ASHA beside those of the trials: one that ends every trial before its last epoch leaves no result."""
+    longest, problems = _longest(trials), []
+    most, grace = scheduler.max_epochs or longest, scheduler.grace_period or 1
+    if most < longest:
+        problems.append(
+            f"scheduler.max_epochs: expected at least training.epochs ({longest}), got {most}, before some end"
+        )
+    if grace > longest:
+        problems.append(f"scheduler.grace_period: expected at most training.epochs ({longest}), got {grace}")
+    if problems:
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
 
 
 def _trials(methods, points, seeds, path):

@@ -1,8 +1,10 @@
 """Runs a grid: what fits the cluster runs at the same time, the rest waits; Tune does the scheduling."""
 
 import json
+import logging
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,74 +16,122 @@ from genray.config import to_dict
 from genray.errors import RunFolderError
 from genray.storage import Storage
 from genray.tuning.checks import check_fits, check_visible
-from genray.tuning.grid import RECORD, Grid
+from genray.tuning.grid import RECORD, SUGGESTED, Grid, stated_trials
 from genray.tuning.loggers import logger_callbacks
 from genray.tuning.needs import Needs
 from genray.tuning.search import suggestions
 from genray.tuning.trial import run_trial
-from genray.tuning.watch import Watch, trial_name
+from genray.tuning.watch import Watch, cause, trial_name
 
 
 @dataclass
 class Outcome:
     """Attributes:
-    finished, stopped: names of the trials that ran to their end, and that the scheduler stopped.
+    finished: names of the trials that ran to their end.
+    stopped: name -> the epoch at which the scheduler stopped it.
     failed: name -> error in one line.
     """
 
     finished: list = field(default_factory=list)
-    stopped: list = field(default_factory=list)
+    stopped: dict = field(default_factory=dict)
     failed: dict = field(default_factory=dict)
 
 
-def open_folder(grid: Grid, storage: Any, resume: bool) -> str:
-    """The folder of a grid's runs, with its record in place.
+def check_folder(grid: Grid, storage: Any, resume: bool, overwrite: bool) -> Storage:
+    """The folder of a grid's runs, as it is.
 
     Raises:
-        RunFolderError: a grid of this name is there and `resume` is off, or it is another grid.
+        RunFolderError: it cannot be written; or a grid of this name is there, and neither `resume` nor `overwrite` is
+            on, or it is another grid that is to be resumed, or no grid at all that is to be overwritten.
     """
     place = Storage(storage) / grid.name
     place.check_writable()
-    trials = {} if grid.space else {trial.name: trial.record() for trial in grid.trials}
-    record = {"source": grid.source, "trials": trials, **({"space": grid.space.record()} if grid.space else {})}
-    record = json.loads(json.dumps(record, default=str))
-    if place.exists(RECORD):
-        if not resume:
-            raise RunFolderError(f"{place}: a grid of this name exists; give it another name, or --resume")
-        before = json.loads(place.read(RECORD))
-        if any(before.get(key) != record.get(key) for key in ("trials", "space")):
-            raise RunFolderError(f"{place}: cannot resume another grid: its trials differ from those in {RECORD}")
-    else:
-        place.write(RECORD, json.dumps(record, indent=1).encode())
+    if not place.exists(RECORD):
+        return place
+    if not resume and not overwrite:
+        raise RunFolderError(f"{place}: a grid of this name exists; give it another name, --resume or --overwrite")
+    try:
+        before = dict(json.loads(place.read(RECORD)))
+    except (ValueError, TypeError):
+        raise RunFolderError(f"{place / RECORD}: not the record of a grid of genray") from None
+    if resume and any(before.get(key) != _record(grid).get(key) for key in ("trials", "space")):
+        raise RunFolderError(
+            f"{place}: cannot resume another grid: its trials differ from those in {RECORD}; --overwrite begins anew"
+        )
+    return place
+
+
+def begin_folder(grid: Grid, place: Storage, overwrite: bool) -> str:
+    """Puts the grid's record in its folder, in place of an earlier grid that is to be overwritten; returns its name,
+    for any process."""
+    if overwrite and place.exists(RECORD):
+        for name in [*stated_trials(place), "tune", SUGGESTED]:
+            if place.exists(name):
+                place.delete(name)
+    if overwrite or not place.exists(RECORD):
+        place.write(RECORD, json.dumps(_record(grid), indent=1).encode())
     return place.absolute  # each trial has a working directory of its own
 
 
-def run_grid(needs: Needs, folder: str, *, train, evaluate, joined: bool, max_concurrent=None) -> Outcome:
+def _record(grid):
+    trials = {} if grid.space else {trial.name: trial.record() for trial in grid.trials}
+    record = {"source": grid.source, "trials": trials, **({"space": grid.space.record()} if grid.space else {})}
+    return json.loads(json.dumps(record, default=str))
+
+
+def check_room(needs: Needs, joined: bool):
+    """Whether each trial finds room on the Ray that is connected.
+
+    Args:
+        needs: of the grid.
+        joined: the cluster is not our own, so it may grow.
+
+    Raises:
+        PlacementError: one does not.
+    """
+    wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
+    check_fits(wanted, patience_s=needs.grid.trials[0].config.runtime.startup_timeout_s if joined else 0)
+
+
+def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None, debug=False) -> Outcome:
     """Runs the trials that are not finished, on the Ray that is connected.
 
     Args:
         needs: of the grid.
-        folder: of its runs, as `open_folder` gave it.
+        folder: of its runs, as `begin_folder` gave it.
         train, evaluate: as in `run_trial`.
-        joined: the cluster is not our own, so it may grow.
         max_concurrent: at most so many trials at once; None for what fits.
+        debug: show Tune's own account of a failed trial.
 
     Raises:
-        PlacementError: a trial's bundles do not fit the cluster, or a node does not see the folder.
+        PlacementError: a node does not see the folder.
     """
     grid = needs.grid
     wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
-    check_fits(wanted, patience_s=grid.trials[0].config.runtime.startup_timeout_s if joined else 0)
     check_visible(folder)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command, and --resume goes on
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = str(int(debug))
     watch = Watch(needs, folder)
     try:
-        found = _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent).fit()
+        with _quiet(not debug):
+            found = _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent).fit()
     finally:
         watch.progress.close()
     return _outcome(found)
+
+
+@contextmanager
+def _quiet(wanted):
+    """Keeps Tune's own log to itself: each failure is a line of ours."""
+    log, before = logging.getLogger("ray.tune"), logging.getLogger("ray.tune").level
+    if wanted:
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
@@ -131,10 +181,10 @@ def _scheduler(grid):
     """ASHA (Li et al., 1810.05934) over epochs, or none."""
     if not grid.scheduler:
         return None
-    longest = max(trial.config.training.epochs for trial in grid.trials)
+    longest = grid.longest
     return ASHAScheduler(
         time_attr="epoch",
-        max_t=grid.scheduler.max_epochs or longest + 1,  # a run's last epoch is not its end: it is judged then
+        max_t=(grid.scheduler.max_epochs or longest) + 1,  # a run's last epoch is not its end: it is judged then
         grace_period=grid.scheduler.grace_period or max(1, longest // 4),
         reduction_factor=grid.scheduler.reduction_factor,
     )
@@ -145,15 +195,9 @@ def _outcome(found) -> Outcome:
     for result in found:
         name = result.config["point"]["trial"]
         if result.error is not None:
-            outcome.failed[name] = _cause(result.error)
+            outcome.failed[name] = cause(result.error)
         elif (result.metrics or {}).get("finished"):
             outcome.finished.append(name)
         else:
-            outcome.stopped.append(name)
+            outcome.stopped[name] = (result.metrics or {}).get("epoch", 0)
     return outcome
-
-
-def _cause(error) -> str:
-    """The last line of a trial's traceback: the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -1,5 +1,8 @@
 """Shows what a user wants to see of a grid: how far it is, how long it will take, which trial ended how."""
 
+import re
+from pathlib import Path
+
 from ray import tune
 
 from genray.recording import Progress, RunFolder
@@ -11,6 +14,20 @@ from genray.tuning.needs import Needs
 def trial_name(trial) -> str:
     """Of a Tune trial: that of its run folder."""
     return trial.config["point"]["trial"]
+
+
+def cause(error) -> str:
+    """The last line of a trial's traceback: the error itself, without the name of a class of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^genray\.errors\.\w+: ", "", lines[-1])[:300] if lines else type(error).__name__
+
+
+def _reason(trial):
+    """Why a Tune trial failed the last time."""
+    try:
+        return cause(Path(trial.error_file).read_text())
+    except (OSError, TypeError, ValueError):  # Tune has kept none
+        return "no reason was kept"
 
 
 class Watch(tune.Callback):
@@ -58,8 +75,11 @@ class Watch(tune.Callback):
         self._reached(trial_name(trial), None)
         self._end(trial, "finished" if result.get("finished") else f"stopped at epoch {result.get('epoch', 0)}", result)
 
+    def on_trial_recover(self, iteration, trials, trial, **info):
+        self.progress.say(f"{trial_name(trial)} failed, and goes on from its newest checkpoint: {_reason(trial)}")
+
     def on_trial_error(self, iteration, trials, trial, **info):
-        self._end(trial, "failed", {})
+        self._end(trial, f"failed: {_reason(trial)}", {})
 
     def _end(self, trial, how, result):
         self.ended += 1

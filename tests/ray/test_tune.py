@@ -16,8 +16,9 @@ import genray
 from genray.config import to_dict
 from genray.errors import GenrayError, PlacementError
 from genray.reporting.trials import read_trials
-from genray.tune import _run_all
+from genray.tune import _check_ended, _run_all
 from genray.tuning.grid import load_grid
+from genray.tuning.run import Outcome
 
 pytestmark = pytest.mark.ray
 TINY = {
@@ -77,13 +78,19 @@ def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path, monkeypat
     before = weights(folder / lost)
     (folder / lost / "results.json").unlink()  # as if the tuner had died in this trial
     stamp = (folder / kept / "model.pt").stat().st_mtime_ns
-    with pytest.raises(GenrayError, match="a grid of this name exists; give it another name, or --resume"):
+    with pytest.raises(GenrayError, match="a grid of this name exists; give it another name, --resume or --overwrite"):
         genray.tune(path, storage=str(tmp_path / "runs"))
     again = genray.tune(path, storage=str(tmp_path / "runs"), resume=True)
     assert [row["status"] for row in again.rows] == ["finished"] * 2
     assert (folder / kept / "model.pt").stat().st_mtime_ns == stamp
     after = weights(folder / lost)
     assert all(torch.equal(before[key], after[key]) for key in after)
+
+    (folder / "mine.txt").write_text("kept")
+    other = write(tmp_path, grid={"base_learners.linf.lr": [0.2]}, seeds=[4])
+    anew = genray.tune(other, storage=str(tmp_path / "runs"), overwrite=True)
+    assert [row["status"] for row in anew.rows] == ["finished"]
+    assert not (folder / kept).exists() and (folder / "mine.txt").exists()
 
 
 def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
@@ -96,7 +103,7 @@ def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
         },  # b stands still
         set=TINY
         | {"training.epochs": 5, "training.batch_size": 8, "global_learner.decay": 0.5, "global_learner.mix": "raw"},
-        scheduler={"name": "asha", "grace_period": 4, "reduction_factor": 2},
+        scheduler={"name": "asha", "grace_period": 4, "reduction_factor": 2, "max_epochs": 5},
         max_failures=0,
     )
     trials = genray.tune(path, storage=str(tmp_path / "runs"), max_concurrent=1)
@@ -128,14 +135,22 @@ def test_what_cannot_be_placed_is_said_before_any_trial(cluster, tmp_path):
     grid = load_grid(path)
     with pytest.raises(PlacementError, match=r"trial 1_num_cpus-64_seed-0: wants 65 CPU, 0 GPU"):
         _run_all(grid, str(tmp_path / "runs"), None, None, False)
-    assert all(row["status"] == "not started" for row in read_trials(str(tmp_path / "runs" / "wide")).rows)
+    assert not (tmp_path / "runs").exists()
 
 
-def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_path):
+def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_path, capfd):
     methods = {"a": None, "b": {"set": {"base_learners.linf.lr": 1e30}}}
     path = write(tmp_path, "half", methods=methods, max_failures=0)
-    with pytest.raises(GenrayError, match=r"1 of 2 trials failed, first 1_b_seed-0: .*NonFiniteError.*--resume"):
+    with pytest.raises(GenrayError, match=r"1 of 2 trials failed, first 1_b_seed-0: base_learners\.linf: .*--resume"):
         genray.tune(path, storage=str(tmp_path / "runs"))
+    shown = capfd.readouterr().err.splitlines()  # what Tune has to say about it is in its files
+    (line,) = [line for line in shown if "1_b_seed-0" in line]
+    assert "] 1_b_seed-0 failed: base_learners.linf: " in line and "Traceback" not in shown
     rows = read_trials(str(tmp_path / "runs" / "half")).rows
     assert [row["status"] for row in rows] == ["finished", "unfinished"]
     assert to_dict(load_grid(path).trials[0].config)["name"] == rows[0]["trial"]
+
+
+def test_a_grid_without_a_result_is_no_success():
+    with pytest.raises(GenrayError, match="none of 2 trials was finished.*: a was stopped at epoch 3"):
+        _check_ended(Outcome(stopped={"a": 3, "b": 3}), 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import genray
+from genray.config import load_config
 from genray.config.arguments import Count, checked
 from genray.data.datasets import load_image_data
 from genray.errors import ConfigError, DataError, InputError
@@ -94,7 +95,7 @@ def test_a_name_is_text(name, capsys):
     from genray.train import main
 
     main(train_args(["--dry-run", "--runtime", "local", "--name", name, "training.epochs=1"]))
-    assert genray.train.load_config(yaml_of(capsys.readouterr().out)).name == name
+    assert load_config(yaml_of(capsys.readouterr().out)).name == name
 
 
 def yaml_of(plan):

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from genray.command_line import run_command
+from genray.config import DEFAULT_CONFIG
 from genray.train import main, parse_args
 
 L = "base_learners.linf"
@@ -102,6 +103,7 @@ OVERRIDES = [
     (["runtime.startup_timeout_s=0"], "runtime.startup_timeout_s: expected"),
     (["training.epochs"], "'training.epochs': expected key=value"),
     (["=3"], "'=3': expected key=value"),
+    (["configs/digits.yaml"], "'configs/digits.yaml': expected key=value, --config for a file"),
     (["training..epochs=3"], "expected key=value"),
     (["training.epochs=[1"], "training.epochs: value '[1' is not valid YAML"),
     (["seed.sub.key=3"], "seed.sub.key: seed is not a section but 0"),
@@ -116,12 +118,12 @@ def run(*argv):
         return stop.code
 
 
-def check(capsys, tmp_path, says, *argv, storage=None):
+def check(capsys, tmp_path, says, *argv, storage=None, lines=1):
     before = sorted(tmp_path.rglob("*"))
     assert run("--runtime", "local", "--storage", storage or tmp_path / "runs", *argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1
+    assert err.count("\n") == lines
     assert err.startswith(("error: ", "genray.train: error: "))
     assert says in err
     assert sorted(tmp_path.rglob("*")) == before
@@ -208,9 +210,15 @@ def test_run_folders(capsys, tmp_path, small_run):
     folder = make_run(tmp_path, small_run)
     capsys.readouterr()
     same = [*small_run, "training.epochs=1"]
-    check(capsys, tmp_path, "a run of this name exists; choose another with --name, or go on with --resume", *same)
+    check(
+        capsys,
+        tmp_path,
+        "a run of this name exists; choose another with --name, go on with --resume, or replace",
+        *same,
+    )
     check(capsys, tmp_path, "another configuration: seed was 0, is 5", "--resume", *same, "seed=5")
 
+    (folder / "results.json").unlink()  # a finished run needs no checkpoint
     state = next((folder / "checkpoints").iterdir())
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
@@ -273,3 +281,63 @@ def test_data_that_cannot_be_downloaded(capsys, tmp_path):
 def test_batch_larger_than_the_data(capsys, tmp_path):
     overrides = ["training.batch_size=2000", "training.drop_last=true"]
     check(capsys, tmp_path, "training.batch_size: expected at most the 1237 training images", *overrides)
+
+
+def test_everything_that_does_not_fit_the_data_is_listed_at_once(capsys, tmp_path):
+    overrides = ["data.train_examples=5000", "data.validation_examples=4000", "data.test_examples=900"]
+    overrides += [
+        "evaluation.examples=1000",
+        f"{L}.augmentation.crop_padding=9",
+        "model.mean=[0, 0]",
+        "model.std=[1, 1]",
+    ]
+    assert run("--storage", tmp_path, *overrides) == 2
+    fields = [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()]
+    assert fields == [
+        *("data.train_examples", "data.test_examples", "data.validation_examples", "evaluation.examples"),
+        *(f"{L}.augmentation.crop_padding", "model.mean, model.std"),
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def planned(capsys, *argv):
+    """The configuration that a dry run resolves."""
+    assert run("--dry-run", "--runtime", "local", *argv) == 0
+    return yaml.safe_load(capsys.readouterr().out.partition("\ndata  ")[0])
+
+
+def test_what_nobody_asked_for_follows_the_data_and_the_epochs(capsys, tmp_path):
+    """A preset on a smaller data set: its own numbers, and defaults, are lowered; numbers that are typed are not."""
+    config = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    config["data"] |= {"train_examples": 40000, "test_examples": 9000, "validation_examples": 4000}
+    config["global_learner"]["warmup_epochs"] = 12
+    config["training"]["epochs"] = 24
+    config["evaluation"] = config.get("evaluation", {}) | {"examples": 1000}
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(yaml.safe_dump(config))
+
+    check(capsys, tmp_path, "data.train_examples: expected 1 to 1437", "--config", preset, lines=4)  # of its own making
+    found = planned(capsys, "--config", preset, "data.source=digits", "training.epochs=4")
+    assert [found["data"][key] for key in ("train_examples", "test_examples", "validation_examples")] == [
+        1437,
+        360,
+        287,
+    ]
+    assert (found["evaluation"]["examples"], found["global_learner"]["warmup_epochs"]) == (360, 2)
+    typed = ["data.source=digits", "data.validation_examples=4000", "global_learner.warmup_epochs=5"]
+    check(capsys, tmp_path, "warmup_epochs: expected at most", "--config", preset, *typed, "training.epochs=4")
+    check(capsys, tmp_path, "data.validation_examples: expected 0 to", "--config", preset, *typed)
+
+    del config["data"]["validation_examples"], config["data"]["train_examples"], config["data"]["test_examples"]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    few = planned(capsys, "--config", tmp_path / "own.yaml", "data.train_examples=100")
+    assert few["data"]["validation_examples"] == 20  # of the default, 1000, a fifth of what is there
+
+
+def test_a_run_that_followed_its_data_goes_on(tmp_path, capsys):
+    few = ["--runtime", "local", "--storage", tmp_path, "data.train_examples=150", "training.epochs=1", "model.width=4"]
+    assert run(*few) == 0
+    assert "note: data.validation_examples: 30 instead of 200, to fit the data" in capsys.readouterr().err
+    (tmp_path / "digits" / "results.json").unlink()
+    assert run(*few, "--resume") == 0
+    assert yaml.safe_load((tmp_path / "digits" / "config.yaml").read_text())["data"]["validation_examples"] == 30

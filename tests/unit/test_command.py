@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from conftest import CTRL_C, ROOT, every_write_made, tensorboard_events
 
 import genray
 from genray.command_line import Terminated, run_command
+from genray.errors import ConfigError, DataError, RunFolderError
 
 
 def test_dry_run_says_everything_and_starts_nothing(genray_command, tmp_path):
@@ -75,9 +77,10 @@ def test_only_a_command_that_can_go_on_says_so(options, capsys, monkeypatch):
     assert capsys.readouterr().err == f"stopped by Ctrl-C{hint}\n"
 
 
-def test_a_terminal_gets_a_bar_with_accuracy_and_time_left(tmp_path, small_run):
+@pytest.mark.parametrize("columns", [160, 80, 40, 0])
+def test_a_terminal_shows_accuracy_first_and_a_bar_where_it_has_columns(tmp_path, small_run, columns):
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = start(tmp_path, *small_run, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""
@@ -92,9 +95,10 @@ def test_a_terminal_gets_a_bar_with_accuracy_and_time_left(tmp_path, small_run):
     process.communicate(timeout=60)
     assert process.returncode == 0
     text = shown.decode()
-    assert "training" in text and "100%" in text
-    assert "21/21 steps" in text
-    assert "theta_g validation natural" in text
+    (line,) = [line for line in re.split(r"[\r\n]", text) if "epoch 3/3" in line]
+    assert re.search(r"epoch 3/3  theta_g validation natural [0-9.]+ %, pgd3 [0-9.]+ %  natural loss", line)
+    assert ("100%" in text) == (columns > 0)
+    assert ("21/21 steps" in text) == (columns > 0)
 
 
 def test_run_folder(tmp_path, small_run):
@@ -170,3 +174,75 @@ def test_a_stop_inside_compiled_code_is_a_stop(stop, code, capsys):
 
     assert run_command(main, argparse.Namespace(resume=False)) == code
     assert "--resume goes on" in capsys.readouterr().err
+
+
+def image_folder(path):
+    """Two classes of plain images, told apart by their brightness."""
+    from PIL import Image
+
+    for part, number in (("train", 24), ("test", 8)):
+        for label, name in enumerate(("dark", "light")):
+            (path / part / name).mkdir(parents=True)
+            for i in range(number):
+                Image.new("L", (8, 8), 40 + 150 * label + i).save(path / part / name / f"{i:02}.png")
+    return path
+
+
+def folder_run(path):
+    return [
+        *("data.source=image_folder", f"data.path={path}", "data.validation_examples=8", "training.epochs=2"),
+        *("training.batch_size=16", "model.width=4", "base_learners.linf.attack.num_steps=1", "name=a"),
+    ]
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_that_is_there_is_found_before_the_data(tmp_path):
+    """Refusals, and the record of a finished run, need no data; a run is overwritten once the new one can start."""
+    data, runs = image_folder(tmp_path / "data"), tmp_path / "runs"
+    options = {"runtime": "local", "storage": runs}
+    first = genray.train(None, folder_run(data), **options)
+    (runs / "a" / "mine.txt").write_text("kept")
+    (runs / "a" / "model.onnx").write_bytes(b"of the old model")
+    before = contents(runs)
+    data.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(RunFolderError, match="a run of this name exists.*--name.*--resume.*--overwrite"):
+        genray.train(None, folder_run(data), **options)
+    again = genray.train(None, folder_run(data), resume=True, **options)
+    assert again == first
+    with pytest.raises(DataError, match="data"):
+        genray.train(None, folder_run(data), overwrite=True, **options)
+    with pytest.raises(ConfigError, match="--overwrite: expected no --resume"):
+        genray.train(None, folder_run(data), overwrite=True, resume=True, **options)
+    assert contents(runs) == before
+
+    (tmp_path / "elsewhere").rename(data)
+    other = genray.train(None, [*folder_run(data), "seed=5"], overwrite=True, **options)
+    after = contents(runs)
+    assert (other["seed"], genray.train(None, [*folder_run(data), "seed=5"], resume=True, **options)) == (5, other)
+    assert after["a/mine.txt"] == b"kept" and "a/model.onnx" not in after
+    assert {name for name in before if after.get(name) == before[name]} == {"a/mine.txt"}
+
+
+def test_what_is_no_run_is_not_overwritten(tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("services: {web: {image: nginx}}")
+    (folder / "model.pt").write_bytes(b"precious")
+    with pytest.raises(RunFolderError, match="not of a genray run; it is not overwritten"):
+        genray.train(runtime="local", storage=tmp_path, overwrite=True)
+    assert sorted(contents(folder)) == ["config.yaml", "model.pt"]
+
+
+def test_a_finished_run_shows_its_table_at_once(tmp_path, small_run, genray_command):
+    """And without Ray, whose start would take its time: none of its modules is there."""
+    genray.train(None, small_run, runtime="local", storage=str(tmp_path))
+    code = "import sys; sys.modules['ray'] = None; from genray.train import *; main(parse_args(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "--resume", "--storage", str(tmp_path), *small_run]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "base learner linf" in done.stdout and "everything is in" in done.stdout
+    assert "training" not in done.stderr

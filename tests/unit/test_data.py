@@ -740,5 +740,5 @@ def test_validation_split_limits():
     assert len(empty) == 0 and empty.images.shape == (0, 1, 1, 2) and numbers(rest) == list(range(12))
     assert sorted(validation_split(split, 4, seed=0)[1].labels.tolist()) == [0, 0, 1, 1]
     for n in (-1, 5, 100):
-        with pytest.raises(DataError, match=rf"data\.validation_examples: expected 0 to 4 .*came {n}"):
+        with pytest.raises(DataError, match=rf"data\.validation_examples: expected 0 to 4 .*got {n}"):
             validation_split(split, n, seed=0)

@@ -407,10 +407,10 @@ def test_run_folder_and_model_file_give_the_same_numbers(trained_run, record, tm
         ("bare.pt", ["--arch", "small_cnn", "--width", 8]),
     ):
         line = [tmp_path / name, "--data", "digits", "--examples", 120, *COMMAND, *extra]
-        shutil.rmtree(tmp_path / f"{name}.eval", ignore_errors=True)
         assert command(*line) == 0
-        found = read(tmp_path / f"{name}.eval")
-        assert found == numbers
+        (found,) = (tmp_path / f"{name}.evaluations").iterdir()
+        assert read(found) == numbers
+        shutil.rmtree(found)
     assert {key: numbers[key] for key in ("natural", "norms")} == json.loads(
         json.dumps({key: record[key] for key in ("natural", "norms")})
     )
@@ -429,8 +429,40 @@ def test_examples_are_the_first_and_said(trained_run, digits, model, tmp_path, c
 def test_a_run_brings_its_radius_and_its_data(trained_run, tmp_path, capsys):
     shutil.copytree(trained_run, tmp_path / "run")
     assert command(tmp_path / "run", "--attacks", "pgd20", "--norms", "l2,linf", "--examples", 20) == 0
-    threats = read(tmp_path / "run" / "evaluation")["protocol"]["threats"]
+    (folder,) = (tmp_path / "run" / "evaluations").iterdir()
+    threats = read(folder)["protocol"]["threats"]
     assert [(threat["norm"], threat["epsilon"]) for threat in threats] == [("l2", "128/255"), ("linf", "0.1")]
+
+
+def test_evaluations_of_one_run_lie_side_by_side(trained_run, tmp_path, capsys):
+    run, few = shutil.copytree(trained_run, tmp_path / "run"), ["--attacks", "pgd20", "--examples", 20]
+    for more in ([], ["--attacks", "mim"], ["--epsilon", "0.05"], ["--seed", 1], ["--examples", 21]):
+        assert command(run, *few, *more) == 0
+    there = sorted(folder.name for folder in (run / "evaluations").iterdir())
+    assert [name.rpartition("-")[0] for name in there] == ["mim-linf", *["pgd20-linf"] * 4]
+
+    before = contents(run)
+    capsys.readouterr()
+    assert command(run, *few) == 2
+    assert "this evaluation is there; --resume goes on with it or shows it, --overwrite" in capsys.readouterr().err
+    assert command(run, *few, "--resume") == 0 and "pgd20" in capsys.readouterr().out
+    assert contents(run) == before
+    assert command(run, *few, "--output", tmp_path / "same") == 0
+    same = read(tmp_path / "same")
+    (place,) = [run / "evaluations" / name for name in there if read(run / "evaluations" / name) == same]
+    line = [run, *few, "--output", place]
+    assert command(*line, "--data", "image_folder:/gone") == 2  # found before the data are looked for
+    assert "this evaluation is there" in capsys.readouterr().err
+    assert command(*line, "--data", "image_folder:/gone", "--overwrite") == 2
+    assert contents(run) == before
+    assert command(*line, "--seed", 7, "--overwrite") == 0
+    assert read(place)["protocol"]["seed"] == 7
+    changed = {name for name, content in contents(run).items() if before.get(name) != content}
+    assert changed and all(name.startswith(f"evaluations/{place.name}/") for name in changed)
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 # --- what a user sees ----------------------------------------------------------------------------------------------

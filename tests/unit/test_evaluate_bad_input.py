@@ -193,7 +193,7 @@ def test_output(capsys, tmp_path, trained_run):
     line = [trained_run, *QUICK, "--output", out]
     assert run(*line) == 0
     capsys.readouterr()
-    check(capsys, tmp_path, f"{out}: an evaluation is there; choose another --output, or --resume", *line)
+    check(capsys, tmp_path, f"{out}: this evaluation is there; --resume goes on with it", *line)
     says = "cannot resume another evaluation: protocol.seed was 0, is 5"
     check(capsys, tmp_path, says, *line, "--resume", "--seed", "5")
     model = tmp_path / "other.pt"

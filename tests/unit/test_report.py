@@ -483,6 +483,30 @@ def test_seeds_count_once(tmp_path):
     ]  # fmt: skip
 
 
+def test_evaluations_side_by_side_are_one_row(trained_run, digits, tmp_path):
+    """In the old place and in the new ones; a number that differs from one that is shown is said to be left out."""
+    run, (x, y) = shutil.copytree(trained_run, tmp_path / "digits"), digits
+    asked = {"evaluation": {"attacks": "pgd20"}, "evaluations/mim-linf-1": {"attacks": "mim"}}
+    asked["evaluations/pgd20-linf-2"] = {
+        "attacks": "pgd20",
+        "block_size": 7,
+    }  # another seed for each example: other draws
+    asked["evaluations/pgd20-linf-2"] |= {"seed": 1, "step_size": 0.001}
+    records = {
+        place: genray.evaluate(genray.load_model(run), x[:60], y[:60], epsilon=0.1, output=run / place,
+                               data={"source": "digits", "split": "test"}, **options)
+        for place, options in asked.items()
+    }  # fmt: skip
+    found = find([run])
+    board = boards(found)[0]
+    ((entry,),) = [group.entries for group in board.groups]
+    first, second, third = (record["norms"]["linf"]["columns"] for record in records.values())
+    assert entry.values == {"natural": records["evaluation"]["natural"], **first, **second}
+    assert third["pgd20"] != first["pgd20"] and [path for path, _ in found.problems] == [
+        f"{run}/evaluations/pgd20-linf-2"
+    ]
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
