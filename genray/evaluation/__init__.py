@@ -2,7 +2,7 @@
 
 from genray.evaluation.evaluator import Evaluator, chunks, join_flags
 from genray.evaluation.results import Accuracy, wilson_interval
-from genray.evaluation.robust import attacked_flags, correct_flags, pgd_name
+from genray.evaluation.robust import attacked_flags, correct_flags, final_attacks, pgd_name
 
 __all__ = [
     "Accuracy",
@@ -11,6 +11,7 @@ __all__ = [
     "chunks",
     "correct_flags",
     "join_flags",
+    "final_attacks",
     "pgd_name",
     "wilson_interval",
 ]

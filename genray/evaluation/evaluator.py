@@ -6,7 +6,7 @@ import torch
 from genray.core.flat import FlatWeights
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
-from genray.evaluation.robust import evaluate_chunk
+from genray.evaluation.robust import evaluate_chunk, final_attacks
 from genray.types import WeightSnapshot
 
 
@@ -25,31 +25,29 @@ class Evaluator:
 
     def __init__(self, config, network, splits, device="cpu", threads=1):
         self.config, self.splits, self.threads = config, splits, threads
+        self.attacks = final_attacks(config)
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.flat = FlatWeights(self.network)
 
     def evaluate_chunk(self, snapshot: WeightSnapshot, split: str, start: int, stop: int) -> dict:
-        """Flags of examples [start, stop): {"natural": (n,) bool array, "pgd20": ...}."""
+        """Flags of examples [start, stop) under all attacks of the final table: {"natural": (n,) bool array, ...}."""
+        return self._flags(snapshot, split, start, stop, self.attacks)
+
+    def _flags(self, snapshot, split, start, stop, attacks):
         torch.set_num_threads(self.threads)
         self.flat.load(snapshot)
-        flags = evaluate_chunk(
-            self.network,
-            self.splits[split],
-            start,
-            stop,
-            attack_config=self.config.evaluation.attack,
-            seed=self.config.seed,
-            device=self.device,
-        )
+        flags = {}
+        for name in attacks:
+            how = {"attack_config": self.attacks[name], "seed": self.config.seed, "device": self.device, "name": name}
+            flags |= evaluate_chunk(self.network, self.splits[split], start, stop, **how)
         return {name: values.numpy() for name, values in flags.items()}
 
     def evaluate(self, snapshot: WeightSnapshot, split: str) -> dict:
         """Number of correct and of all examples of a whole split: {"natural": (correct, examples), "pgd20": ...}."""
-        size = len(self.splits[split])
-        parts = [
-            self.evaluate_chunk(snapshot, split, *chunk) for chunk in chunks(size, self.config.evaluation.batch_size)
-        ]
+        size, first = len(self.splits[split]), list(self.attacks)[:1]
+        ranges = chunks(size, self.config.evaluation.batch_size)
+        parts = [self._flags(snapshot, split, *chunk, first) for chunk in ranges]
         return {name: (int(sum(part[name].sum() for part in parts)), size) for name in parts[0]}
 
     def finalize(self, theta_g: WeightSnapshot) -> WeightSnapshot:

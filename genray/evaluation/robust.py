@@ -40,12 +40,16 @@ def attacked_flags(model, x, y, attack, *, seed, name, indices) -> torch.Tensor:
     return correct_flags(model, adversarial, y)
 
 
-def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device) -> dict[str, torch.Tensor]:
+def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device, name=None) -> dict[str, torch.Tensor]:
     """Per-example flags of examples [start, stop) of a split: natural, and under PGD where natural is right.
+
+    Args:
+        name: of the attack; by default `pgd_name`.
 
     Returns:
         {"natural": (n,) bool, "pgd<steps>": (n,) bool} on the CPU.
     """
+    name = name or pgd_name(attack_config)
     x = split.images[start:stop].to(device).float().div_(255)
     y = split.labels[start:stop].to(device)
     natural = correct_flags(model, x, y)
@@ -55,14 +59,36 @@ def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device) ->
         attack = build_attack(attack_config)
         at = keep.to(device)
         robust[keep] = attacked_flags(
-            model, x[at], y[at], attack, seed=seed, name=pgd_name(attack_config), indices=(keep + start).tolist()
+            model, x[at], y[at], attack, seed=seed, name=name, indices=(keep + start).tolist()
         )
-    return {"natural": natural, pgd_name(attack_config): robust}
+    return {"natural": natural, name: robust}
 
 
 def pgd_name(attack_config) -> str:
     """Column name of a PGD evaluation: "pgd20"."""
     return f"pgd{attack_config.num_steps}"
+
+
+def final_attacks(config) -> dict:
+    """Attacks of a run's final table: `evaluation.attack`, and as many steps in each other norm that a learner trains
+    in, within the largest radius that one trains with.
+
+    Returns:
+        name -> `EvaluationAttackConfig`: {"pgd20": ..., "pgd20_l2": ...}.
+    """
+    first = config.evaluation.attack
+    largest = {}
+    for learner in config.base_learners.values():
+        for attack in learner.all_attacks.values():
+            if attack.norm != first.norm and attack.epsilon > getattr(largest.get(attack.norm), "epsilon", 0):
+                largest[attack.norm] = attack
+    others = {
+        f"{pgd_name(first)}_{norm}": first.replace(
+            norm=norm, epsilon=attack.epsilon, step_size=attack.step_size or attack.epsilon / 4
+        )
+        for norm, attack in largest.items()
+    }
+    return {pgd_name(first): first, **others}
 
 
 @contextmanager

@@ -5,9 +5,11 @@ import time
 from collections import defaultdict
 from dataclasses import asdict
 
+import numpy as np
+
 from genray.core.flat import FlatWeights
 from genray.errors import RunFolderError, StorageError
-from genray.evaluation import Accuracy, pgd_name
+from genray.evaluation import Accuracy, final_attacks, pgd_name
 from genray.learners.pseudo_labels import unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.learners.tally import WindowStats
@@ -252,7 +254,7 @@ class RunRecorder:
             StorageError: not everything could be written within runtime.storage_timeout_s.
         """
         models = {
-            name: {attack: Accuracy.of(values).record() for attack, values in by_attack.items()}
+            name: {attack: Accuracy.of(values).record() for attack, values in _with_union(by_attack).items()}
             for name, by_attack in flags.items()
         }
         results = {
@@ -273,20 +275,32 @@ class RunRecorder:
 
     def _protocol(self):
         attack, config = self.setup.config.evaluation.attack, self.setup.config
-        unlabeled = unlabeled_record(self.setup)
+        unlabeled, others = unlabeled_record(self.setup), list(final_attacks(config).items())[1:]
         return {
             "data": config.data.source,
             **({"unlabeled": unlabeled} if unlabeled else {}),
             "split": "test",
             "examples": len(self.setup.splits["test"]),
-            "threat_model": str(ThreatModel(attack.norm, attack.epsilon)),
-            "norm": attack.norm,
-            "epsilon": fraction_text(attack.epsilon),
-            "epsilon_decimal": float(attack.epsilon),
-            "step_size": fraction_text(attack.step_size),
-            "step_size_decimal": float(attack.step_size),
+            **_ball(attack),
             "num_steps": attack.num_steps,
+            **({"other_norms": {name: _ball(other) for name, other in others}} if others else {}),
             "attack": f"{pgd_name(attack)}: PGD on cross-entropy, random start, 1 restart, last iterate",
             "selected_on": config.evaluation.select_on,
             "interval": "95 % Wilson",
         }
+
+
+def _with_union(flags):
+    """With the examples that are right under every attack, where there are several."""
+    return flags if len(flags) == 2 else {**flags, "union": np.logical_and.reduce(list(flags.values()))}
+
+
+def _ball(attack):
+    return {
+        "threat_model": str(ThreatModel(attack.norm, attack.epsilon)),
+        "norm": attack.norm,
+        "epsilon": fraction_text(attack.epsilon),
+        "epsilon_decimal": float(attack.epsilon),
+        "step_size": fraction_text(attack.step_size),
+        "step_size_decimal": float(attack.step_size),
+    }

@@ -25,7 +25,10 @@ def results_table(results: dict) -> str:
 
 
 def _head(attack, protocol):
-    return attack if attack == "natural" else f"{attack} {protocol['threat_model']}"
+    if attack in ("natural", "union"):
+        return attack
+    ball = protocol.get("other_norms", {}).get(attack, protocol)
+    return f"{attack.removesuffix('_' + ball['norm'])} {ball['threat_model']}"
 
 
 def _model_name(name, results):

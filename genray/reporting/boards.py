@@ -167,14 +167,29 @@ def _of_runs(found):
         if run.results is None:
             continue
         protocol = run.results["protocol"]
-        setting = Setting(
-            data_name(vars(run.config.data)), network_name(run.config), protocol["norm"], protocol["epsilon"],
-            float(protocol["epsilon_decimal"]), int(protocol["examples"]), AT_THE_END,
-        )  # fmt: skip
-        steps = f", step size {protocol['step_size']}" if "step_size" in protocol else ""
-        facts = (f"{protocol['attack']}{steps}",)
-        yield setting, Entry(run.name, run.path, run.config.seed, run.config, run.results["models"]["global"], (),
-                             protocol["selected_on"], facts)  # fmt: skip
+        for *ball, values, fact in _at_the_end(run.results):
+            data, network = data_name(vars(run.config.data)), network_name(run.config)
+            setting = Setting(data, network, *ball, int(protocol["examples"]), AT_THE_END)
+            values = {"natural": run.results["models"]["global"]["natural"], **values}
+            yield setting, Entry(run.name, run.path, run.config.seed, run.config, values, (),
+                                 protocol["selected_on"], (fact,))  # fmt: skip
+
+
+def _at_the_end(results):
+    """norm, epsilon, decimal, accuracies under attack and how: of each norm, and of several together."""
+    protocol, values = results["protocol"], dict(results["models"]["global"])
+    others = protocol.get("other_norms", {})
+    values.pop("natural")
+    union = values.pop("union", None)
+    first = {name: value for name, value in values.items() if name not in others}
+    by_norm = {}
+    for ball, of_norm in ((protocol, first), *((ball, {next(iter(first)): values[n]}) for n, ball in others.items())):
+        steps = f", step size {ball['step_size']}" if "step_size" in ball else ""
+        by_norm[ball["norm"]] = next(iter(of_norm.values()))
+        yield ball["norm"], ball["epsilon"], float(ball["epsilon_decimal"]), of_norm, f"{protocol['attack']}{steps}"
+    if others and union:
+        balls = ", ".join(f"{ball['norm']} {ball['epsilon']}" for ball in (protocol, *others.values()))
+        yield SEVERAL, balls, 0.0, {**by_norm, "union": union}, protocol["attack"]
 
 
 def _of_evaluations(found):

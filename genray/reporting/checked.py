@@ -120,7 +120,7 @@ BALL = {"norm": text, "epsilon": fraction, "epsilon_decimal": finite}
 RESULTS = {
     "models": each(each(accuracy)),
     "protocol": {**BALL, "data": text, "examples": whole, "selected_on": text, "attack": text, "step_size?": text,
-                 "threat_model": text},
+                 "threat_model": text, "other_norms?": each({**BALL, "step_size": text})},
     "best_epoch": whole, "seed": whole, "wall_s": finite, "versions": {},
 }  # fmt: skip
 ATTACK = {"name": text, "num_steps": whole, "notes": every(text), "loss?": text, "step_size?": maybe(finite),

@@ -14,6 +14,7 @@ import sys
 import types
 from html.parser import HTMLParser
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,11 +24,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import genray
+from genray.attacks import ExampleDraw, GradientAttack
 from genray.command_line import run_command
 from genray.config import load_config, to_dict
 from genray.data.splits import Split
 from genray.errors import InputError, StorageError
 from genray.evaluation.published import TABLES
+from genray.learners.setup import prepare
+from genray.recording.table import results_table
 from genray.report import main, parse_args
 from genray.reporting import checked, run_plots
 from genray.reporting.boards import board_table, boards
@@ -264,6 +268,47 @@ def test_a_table_of_one_norm_ends_in_its_own_union(trained_run, digits, tmp_path
     several = tables["several norms"]
     assert "linf 0.02, l2 1, l1 4" in several.title and several.heads == ("NAT", "linf", "l2", "l1", "union")
     assert [cell.text for cell in several.rows[0].cells[1:]] == [*rates.values(), everything]
+
+
+def test_a_run_in_several_norms_ends_in_a_table_of_each(tmp_path, capsys):
+    """Against the gradient loop itself, with another norm's largest radius and `evaluation.attack`'s steps."""
+    overrides = ["training.epochs=1", "data.test_examples=50", "data.validation_examples=70", "model.width=4",
+                 "evaluation.attack.num_steps=3", "base_learners.linf.attack.epsilon=0.1",
+                 "base_learners.a={objective: adversarial, lr: 0.1, attack: "
+                 "{norm: l2, epsilon: 0.6, step_size: 0.2, num_steps: 1}}",
+                 "base_learners.b={objective: max, lr: 0.1, attacks: "
+                 "{small: {norm: l2, epsilon: 0.3, step_size: 0.3, num_steps: 1}, "
+                 "l1: {algorithm: apgd, norm: l1, epsilon: 4, num_steps: 2}}}",
+                 "global_learner.gamma=null",
+                 "global_learner.mixing_weights={natural: 0.7, linf: 0.1, a: 0.1, b: 0.1}",
+                 "global_learner.warmup_epochs=0"]  # fmt: skip
+    results = genray.train(None, overrides, runtime="local", storage=str(tmp_path))
+    test, model = prepare(load_config(None, overrides)).splits["test"], genray.load_model(tmp_path / "digits")
+    x, y = test.images.float() / 255, test.labels
+    alive = natural = (model(x).argmax(1) == y).numpy()
+    for name, attack in {
+        "pgd3": GradientAttack("linf", 0.1, 0.05, 3),
+        "pgd3_l2": GradientAttack("l2", 0.6, 0.2, 3),
+        "pgd3_l1": GradientAttack("l1", 4.0, 1.0, 3),
+    }.items():
+        x_adv = x.clone()
+        x_adv[natural] = attack(model, x[natural], y[natural], ExampleDraw(0, name, np.flatnonzero(natural).tolist()))
+        right = natural & (model(x_adv).argmax(1) == y).numpy()
+        assert results["models"]["global"][name]["value"] == right.mean()
+        alive = alive & right
+    assert list(results["models"]["linf"]) == ["natural", "pgd3", "pgd3_l2", "pgd3_l1", "union"]
+    assert results["models"]["global"]["union"]["value"] == alive.mean()
+    head = results_table(results).splitlines()[0].split("  ")
+    heads = ["model", "natural", "pgd3 linf 0.1 (0.1)", "pgd3 l2 0.6 (0.6)", "pgd3 l1 4 (4)", "union"]
+    assert [text.strip() for text in head if text] == heads
+    metrics = json.loads((tmp_path / "digits" / "metrics.jsonl").read_text())
+    assert list(metrics["global"]) == ["natural", "pgd3"], "checkpoints are chosen as before"
+    tables = {board.setting.norm: board_table(board, 1) for board in boards(find([str(tmp_path)]))}
+    assert {norm: table.heads for norm, table in tables.items()} == {
+        "linf": ("NAT", "PGD3"), "l2": ("NAT", "PGD3"), "l1": ("NAT", "PGD3"),
+        "several norms": ("NAT", "linf", "l2", "l1", "union"),
+    }  # fmt: skip
+    assert tables["several norms"].rows[0].cells[-1].text == f"{100 * alive.mean():.2f}"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 7, 120])
