@@ -193,7 +193,7 @@ class Storage:
         try:
             if self.is_local:
                 return Path(self.path(name)).read_bytes()
-            with self.filesystem.open_input_stream(self.path(name)) as stream:
+            with self.open(name) as stream:  # not open_input_stream: it reads in small pieces, a request each
                 return stream.read()
         except Exception as error:
             raise StorageError(f"{self._shown(name)}: cannot be read: {_short(error)}") from None
@@ -212,7 +212,7 @@ class Storage:
         with tempfile.TemporaryDirectory(prefix="genray-") as folder:
             copy = Path(folder) / (self.name or "file")
             try:
-                with self.filesystem.open_input_stream(self.root) as source, open(copy, "wb") as target:
+                with self.open() as source, open(copy, "wb") as target:
                     shutil.copyfileobj(source, target, _COPY_BYTES)
             except Exception as error:
                 raise StorageError(f"{self}: cannot be read: {_short(error)}") from None
@@ -267,6 +267,10 @@ def _opened(uri):
         return fs.LocalFileSystem(), os.path.abspath(uri)
     if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in uri:
         uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GCS_RETRY_S}"
+    place, _, options = uri.partition("?")
+    option, _, name = options.partition("/")
+    if name and "_path" not in option.rpartition("&")[2]:
+        raise ValueError(f"expected the path before the options: {place}/{name}?{option}")
     filesystem, root = fs.FileSystem.from_uri(uri)
     if filesystem.type_name == "s3":  # these have no place in a URI
         options = filesystem.__reduce__()[1][0]  # as it pickles itself

@@ -145,8 +145,8 @@ def digits():
 def genray_command():
     """Runs `python -m genray.<command>` as a user would; returns the completed process."""
 
-    def run(command, *args, timeout=600, **kwargs):
+    def run(command, *args, timeout=600, folder=ROOT, **kwargs):
         line = [sys.executable, "-m", f"genray.{command}", *map(str, args)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, **kwargs)
+        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=folder, **kwargs)
 
     return run

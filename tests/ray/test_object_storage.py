@@ -1,6 +1,7 @@
 """A run's whole life on a real S3-compatible server on loopback: everything is as on a local folder."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,13 +22,13 @@ from genray.storage import Storage
 moto_server = pytest.importorskip("moto.server")
 pytestmark = pytest.mark.ray
 EPOCHS = 8
-RUN = [*SMALL_RUN, f"training.epochs={EPOCHS}", "name=mine"]
+RUN = [*SMALL_RUN, f"training.epochs={EPOCHS}", "name=mine", "runtime.startup_timeout_s=900"]
 EVALUATION = ["--attacks", "pgd20,mim", "--epsilon", "0.1", "--examples", "40", "--block-size", "10"]
 GRID = {
     "name": "rates",
     "runtime": "local",  # a trial in one process: what is tested is where its files go
     "set": {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in SMALL_RUN)}
-    | {"training.epochs": 2, "global_learner.warmup_epochs": 1},
+    | {"training.epochs": 2, "global_learner.warmup_epochs": 1, "runtime.startup_timeout_s": 900},
     "grid": {"base_learners.linf.lr": [0.05]},
     "evaluate": {"attacks": ["pgd20"], "examples": 20},
 }
@@ -37,6 +38,7 @@ GRID = {
 def uri():
     """What `--storage` is given: a prefix in a bucket of a server that takes any credentials."""
     server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:

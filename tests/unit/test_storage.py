@@ -21,7 +21,7 @@ from genray.models import build_model
 from genray.models.load import load_model
 from genray.recording.run_folder import RunFolder, encode_state, first_difference
 from genray.recording.table import results_table
-from genray.storage import Storage
+from genray.storage import Storage, without_secrets
 
 
 def local(folder):
@@ -179,6 +179,90 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
 def test_uris_that_cannot_be_understood(uri):
     with pytest.raises(RunFolderError, match="storage "):
         Storage(uri)
+
+
+def test_a_name_behind_the_options_is_refused_with_the_right_order():
+    for options in ("endpoint_override=127.0.0.1:9", "scheme=http&endpoint_override=127.0.0.1:9"):
+        with pytest.raises(RunFolderError) as caught:
+            Storage(f"s3://bucket/runs?{options}/mine/model.pt")
+        right = str(caught.value).rpartition(": ")[2]
+        assert Storage(right).root == "bucket/runs/mine/model.pt" and right.endswith(options)
+
+
+SERVER = "endpoint_override=127.0.0.1:9&scheme=http"
+
+
+@pytest.mark.parametrize(
+    ("place", "below", "above"),
+    [
+        ("runs/digits", "runs/digits/a b.pt", "runs"),
+        ("runs/digits/", "runs/digits/a b.pt", "runs"),
+        ("model.pt", "model.pt/a b.pt", "."),
+        ("/runs/what?", "/runs/what?/a b.pt", "/runs"),
+        (f"s3://b/r/x?{SERVER}", f"s3://b/r/x/a%20b.pt?{SERVER}", f"s3://b/r?{SERVER}"),
+        (f"s3://b/r/x/?{SERVER}", f"s3://b/r/x/a%20b.pt?{SERVER}", f"s3://b/r?{SERVER}"),
+    ],
+)
+def test_below_and_above_are_the_places_that_their_names_say(place, below, above):
+    storage = Storage(place)
+    for found, uri in ((storage / "a b.pt", below), (storage.parent, above)):
+        again = Storage(uri)
+        assert (found.uri, found.root) == (uri, again.root) and found.name == again.name
+    assert (storage / "a b.pt").parent.root == storage.root
+
+
+def test_credentials_are_not_shown():
+    uris = [
+        f"s3://KEY:hush@bucket/x?{SERVER}",
+        f"s3://KEY:hu/sh@bucket/x?{SERVER}",
+        "abfs://:hush@account.blob.core.windows.net/c",
+        "abfs://c@account.dfs.core.windows.net/x?client_secret=hush&tenant_id=t",
+    ]
+    for uri in uris:
+        text = without_secrets(f"cannot parse '{uri}'")
+        assert "hu" not in text and "***" in text and ("bucket/x" in text or "account" in text), text
+    place = Storage(uris[0])
+    assert "hush" not in f"{place} {place / 'model.pt'}" and "hush" in (place / "model.pt").uri
+    for uri in (f"s3://bucket/x?{SERVER}", "abfs://c@account.dfs.core.windows.net/x", "runs/a@b:c"):
+        assert without_secrets(uri) == uri
+
+
+def test_a_fetched_file_is_local_and_goes(storage):
+    storage.write("sub/model.pt", b"weights")
+    with (storage / "sub/model.pt").fetch() as file:
+        assert file.read_bytes() == b"weights" and file.name == "model.pt"
+    assert file.exists() == storage.is_local  # a local file is itself, and stays
+    if not storage.is_local:
+        with pytest.raises(RunFolderError, match=r"absent\.pt: cannot be read"), (storage / "absent.pt").fetch():
+            pass
+
+
+def test_the_home_folder_is_understood_wherever_a_path_is_given(tmp_path, genray_command):
+    """One rule: a shell does not expand --storage=~/runs, nor what stands in a file."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    (home / "grid.yaml").write_text("name: g\nbase: ~/runs/digits/config.yaml\nseeds: [0]\n")
+    small = ["training.epochs=1", "data.train_examples=200", "data.test_examples=20", "data.validation_examples=20",
+             "global_learner.warmup_epochs=null", "base_learners.linf.attack.num_steps=1",
+             "evaluation.attack.num_steps=1"]  # fmt: skip
+    lines = [
+        ["train", "--runtime=local", "--storage=~/runs", *small],
+        ["train", "--runtime=local", "--config=~/runs/digits/config.yaml", "--name=again", "--storage=~/runs"],
+        ["evaluate", "~/runs/digits", "--attacks=pgd20", "--examples=10", "--output=~/judged"],
+        ["evaluate", "~/runs/digits", "--save-mixture=0.5", "--output=~/mixed"],
+        ["export", "~/runs/digits", "--layout=onnx", "--output=~/m.onnx"],
+        ["report", "~/runs", "--output=~/report", "--format=csv", "--gallery", "~/runs/digits", "~/runs/digits:linf"],
+        ["tune", "~/grid.yaml", "--dry-run", "--storage=~/runs"],
+    ]
+    for command, *argv in lines:
+        environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+        ended = genray_command(command, *argv, env=environment, folder=here)
+        assert ended.returncode == 0, (command, argv, ended.stderr)
+    assert not list(here.iterdir())
+    found = {str(path.relative_to(home)) for path in home.rglob("*") if path.name in ("results.json", "report.json")}
+    assert {"runs/digits/results.json", "runs/again/results.json", "judged/results.json", "report/report.json"} <= found
+    assert (home / "m.onnx").is_file() and list((home / "mixed").glob("*.pt"))
 
 
 # --- run folder ----------------------------------------------------------------------------------------------------
