@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from genray.core.flat import take_over
 from genray.models.lean_gradients import use_lean_gradients
-from genray.models.lean_rectifiers import use_lean_rectifiers
 from genray.models.normalize import Normalize
 from genray.models.tracing import foldable_pairs, overwrite_activations, pool_before_relu, trace
 
@@ -26,8 +25,7 @@ class AttackCopy(nn.Module):
         network: eval-mode and train-mode alike; stays as it is.
         fold: fold each BatchNorm that directly follows a convolution (pre-activation blocks have some that do not).
         in_place: activations overwrite each other where they may; a little faster, for passes that end in a gradient.
-        lean_gradients: some convolutions get a cheaper gradient to their input, the same up to rounding, and ReLUs one
-            of the same bits; for a CPU.
+        lean_gradients: some convolutions get a cheaper gradient to their input, the same up to rounding; for a CPU.
         dtype: of weights and activations; images are normalised, and logits computed by the classifier, in float32.
         packed: its weights are its own, all of them views of one tensor, `packed`, (B,) uint8: whoever overwrites that
             with the one of another copy of the same architecture and settings, and calls `prepare`, has its function.
@@ -61,8 +59,6 @@ class AttackCopy(nn.Module):
             self.body = pool_before_relu(traced)
             if in_place:
                 overwrite_activations(self.body)
-            if lean_gradients:
-                use_lean_rectifiers(self.body)
         self._lean = [self.body.get_submodule(n) for n in (use_lean_gradients(self.body) if lean_gradients else ())]
         self.refresh()
 
