@@ -147,13 +147,18 @@ class RunFolder:
         Raises:
             RunFolderError: another run is there, as `check_resumable`.
         """
-        if not all(self.storage.exists(name) for name in ("config.yaml", "results.json", "model.pt")):
+        if not self.is_complete(config):
             return None
         self.check_resumable(config, follows)
         try:
             return {**json.loads(self.storage.read("results.json")), "folder": self.location}
         except (ValueError, TypeError):  # a damaged file is made anew from the newest checkpoint
             return None
+
+    def is_complete(self, config) -> bool:
+        """Whether everything that a finished run writes is there: one file may have failed where others did not."""
+        files = ("results.json", "config.yaml", "metrics.jsonl", "model.pt", "model_last.pt")
+        return all(map(self.storage.exists, (*files, *(f"{LEARNERS}/{name}.pt" for name in config.base_learners))))
 
     def _stored(self):
         """The plain configuration of the run that is there."""

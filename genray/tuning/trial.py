@@ -30,7 +30,7 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     report = _Reporter()
     for record in folder.read_metrics():
         report(record)
-    if not folder.storage.exists("results.json"):
+    if not folder.is_complete(config):
         train(config, runtime=runtime, storage=storage, resume=True, on_epoch=report)
     results = json.loads(folder.storage.read("results.json"))
     final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}

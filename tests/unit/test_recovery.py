@@ -258,6 +258,18 @@ def test_results_that_cannot_be_written_end_the_run(tmp_path, small_run, monkeyp
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("name", ["model_last.pt", "learners/linf.pt", "metrics.jsonl"])
+def test_resuming_writes_what_could_not_be_written(tmp_path, small_run, monkeypatch, name, undisturbed):
+    """The record alone does not make a run a finished one."""
+    with monkeypatch.context() as patch:
+        fail_writes(patch, lambda: True, only=name)
+        with pytest.raises(StorageError, match=f"not written: {name} "):
+            train(tmp_path, [*small_run, "runtime.storage_timeout_s=1"])
+    assert (tmp_path / "digits" / "results.json").is_file() and not (tmp_path / "digits" / name).exists()
+    train(tmp_path, small_run, resume=True)
+    assert (tmp_path / "digits" / name).is_file() and outcome(tmp_path) == undisturbed
+
+
 def spoiled_at(epoch, place, spoil):
     """An `on_epoch` that does something to `tensorboard/` while the run is on."""
 
