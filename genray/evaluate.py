@@ -35,6 +35,8 @@ def evaluate(
     address: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     startup_timeout_s: Seconds = 120.0,
+    stall_timeout_s: Seconds = 1800.0,
+    max_failures: Natural = 5,
     output: Place | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -61,6 +63,8 @@ def evaluate(
         address: Ray cluster of the workers.
         device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each although none may be there yet.
         startup_timeout_s: how long the cluster may take to start a worker.
+        stall_timeout_s: how long a worker may go without computing anything before another one takes its block.
+        max_failures: how often a block may lose its worker, and a worker be lost in a row, before the evaluation ends.
         output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
         resume: go on with the blocks that are in `output`.
         overwrite: replace the evaluation that is in `output`, once the first new block is done.
@@ -97,7 +101,8 @@ def evaluate(
     }
     folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
     findings = _look(model, images, labels, request)
-    cluster = {"workers": workers, "address": address, "device": device, "startup_timeout_s": startup_timeout_s}
+    limits = {"startup_timeout_s": startup_timeout_s, "stall_timeout_s": stall_timeout_s, "max_failures": max_failures}
+    cluster = {"workers": workers, "address": address, "device": device, "limits": limits}
     todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
     try:
         with closing(_run(todo, model, images, labels, classes, cluster)) as found:
@@ -167,9 +172,11 @@ def _run(todo, model, images, labels, classes, cluster):
     if not first:
         return
     from genray.runtime.evaluation_run import run_on_workers
+    from genray.runtime.pool import Limits
 
     # A copy, because the caller's model has to stay where it is.
     model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
+    cluster = cluster | {"limits": Limits(**cluster["limits"])}
     yield from run_on_workers(first, todo, model, images, labels, classes, **cluster)
 
 
@@ -249,6 +256,8 @@ def _evaluate(args, model, examples, epsilon, where, data):
         address=args.address,
         device=args.device,
         startup_timeout_s=args.startup_timeout,
+        stall_timeout_s=args.stall_timeout,
+        max_failures=args.max_failures,
         output=where,
         resume=args.resume,
         overwrite=args.overwrite,
@@ -295,6 +304,12 @@ def parse_args(argv):
     parser.add_argument(
         "--startup-timeout", type=float, metavar="S", help="seconds that the cluster may take to start a worker (120)"
     )
+    parser.add_argument(
+        "--stall-timeout", type=float, metavar="S", help="seconds that a worker may go without computing (1800)"
+    )
+    parser.add_argument(
+        "--max-failures", type=int, metavar="N", help="lost workers of one block, or in a row, that are replaced (5)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the finished blocks that are there")
     parser.add_argument("--overwrite", action="store_true", help="replace the same evaluation, or the one in --output")
     parser.add_argument("--output", metavar="DIR", help="folder or URI (default: evaluations/<what is asked>)")
@@ -316,18 +331,24 @@ def parse_args(argv):
         args.workers = 0
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers: expected 0 or more, got {args.workers}")
-    for option, value in (("--device", args.device), ("--startup-timeout", args.startup_timeout)):
+    for name, default in WORKERS_OPTIONS.items():
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
         if value is not None and args.workers is None:
             parser.error(f"{option}: has no effect without --workers or --address")
-    if args.startup_timeout is not None and not 0 < args.startup_timeout < float("inf"):
-        parser.error(f"--startup-timeout: expected a number above 0, got {args.startup_timeout}")
-    args.device, args.startup_timeout = args.device or "auto", args.startup_timeout or 120.0
+        if name.endswith("timeout") and value is not None and not 0 < value < float("inf"):
+            parser.error(f"{option}: expected a number above 0, got {value}")
+        setattr(args, name, default if value is None else value)
+    if args.max_failures < 0:
+        parser.error(f"--max-failures: expected 0 or more, got {args.max_failures}")
     if args.block_size < 1:
         parser.error(f"--block-size: expected at least 1, got {args.block_size}")
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {args.seed}")
     _check_mixture_options(parser, args)
     return args
+
+
+WORKERS_OPTIONS = {"device": "auto", "startup_timeout": 120.0, "stall_timeout": 1800.0, "max_failures": 5}
 
 
 def _check_mixture_options(parser, args):

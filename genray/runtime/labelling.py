@@ -1,4 +1,4 @@
-"""Pseudo-labels on a cluster: the images are cut up and classified by tasks, where the learners would compute."""
+"""Pseudo-labels on a cluster: the images are cut up and classified by workers, where the learners would compute."""
 
 import ray
 import torch
@@ -8,46 +8,55 @@ from genray.core.flat import from_array
 from genray.errors import LearnerError
 from genray.evaluation import chunks
 from genray.learners.pseudo_labels import classify
-from genray.runtime.actors import actor_device
-from genray.runtime.cluster import connected
-from genray.runtime.shares import gpus_each
+from genray.runtime.cluster import connected, node_resources
+from genray.runtime.pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
+from genray.runtime.shares import gpus_each, placed
 
 BATCHES_A_TASK = 16
 
 
+class LabellingWorker(ModelWorker):
+    """Holds the teacher and the images."""
+
+    def __init__(self, network, images, config):
+        ModelWorker.__init__(self, network, config.device)
+        self.images, self.config = images, config
+
+    def run(self, start, stop):
+        return classify(self.model, from_array(self.images[start:stop]), self.config, self.device).numpy()
+
+
 def classify_on_cluster(network, images, config, address: str | None = None):
-    """As `classify`, spread over a cluster; each task takes what the teacher's learner takes.
+    """As `classify`, spread over a cluster; each worker holds what one of the teacher's learner holds.
 
     Args:
         address: as in `genray.train`.
 
     Raises:
-        LearnerError: a task failed, or none was done within runtime.stall_timeout_s.
+        PlacementError: the cluster has room for no worker.
+        LearnerError: a part failed, or lost its workers more than runtime.max_failures times.
     """
-    with connected(address):
-        resources = teacher_config(config).base_learners[TEACHER].resources
-        there = ray.cluster_resources().get("GPU", 0)
-        (num_gpus,) = gpus_each([resources.num_gpus], config.device, there)
-        task = ray.remote(num_cpus=resources.num_cpus, num_gpus=num_gpus)(_classify)
+    resources, runtime = teacher_config(config).base_learners[TEACHER].resources, config.runtime
+    ranges = chunks(len(images), BATCHES_A_TASK * config.evaluation.batch_size)
+    with connected(address, num_cpus=resources.num_cpus) as may_grow:
+        nodes = node_resources()
+        (gpus,) = gpus_each([resources.num_gpus], config.device, sum(node.get("GPU", 0) for node in nodes))
+        share = {"num_cpus": resources.num_cpus, "num_gpus": gpus}
+        number = max(1, placed([{"CPU": resources.num_cpus, "GPU": gpus}] * len(ranges), nodes))
+        remote = ray.remote(**WORKER_OPTIONS, **share)(LabellingWorker)
         shared = ray.put(network), ray.put(images.numpy()), ray.put(config)
-        ranges = chunks(len(images), BATCHES_A_TASK * config.evaluation.batch_size)
-        return _joined([task.remote(*shared, *some) for some in ranges], config.runtime.stall_timeout_s)
-
-
-def _classify(network, images, config, start, stop):
-    return classify(network, from_array(images[start:stop]), config, actor_device(config.device)).numpy()
-
-
-def _joined(references, timeout_s):
-    waiting = list(references)
-    while waiting:
-        done, waiting = ray.wait(waiting, timeout=timeout_s)
-        if not done:
-            raise LearnerError(f"pseudo-labels: no task was done within runtime.stall_timeout_s ({timeout_s:g} s)")
-    try:
-        parts = ray.get(references)
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        reason = " ".join(str(cause).split())[:200]
-        raise LearnerError(f"pseudo-labels: {type(cause).__name__}: {reason}") from None
-    return torch.cat([from_array(part) for part in parts])
+        pool = Pool(
+            "pseudo-labels",
+            number,
+            share,
+            start=lambda: remote.remote(*shared),
+            arguments=lambda part: part,
+            name=lambda part: f"images {part[0]} to {part[1]}",
+            limits=Limits(runtime.startup_timeout_s, runtime.stall_timeout_s, runtime.max_failures, "runtime."),
+            may_grow=may_grow,
+        )
+        try:
+            parts = dict(pool.results(ranges))
+        except LearnerError as error:
+            raise LearnerError(" ".join(str(error).split())) from None
+    return torch.cat([from_array(parts[part]) for part in ranges])

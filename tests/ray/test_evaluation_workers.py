@@ -1,9 +1,11 @@
 """Evaluation on Ray actors and through kill -9: always the same record."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -75,24 +77,66 @@ def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray
         assert (tmp_path / "worker" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
-def test_a_worker_that_dies_is_named_and_resume_finishes(model, digits, tmp_path, on_ray, monkeypatch):
-    local = evaluate(model, digits, tmp_path / "local")
+# Lambdas travel to a worker whole; functions of this module would be looked for there.
+FAULTS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "hanging": lambda: threading.Event().wait(),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_worker_that_is_lost_gives_its_block_back(kind, model, digits, tmp_path, on_ray, monkeypatch, capfd):
+    local, fault = evaluate(model, digits, tmp_path / "local"), FAULTS[kind]
+
+    class Faulty(evaluation_run.EvaluationWorker):
+        def run(self, task, request):
+            before = tmp_path / task.key
+            if task.key in ("linf-mim-000003", "none-natural-000000") and not before.exists():
+                before.touch()
+                fault()
+            return super().run(task, request)
+
+    monkeypatch.setattr(evaluation_run, "EvaluationWorker", Faulty)
+    limits = {"stall_timeout_s": 4, "max_failures": 20}  # a busy machine may lose more
+    assert evaluate(model, digits, tmp_path / "two", workers=2, **limits) == local
+    said = capfd.readouterr().err
+    why = "its process died" if kind == "killed" else r"has computed nothing within stall_timeout_s \(4 s\)"
+    for task in (r"natural \(none\) on block 0", r"mim \(linf\) on block 3"):
+        assert re.search(rf"evaluation worker [12] of 2, {task}: {why}.*; another one is started \(loss", said)
+
+
+def test_a_block_that_ends_its_worker_each_time_ends_the_evaluation(model, digits, tmp_path, on_ray, monkeypatch):
+    local, fault = evaluate(model, digits, tmp_path / "local"), FAULTS["killed"]
 
     class Dying(evaluation_run.EvaluationWorker):
         def run(self, task, request):
             if task.key == "linf-mim-000003":
-                os.kill(os.getpid(), signal.SIGKILL)
+                fault()
             return super().run(task, request)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation_run, "EvaluationWorker", Dying)
-        says = r"^evaluation worker [12] of 2 died while it ran mim \(linf\) on block 3: .*--resume keeps"
-        with pytest.raises(GenrayError, match=says) as caught:
-            evaluate(model, digits, tmp_path / "dying", workers=2)
+        says = r"^evaluation: mim \(linf\) on block 3 lost its worker 3 times \(max_failures: 2\); the last was "
+        with pytest.raises(GenrayError, match=says + r"evaluation worker [12] of 2, mim.*; --resume keeps") as caught:
+            evaluate(model, digits, tmp_path / "dying", workers=2, max_failures=2)
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not (tmp_path / "dying" / "results.json").exists()
-    assert len(list((tmp_path / "dying" / "blocks").iterdir())) >= 8
+    assert len(list((tmp_path / "dying" / "blocks").iterdir())) == 8 * 5 - 1  # all others
     assert evaluate(model, digits, tmp_path / "dying", workers=1, resume=True) == local
+
+
+def test_workers_that_die_before_they_do_anything_end_the_evaluation(model, digits, tmp_path, on_ray, monkeypatch):
+    fault = FAULTS["killed"]
+
+    class Dead(evaluation_run.EvaluationWorker):
+        def __init__(self, *others):
+            fault()
+
+    monkeypatch.setattr(evaluation_run, "EvaluationWorker", Dead)
+    says = r"^evaluation: every worker was lost 2 times in a row \(max_failures: 1\); the last was evaluation worker "
+    with pytest.raises(GenrayError, match=says):
+        evaluate(model, digits, tmp_path / "dead", workers=2, max_failures=1)
 
 
 def test_a_worker_that_fails_is_named(model, digits, tmp_path, on_ray, monkeypatch):
@@ -101,7 +145,7 @@ def test_a_worker_that_fails_is_named(model, digits, tmp_path, on_ray, monkeypat
             raise ZeroDivisionError("some\nlines")
 
     monkeypatch.setattr(evaluation_run, "EvaluationWorker", Failing)
-    says = r"^evaluation worker 1 of 1 failed while it ran natural \(none\) on block 0: ZeroDivisionError: some lines;"
+    says = r"^evaluation worker 1 of 1, natural \(none\) on block 0: ZeroDivisionError: some lines; --resume keeps"
     with pytest.raises(GenrayError, match=says):
         evaluate(model, digits, tmp_path / "failing", workers=1)
     assert not (tmp_path / "failing").exists()
