@@ -6,14 +6,15 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from genray.errors import GenrayError, LearnerError, LostError
 
 
-def fetch(ref, who: str, *, timeout_s: float | None = None, names: dict | None = None):
+def fetch(ref, who: str, *, timeout_s: float, names: dict | None = None, field: str = "runtime.stall_timeout_s"):
     """The value of a reference.
 
     Args:
         ref: the reference.
         who: whom it comes from, for messages.
-        timeout_s: runtime.stall_timeout_s.
+        timeout_s: how long the answer may take.
         names: actor id -> who that is, for failures that came from another actor.
+        field: where `timeout_s` is set.
 
     Raises:
         LostError: a process or a node died, or there was no answer in time.
@@ -31,7 +32,7 @@ def fetch(ref, who: str, *, timeout_s: float | None = None, names: dict | None =
             raise _lost(cause, who, names or {}) from None
         raise LearnerError(f"{who}: {type(cause).__name__}: {cause}") from error
     except GetTimeoutError:
-        raise LostError(who, f"no answer within runtime.stall_timeout_s ({timeout_s:g} s)") from None
+        raise LostError(who, f"no answer within {field} ({timeout_s:g} s)") from None
     except RayError as error:
         raise _lost(error, who, names or {}) from None
 

@@ -150,7 +150,7 @@ class Pool:
         """What a seat's worker has made; LOST if it was lost."""
         task, reference = seat.task, seat.reference
         try:
-            result = fetch(reference, self._doing(seat), timeout_s=self.limits.stall_timeout_s)
+            result = self._fetch(reference, seat)
         except LostError as error:
             self._lose(seat, error)
             return LOST
@@ -158,6 +158,10 @@ class Pool:
         seat.there = self.any_started = True
         seat.losses = 0 if task is not None else seat.losses
         return result
+
+    def _fetch(self, reference, seat):
+        field = f"{self.limits.section}stall_timeout_s"
+        return fetch(reference, self._doing(seat), timeout_s=self.limits.stall_timeout_s, field=field)
 
     def _doing(self, seat):
         return seat.who if seat.task is None else f"{seat.who}, {self.name(seat.task)}"
@@ -219,7 +223,7 @@ class Pool:
         for seat in there:
             try:
                 if seat.asked in answered:
-                    seconds = fetch(seat.asked, self._doing(seat), timeout_s=self.limits.stall_timeout_s)
+                    seconds = self._fetch(seat.asked, seat)
                     seat.asked = None
                     if seconds > seat.seconds + MOVES_S:
                         seat.seconds, seat.moved = seconds, now

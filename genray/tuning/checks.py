@@ -4,8 +4,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from genray.errors import GenrayError, PlacementError
+from genray.errors import GenrayError, LostError, PlacementError
 from genray.runtime.cluster import node_resources
+from genray.runtime.fetch import fetch
 from genray.runtime.placement import GRACE_S
 from genray.runtime.shares import fit
 from genray.storage import Storage
@@ -80,7 +81,7 @@ def check_visible(folder: str):
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         look = _sees.options(num_cpus=0, scheduling_strategy=strategy).remote(folder)
         asked.append((node["NodeManagerAddress"], look))
-    blind = {address: why for address, look in asked if (why := ray.get(look, timeout=VISIBLE_TIMEOUT_S))}
+    blind = {address: why for address, look in asked if (why := _answer(look, address))}
     if blind:
         place, reason = Storage(folder), next(iter(blind.values()))
         cure = "use a shared file system or a URI such as s3://bucket/prefix"
@@ -88,6 +89,13 @@ def check_visible(folder: str):
             f"--storage {place}: expected a folder that every node sees, {', '.join(blind)} do not ({reason}); "
             f"{cure if place.is_local else 'each node needs credentials for it'}"
         )
+
+
+def _answer(look, address):
+    try:
+        return fetch(look, address, timeout_s=VISIBLE_TIMEOUT_S, field="the limit of such a question")
+    except LostError as error:
+        return error.why
 
 
 @ray.remote

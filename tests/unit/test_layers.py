@@ -168,3 +168,13 @@ def test_everything_else_is_imported_without_ray(installed):
     loaded = loaded_after(f"{block}import importlib\nfor name in {names!r}: importlib.import_module(name)")
     assert set(names) <= loaded and "torch" in loaded
     assert not {name for name in loaded if name.split(".")[0] == "ray"}
+
+
+def test_every_wait_for_ray_has_a_limit():
+    waits = 0
+    for path in sorted((ROOT / "genray").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("ray.get", "ray.wait"):
+                waits += 1
+                assert "timeout" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
+    assert waits >= 10
