@@ -163,12 +163,15 @@ def kill_one(run, what, cluster, rng) -> int:
         return run.process.pid
     if what == "raylet":
         return cluster.kill_second_node()
-    found = run.processes(TITLES[what], os.getpid())
-    if not found:
-        return 0
-    victim = rng.choice(found)
+    return kill_a_process(run.processes(TITLES[what], os.getpid()), rng)
+
+
+def kill_a_process(found, rng) -> int:
+    """Kills one of some processes; its id, or 0 where there is none any more."""
+    victim = rng.choice(sorted(found)) if found else 0
     try:
-        os.kill(victim, signal.SIGKILL)
+        if victim:
+            os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
         return 0
     return victim
@@ -197,13 +200,13 @@ class TwoNodes:
     def replace_second_node(self):
         self.second = self.cluster.add_node(wait=False, **self.worker)
 
-    def leftovers(self) -> list[str]:
-        """What a finished run left in the cluster."""
-        deadline = time.monotonic() + 60
+    def leftovers(self, titles=None) -> list[str]:
+        """What a finished run left in the cluster; `titles`: how the command lines of its actors begin."""
+        titles, deadline = titles or tuple(TITLES.values()), time.monotonic() + 60
         while True:
             groups = [g["placement_group_id"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
             free, total = ray.available_resources().get("CPU", 0), ray.cluster_resources().get("CPU", 0)
-            actors = [p for p in descendants(os.getpid()) if command_of(p).startswith(tuple(TITLES.values()))]
+            actors = [p for p in descendants(os.getpid()) if command_of(p).startswith(titles)]
             if not groups and free == total and not actors:
                 return []
             if time.monotonic() > deadline:

@@ -20,7 +20,6 @@ import csv
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ import time
 from pathlib import Path
 
 import yaml
-from chaos import ROOT, TITLES, TwoNodes, command_of, descendants, outcome
+from chaos import ROOT, TITLES, TwoNodes, command_of, descendants, kill_a_process, outcome
 from common import machine, write_json
 
 NODE = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": 200 << 20}
@@ -91,10 +90,7 @@ def kill(what, tuner, cluster, rng) -> bool:
         tuner.process.kill()
         tuner.process.wait()
         return True
-    found = sorted(pid for pid in descendants(os.getpid()) if command_of(pid).startswith(TITLES[what]))
-    if found:
-        os.kill(rng.choice(found), signal.SIGKILL)
-    return bool(found)
+    return bool(kill_a_process([p for p in descendants(os.getpid()) if command_of(p).startswith(TITLES[what])], rng))
 
 
 def disturb(tuner, cluster, whole, rng) -> tuple[list[dict], dict]:
