@@ -195,9 +195,7 @@ class Pool:
             self.losses[task] += 1
             self.queue.append(task)
             if self.losses[task] > limit:
-                raise LostError(
-                    self.what, self._too_often(f"{self.name(task)} lost its worker {limit + 1} times", error)
-                )
+                raise self._too_often(f"{self.name(task)} lost its worker {limit + 1} times", error)
         if seat.losses <= limit:
             self._fill(seat)
         elif all(other.actor is None for other in self.seats):
