@@ -54,6 +54,8 @@ def read_trials(folder: Any) -> Trials:
         RunFolderError: it is not the folder of a grid.
     """
     storage = Storage(folder)
+    if not storage.exists(RECORD):
+        raise RunFolderError(f"{storage}: expected the folder of a grid, with {RECORD} in it; it is not there")
     try:
         stated = check_grid({"trials": stated_trials(storage)})["trials"]
     except Exception as error:

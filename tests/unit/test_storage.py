@@ -601,6 +601,7 @@ def results(selected_on="validation"):
         "interval": "95 % Wilson",
         "selected_on": selected_on,
         "threat_model": "linf 0.2 (0.2)",
+        "norm": "linf",
     }
     return {"models": models, "protocol": protocol, "best_epoch": 27}
 
