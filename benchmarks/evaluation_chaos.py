@@ -28,13 +28,14 @@ from tune_chaos import differences
 
 WORKERS = {"evaluation": "ray::EvaluationWorker", "grid": "ray::ImplicitFunc"}
 RUN = ["training.epochs=4", "data.test_examples=120", "base_learners.linf.attack.num_steps=3", "model.width=8"]
-ASKED = ["--attacks", "pgd20,mim,aa", "--engine", "genray", "--norms", "linf,l2", "--epsilon", "linf=0.15,l2=0.7",
-         "--examples", "120", "--block-size", "12"]  # fmt: skip
+ASKED = ["--attacks", "pgd100,mim,aa", "--engine", "genray", "--norms", "linf", "--epsilon", "0.15", "--examples", "60",
+         "--block-size", "5"]  # fmt: skip
+PATIENT = ["--startup-timeout", "900"]
 GRID = {
     "name": "judged", "runtime": "local", "seeds": [0, 1, 2], "max_failures": 9,
     "set": {"training.epochs": 6, "training.batch_size": 48, "data.train_examples": 300, "data.test_examples": 60,
             "data.validation_examples": 40, "model.width": 4, "base_learners.linf.attack.num_steps": 2,
-            "evaluation.attack.num_steps": 2, "global_learner.warmup_epochs": 1},
+            "evaluation.attack.num_steps": 2, "global_learner.warmup_epochs": 1, "runtime.startup_timeout_s": 900},
     "evaluate": {"attacks": ["pgd20", "mim", "apgd_ce"], "engine": "genray", "block_size": 5},
 }  # fmt: skip
 EPOCHS = GRID["set"]["training.epochs"]
@@ -174,7 +175,7 @@ def one(number, kind, plan, lines, expected, cluster, rng, folder) -> tuple[dict
     place = folder / f"{number}"
     result = place / "out" if kind == "evaluation" else place / "runs" / "judged"
     line = [*lines[kind], "--address", cluster.cluster.address]
-    line += ["--workers", 3, "--output", result] if kind == "evaluation" else ["--storage", result.parent]
+    line += ["--workers", 3, *PATIENT, "--output", result] if kind == "evaluation" else ["--storage", result.parent]
     command, began = Command(kind, line, result, place), time.monotonic()
     kills, missed = disturb(command, plan, cluster, rng)
     seconds = time.monotonic() - began

@@ -38,6 +38,7 @@ def test_kills_change_nothing(trained_run, tmp_path):
         second = made.add_node(**NODE)
         made.wait_for_nodes()
         line += ["--output", str(killed), "--address", made.address, "--workers", "3"]
+        line += ["--startup-timeout", "900"]
 
         def done(number):
             return lambda: len(list(killed.glob("blocks/*.json"))) >= number

@@ -98,7 +98,7 @@ def test_a_worker_that_is_lost_gives_its_block_back(kind, model, digits, tmp_pat
             return super().run(task, request)
 
     monkeypatch.setattr(evaluation_run, "EvaluationWorker", Faulty)
-    limits = {"stall_timeout_s": 4, "max_failures": 20}  # a busy machine may lose more
+    limits = {"stall_timeout_s": 4, "max_failures": 20, "startup_timeout_s": 900}  # on a busy machine
     assert evaluate(model, digits, tmp_path / "two", workers=2, **limits) == local
     said = capfd.readouterr().err
     why = "its process died" if kind == "killed" else r"has computed nothing within stall_timeout_s \(4 s\)"
@@ -119,7 +119,7 @@ def test_a_block_that_ends_its_worker_each_time_ends_the_evaluation(model, digit
         patch.setattr(evaluation_run, "EvaluationWorker", Dying)
         says = r"^evaluation: mim \(linf\) on block 3 lost its worker 3 times \(max_failures: 2\); the last was "
         with pytest.raises(GenrayError, match=says + r"evaluation worker [12] of 2, mim.*; --resume keeps") as caught:
-            evaluate(model, digits, tmp_path / "dying", workers=2, max_failures=2)
+            evaluate(model, digits, tmp_path / "dying", workers=2, max_failures=2, startup_timeout_s=900)
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not (tmp_path / "dying" / "results.json").exists()
     assert len(list((tmp_path / "dying" / "blocks").iterdir())) == 8 * 5 - 1  # all others
@@ -136,7 +136,7 @@ def test_workers_that_die_before_they_do_anything_end_the_evaluation(model, digi
     monkeypatch.setattr(evaluation_run, "EvaluationWorker", Dead)
     says = r"^evaluation: every worker was lost 2 times in a row \(max_failures: 1\); the last was evaluation worker "
     with pytest.raises(GenrayError, match=says):
-        evaluate(model, digits, tmp_path / "dead", workers=2, max_failures=1)
+        evaluate(model, digits, tmp_path / "dead", workers=2, max_failures=1, startup_timeout_s=900)
 
 
 def test_a_worker_that_fails_is_named(model, digits, tmp_path, on_ray, monkeypatch):

@@ -1,6 +1,9 @@
 """Robust self-training (methods C7): its loss, its pseudo-labels and its identities."""
 
 import json
+import os
+import re
+import signal
 
 import numpy as np
 import pytest
@@ -276,12 +279,19 @@ def test_resumed_in_the_middle_of_the_teacher(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-def test_ray_gives_the_same_bits(finished, tmp_path):
-    """Actors that get the packed mixture, and a cluster that classifies in tasks."""
+def test_ray_gives_the_same_bits(finished, tmp_path, monkeypatch, capfd):
+    """Actors that get the packed mixture, and a cluster that classifies in tasks and loses a worker meanwhile."""
     import ray
 
+    from genray.runtime import labelling
     from genray.runtime.actors import pack, unpack
-    from genray.runtime.labelling import classify_on_cluster
+
+    class Dying(labelling.LabellingWorker):
+        def run(self, start, stop):
+            if start and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(start, stop)
 
     folder, results = finished
     setup = prepare(load_config(None, RUN))
@@ -292,13 +302,16 @@ def test_ray_gives_the_same_bits(finished, tmp_path):
         again = genray.train(None, RUN, runtime="ray", storage=str(tmp_path))
         network = genray.load_model(folder / "teacher" / "model_last.pt")
         config = load_config(None, [*RUN, "evaluation.batch_size=4"])  # three tasks
-        labels = classify_on_cluster(network, pseudo_labels.unlabeled_images(setup), config)
+        monkeypatch.setattr(labelling, "LabellingWorker", Dying)
+        labels = labelling.classify_on_cluster(network, pseudo_labels.unlabeled_images(setup), config)
     finally:
         ray.shutdown()
     assert same_models(folder, tmp_path / "digits") and again["models"] == results["models"]
     assert again["protocol"] == results["protocol"]
     assert (folder / "pseudo_labels.npy").read_bytes() == (tmp_path / "digits" / "pseudo_labels.npy").read_bytes()
     assert np.array_equal(labels.numpy(), np.load(folder / "pseudo_labels.npy"))
+    lost = r"pseudo-labels worker \d of \d, images \d+ to \d+: its process died: .*; another one is started"
+    assert re.search(lost, capfd.readouterr().err)
 
 
 def test_a_given_teacher_labels_without_training(finished, tmp_path):
