@@ -78,6 +78,7 @@ def evaluate(
         InputError: arguments, data or folder are wrong; nothing was evaluated.
         StorageError: files could not be written until minutes after the end; the record was printed.
     """
+    from genray.data.fingerprint import fingerprint as data_fingerprint
     from genray.evaluation import inputs
     from genray.evaluation.job import Request
     from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
@@ -93,6 +94,7 @@ def evaluate(
         request.columns(norm)
     images, labels, classes = inputs.check_inputs(model, x, y, num_classes)
     described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
+    described |= {"fingerprint": data_fingerprint(images, labels)}
     stated = protocol(request, described, classes, _versions())
     identity = {
         "protocol": {key: value for key, value in stated.items() if key != "versions"},

@@ -62,6 +62,7 @@ def train(
             # Ray's object store holds the images of a machine beside those of this process.
             setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, progress=progress)
             if resume and folder.storage.exists("config.yaml"):
+                folder.check_data(setup.identity)
                 folder.check_resumable(setup.config)
             setup = _pseudo_labelled(setup, folder, progress, runtime, address)
             return _saved(RunRecorder(setup, folder, progress, state, on_epoch), progress, runtime, address)

@@ -3,6 +3,8 @@
 import resource
 from pathlib import Path
 
+import torch
+
 from genray.errors import DataError
 
 _UNLIMITED = 2**60  # cgroup v1 states a number of this size where there is no limit
@@ -17,6 +19,13 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     found = [_of_machine(root), _of_address_space(root), *_of_cgroups(root)]
     return min((max(0, free) for free in found if free is not None), default=None)
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory() if device.type == "cpu" else None
 
 
 def check_memory(needed: int, what: str, free: int | None = None):

@@ -91,9 +91,7 @@ def load_image_data(
     splits = {
         name: Split(_with_channels(tensor, channels), catalogue.parts[name].labels) for name, tensor in images.items()
     }
-    if progress is not None:
-        for note in reading.notes:
-            progress.say(f"data: {note}")
+    reading.report()
     return ImageData(splits["train"], splits["test"], catalogue.class_names, source, catalogue.columns, reading.notes)
 
 

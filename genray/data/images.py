@@ -111,8 +111,8 @@ class Decoded(NamedTuple):
 
 def shape_of(blob: bytes | None, image_size: tuple[int, int] | None, where: str) -> tuple[int, int, int]:
     """(C, H, W) of one encoded image, as `ImageStack` reads it."""
-    height, width, channels = _decode(blob, image_size, lambda _: where, 0).pixels.shape
-    return channels, height, width
+    height, width, channels = _decode(blob, None, lambda _: where, 0).pixels.shape
+    return channels, *(image_size or (height, width))
 
 
 def allocate(shape: tuple[int, ...]) -> torch.Tensor:

@@ -66,9 +66,8 @@ class BatchLoader:
             )
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self._images = split.images.to(self.device)
-        self._labels = split.labels.to(self.device)
-        self._labelled = None if split.labelled is None else split.labelled.to(self.device)
+        split = split.to(self.device)
+        self._images, self._labels, self._labelled = split.images, split.labels, split.labelled
         self._seed = seed
         self._augmentation_key = augmentation_key
         self._augmentation = augmentation

@@ -52,3 +52,8 @@ class Reading:
         lines = [f"{count} image{'s' * (count > 1)} {remark}" for remark, count in sorted(self._remarks.items())]
         things = [f"{count} {kind.replace('(s)', 's' * (count > 1))}" for kind, count in sorted(self._left_out.items())]
         return (*lines, *([f"left out: {', '.join(things)}"] if things else []))
+
+    def report(self):
+        """Says the notes."""
+        for note in self.notes if self._progress is not None else ():
+            self._progress.say(f"data: {note}")

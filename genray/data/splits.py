@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from genray.core import rng
+from genray.core.memory import check_memory, free_on
 from genray.errors import DataError
 
 _MOVED_AT_ONCE = 4096  # examples
@@ -70,7 +71,14 @@ class Split:
         return Split(self.images[: len(indices)], self.labels[indices], labelled)
 
     def to(self, device) -> "Split":
-        """The same on a device; sharing memory where it is there already."""
+        """The same on a device; sharing memory where it is there already.
+
+        Raises:
+            DataError: it does not fit there.
+        """
+        device = torch.device(device)
+        if device.type != self.images.device.type:
+            check_memory(self.images.nbytes, f"{len(self)} images on {device}", free_on(device))
         parts = (self.images, self.labels, self.labelled)
         return Split(*(None if part is None else part.to(device) for part in parts))
 

@@ -1,6 +1,6 @@
 """Everything a run needs before its first step, the same for both runtimes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
 from genray.data.datasets import load_image_data, validation_split
+from genray.data.fingerprint import identify
 from genray.data.reading import Reading
 from genray.data.request import PARTS
 from genray.data.unlabeled import with_unlabeled
@@ -27,6 +28,7 @@ class RunSetup:
     dropped_labels: true labels of the images without a label of their own, in order; None where they are not known.
         Only to count right pseudo-labels by: no learner is given them.
     notes: how the data was read, one line each.
+    identity: {split: {"examples", "fingerprint"}}; empty where the images are not decoded.
     """
 
     plan: RunPlan
@@ -34,6 +36,7 @@ class RunSetup:
     class_names: tuple[str, ...]
     dropped_labels: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
+    identity: dict = field(default_factory=dict)
 
     @property
     def config(self) -> RunConfig:
@@ -108,13 +111,19 @@ def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int =
     config = fitting.config.replace(data=fitting.config.data.replace(**data.columns))
     validation = config.data.validation_examples, config.data.validation_seed
     train, validation = validation_split(data.train, *validation, in_place=True)
-    training = with_unlabeled(train, config.data, Reading(progress))
+    reading = Reading(progress)
+    training = with_unlabeled(train, config.data, reading)
+    reading.report()
     problems = list(batch_problems(config, training.epoch_examples))
     if problems:
         raise ConfigError(problems)
     test = data.test if config.evaluation.examples is None else data.test.first(config.evaluation.examples)
     splits = {"train": training.split, "validation": validation, "test": test}
     plan = make_plan(config, training.epoch_examples)
-    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, (*data.notes, *fitting.notes))
+    identity, repeated = identify(splits) if decode else ({}, [])
+    for note in repeated if progress else ():
+        progress.say(f"data: {note}")
+    notes = *data.notes, *reading.notes, *repeated, *fitting.notes
+    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, notes, identity)
     setup.build_network()  # raises where the images do not fit the model
     return setup

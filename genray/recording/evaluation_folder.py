@@ -117,7 +117,8 @@ class EvaluationFolder:
 def _difference(before, now, where=""):
     """The first place at which two pieces of plain data differ, in words; None where they are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in (*now, *before) if key != "hash"]
+        # "images" says the same as the fingerprint, which older evaluations do not have.
+        keys = [key for key in (*now, *before) if key not in ("hash", "fingerprint")]
         pairs = [(key, before.get(key), now.get(key)) for key in keys]
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = [(i, *pair) for i, pair in enumerate(zip(before, now))]
@@ -139,5 +140,5 @@ def fingerprint(tensors: dict) -> str:
             digest.update(repr((name, tensor)).encode())
             continue
         digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

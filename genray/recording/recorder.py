@@ -84,7 +84,7 @@ class RunRecorder:
     def _create(self, devices):
         try:
             if self.folder.replaces or not self.folder.storage.exists("config.yaml"):
-                self.folder.create(self.setup.config, devices)
+                self.folder.create(self.setup.config, devices, self.setup.identity)
         except StorageError as error:
             raise RunFolderError(str(error)) from None
 
@@ -278,6 +278,7 @@ class RunRecorder:
         unlabeled, others = unlabeled_record(self.setup), list(final_attacks(config).items())[1:]
         return {
             "data": config.data.source,
+            "fingerprint": self.setup.identity["test"]["fingerprint"],
             **({"unlabeled": unlabeled} if unlabeled else {}),
             "split": "test",
             "examples": len(self.setup.splits["test"]),

@@ -21,12 +21,22 @@ from genray.storage import Storage
 
 MODEL_FORMAT = "genray-model/1"
 LEARNERS = "learners"  # folder of the base learners' own models
+IDENTITY = "data.json"
 STATE_FORMAT = "genray-state/2"
 # Everything of a run and, beside it, of its theta_g; `config.yaml` makes the folder a run's.
 FILES = (
-    *("results.json", "checkpoints", "metrics.jsonl", "tensorboard", "teacher", "pseudo_labels.npy", LEARNERS),
+    *(
+        "results.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "teacher",
+        "pseudo_labels.npy",
+        LEARNERS,
+        IDENTITY,
+    ),
     *("model.pt", "model_last.pt", "model.onnx", "model_trades.pt", "model_robustbench.pt"),
-    *("evaluation", "evaluations", "mixtures", "config.yaml"),
+    *("evaluation", "evaluations", "mixtures", IDENTITY, "config.yaml"),
 )
 
 
@@ -112,9 +122,11 @@ class RunFolder:
                 self.storage.delete(name)
         self.replaces = False
 
-    def create(self, config, devices: list[str]):
-        """Starts a new run: writes `config.yaml`; a run that is to be replaced goes now."""
+    def create(self, config, devices: list[str], identity: dict):
+        """Starts a new run: writes `data.json`, which images it is on, and `config.yaml`; a run that is to be replaced
+        goes now."""
         self.remove_replaced()
+        self.storage.write(IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
         record = {**to_dict(config), "versions": versions(devices)}
         self.storage.write("config.yaml", yaml.safe_dump(record, sort_keys=False, width=110).encode())
 
@@ -137,6 +149,9 @@ class RunFolder:
         for field in follows:
             section, _, name = field.partition(".")
             before[section][name] = now[section][name] = None
+        for column in ("image_column", "label_column"):  # null is the one that is found, which a begun run names
+            if None in (before["data"][column], now["data"][column]):
+                before["data"][column] = now["data"][column] = None
         difference = first_difference(_resumed_part(before), _resumed_part(now))
         if difference:
             raise RunFolderError(f"{self.location}: cannot resume with another configuration: {difference}")
@@ -163,6 +178,26 @@ class RunFolder:
     def _stored(self):
         """The plain configuration of the run that is there."""
         return parse_yaml(self.storage.read("config.yaml").decode(), "config.yaml")
+
+    def check_data(self, identity: dict):
+        """Whether the run that is there is on these images; one that does not say is.
+
+        Raises:
+            RunFolderError: on others; the message names the first part that differs.
+        """
+        if not self.storage.exists(IDENTITY):
+            return
+        try:
+            before = dict(json.loads(self.storage.read(IDENTITY)))
+        except (ValueError, TypeError):
+            raise RunFolderError(f"{self.location}/{IDENTITY}: not written by genray") from None
+        for part, now in identity.items():
+            then = before.get(part)
+            if then != now:
+                raise RunFolderError(
+                    f"{self.location}: the data are not those the run began with: {part} had {_images(then)}, has "
+                    f"{_images(now)}"
+                )
 
     # --- records ------------------------------------------------------------------------------------------------
 
@@ -218,6 +253,10 @@ class RunFolder:
 
     def _states(self):
         return [n for n in self.storage.names("checkpoints") if n.startswith("state-") and n.endswith(".pt")]
+
+
+def _images(part):
+    return f"{part['examples']} images ({part['fingerprint']})" if part else "none"
 
 
 def model_bytes(state_dict: dict, model_metadata: dict) -> bytes:

@@ -17,6 +17,8 @@ from genray.types import NORMS
 
 NETWORKS = {"resnet18": "ResNet-18", "preact_resnet18": "PreActResNet-18", "small_cnn": "SmallCNN"}
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "mnist": 10_000, "svhn": 26_032}
+FORMATS = ("parquet", "image_folder", "arrays")  # what data are called whose folder is not known
+SHORT = 6  # digits of a fingerprint that tell data of one name apart
 AT_THE_END, EVALUATED = "at the end of training", "genray.evaluate"
 SEVERAL = "several norms"
 
@@ -30,6 +32,7 @@ class Setting:
         norm, epsilon, decimal: the ball; epsilon exact, as text. Where norm is `SEVERAL`, epsilon names all balls.
         examples: test images.
         how: `AT_THE_END` (the run's own attack) or `EVALUATED`.
+        fingerprint: of the test images; None where an older record does not say it.
     """
 
     data: str
@@ -39,6 +42,7 @@ class Setting:
     decimal: float
     examples: int
     how: str
+    fingerprint: str | None = None
 
     @property
     def threat(self) -> str:
@@ -137,10 +141,13 @@ class Board:
 
 def boards(found: Found) -> list[Board]:
     """All comparisons that what was found allows; the problem of a run that is there twice is added to `found`."""
-    sorted_in = defaultdict(list)
-    for setting, entry in [*_of_evaluations(found), *_of_runs(found)]:
-        if not _joined(sorted_in[setting], entry):
-            sorted_in[setting].append(entry)
+    sorted_in, listed = defaultdict(list), [*_of_evaluations(found), *_of_runs(found)]
+    data_of = _by_images([setting for setting, _ in listed])
+    for setting, entry in listed:
+        data, mark = data_of[setting]
+        entries = sorted_in[replace(setting, data=data, fingerprint=mark)]
+        if not _joined(entries, entry):
+            entries.append(entry)
     made = [Board(setting, _groups(entries, found)) for setting, entries in sorted_in.items()]
     return sorted(made, key=lambda board: (board.setting.how == AT_THE_END, board.setting.data, board.setting.norm))
 
@@ -162,6 +169,28 @@ def _joined(entries, entry) -> bool:
     return False
 
 
+def _by_images(settings):
+    """Setting -> what its images are called, and their fingerprint.
+
+    Equal fingerprints are the same images, whatever their folders are called; images of one name with different ones
+    are different. A record without one is of the images of its name, where there are no two kinds of these.
+    """
+    marks, names = defaultdict(dict), defaultdict(dict)
+    for setting in settings:
+        if setting.fingerprint:
+            marks[setting.data, setting.examples][setting.fingerprint] = None
+            known = setting.data in TEST_IMAGES  # a data set's own name says more than a folder's
+            names[setting.fingerprint][not known, setting.data in FORMATS, setting.data] = setting.data
+    found = {}
+    for setting in settings:
+        of_name = list(marks[setting.data, setting.examples])
+        mark = setting.fingerprint or (of_name[0] if len(of_name) == 1 else None)
+        data = names[mark][min(names[mark])] if mark else setting.data
+        several = len(marks[data, setting.examples]) > 1
+        found[setting] = (f"{data} ({(mark or 'unknown')[:SHORT]})" if several else data), mark
+    return found
+
+
 def _of_runs(found):
     for run in found.runs:
         if run.results is None:
@@ -169,7 +198,7 @@ def _of_runs(found):
         protocol = run.results["protocol"]
         for *ball, values, fact in _at_the_end(run.results):
             data, network = data_name(vars(run.config.data)), network_name(run.config)
-            setting = Setting(data, network, *ball, int(protocol["examples"]), AT_THE_END)
+            setting = Setting(data, network, *ball, int(protocol["examples"]), AT_THE_END, protocol.get("fingerprint"))
             values = {"natural": run.results["models"]["global"]["natural"], **values}
             yield setting, Entry(run.name, run.path, run.config.seed, run.config, values, (),
                                  protocol["selected_on"], (fact,))  # fmt: skip
@@ -200,8 +229,9 @@ def _of_evaluations(found):
         network = network_name(run.config) if run else "model of a file"
         of_run = (run.config.seed, run.config) if run else (None, None)
         selected = run.config.evaluation.select_on if run else None
+        images = int(protocol["data"]["examples"]), EVALUATED, protocol["data"].get("fingerprint")
         for balls, values, findings, facts in _by_norm(record):
-            setting = Setting(data, network, *balls, int(protocol["data"]["examples"]), EVALUATED)
+            setting = Setting(data, network, *balls, *images)
             values, findings = {"natural": record["natural"]} | values, (*findings, *record["findings"])
             owner = run.path if run else None
             yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, facts, owner)
@@ -292,7 +322,8 @@ def _without_seed(entry):
     same = {
         key: value for key, value in plain.items() if key not in ("name", "seed", "device", "runtime", "checkpoint")
     }
-    same["data"] = {key: value for key, value in same["data"].items() if key not in ("path", "download")}
+    elsewhere = ("path", "download", "image_column", "label_column")  # other columns are other images or labels
+    same["data"] = {key: value for key, value in same["data"].items() if key not in elsewhere}
     return json.dumps(same, sort_keys=True, default=str)
 
 

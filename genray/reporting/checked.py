@@ -119,8 +119,8 @@ def accuracy(value, where=""):
 BALL = {"norm": text, "epsilon": fraction, "epsilon_decimal": finite}
 RESULTS = {
     "models": each(each(accuracy)),
-    "protocol": {**BALL, "data": text, "examples": whole, "selected_on": text, "attack": text, "step_size?": text,
-                 "threat_model": text, "other_norms?": each({**BALL, "step_size": text})},
+    "protocol": {**BALL, "data": text, "fingerprint?": text, "examples": whole, "selected_on": text, "attack": text,
+                 "step_size?": text, "threat_model": text, "other_norms?": each({**BALL, "step_size": text})},
     "best_epoch": whole, "seed": whole, "wall_s": finite, "versions": {},
 }  # fmt: skip
 ATTACK = {"name": text, "num_steps": whole, "notes": every(text), "loss?": text, "step_size?": maybe(finite),
@@ -129,7 +129,7 @@ EVALUATION = {
     "natural": accuracy, "union?": maybe(accuracy), "findings": every(text),
     "norms": each({"columns": each(accuracy), "union?": maybe(accuracy), "findings": every(text)}),
     "protocol": {"hash": text, "engine": text, "seed": whole, "block_size?": whole,
-                 "data": {"source": text, "split?": text, "examples": whole},
+                 "data": {"source": text, "split?": text, "examples": whole, "fingerprint?": text},
                  "threats": every({**BALL, "attacks": every(ATTACK)})},
 }  # fmt: skip
 POINT = {"kind": text, "name": text, "weights": maybe(each(share)), "natural": accuracy, "robust": accuracy,

@@ -55,6 +55,7 @@ def attacks_table(protocol: dict, threat: dict, labels) -> Table:
     data = protocol["data"]
     of = f"of {one_line(', '.join(dict.fromkeys(labels)), 160)}"
     what = f"{data['examples']} {data.get('split', '')} images of {data['source']}"
+    what += f" (fingerprint {data['fingerprint']})" if data.get("fingerprint") else ""
     how = f"blocks of {protocol.get('block_size', '?')}, engine {protocol['engine']}, seed {protocol['seed']}"
     heads = ("steps", "step size", "restarts", "passes", "queries")
     name = f"protocol_{protocol['hash']}_{threat['norm']}"

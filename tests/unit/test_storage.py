@@ -502,11 +502,14 @@ def test_metrics_are_written_anew(tmp_path):
 # --- opening -------------------------------------------------------------------------------------------------------
 
 
+IDENTITY = {"train": {"examples": 3, "fingerprint": "a"}, "test": {"examples": 2, "fingerprint": "b"}}
+
+
 @pytest.fixture
 def created(tmp_path):
     folder = RunFolder(str(tmp_path), "digits")
     folder.check_free()
-    folder.create(load_config(), ["cpu"])
+    folder.create(load_config(), ["cpu"], IDENTITY)
     return folder
 
 
@@ -551,6 +554,17 @@ def test_what_does_not_change_the_result_may_differ(created, override):
     created.check_resumable(load_config(overrides=[override]))
 
 
+def test_other_data_are_refused_by_part(created):
+    created.check_data(IDENTITY)
+    other = IDENTITY | {"test": {"examples": 2, "fingerprint": "c"}}
+    with pytest.raises(
+        RunFolderError, match=r"not those the run began with: test had 2 images \(b\), has 2 images \(c"
+    ):
+        created.check_data(other)
+    created.storage.delete("data.json")  # a run of an older genray
+    created.check_data(other)
+
+
 def test_a_learner_with_an_unlucky_name_is_compared_all_the_same(tmp_path):
     """Fields that may differ are skipped by name; a learner can have that name."""
     data = to_dict(load_config())
@@ -558,7 +572,7 @@ def test_a_learner_with_an_unlucky_name_is_compared_all_the_same(tmp_path):
         section = data[part] if part == "base_learners" else data[part]["mixing_weights"]
         section["device"] = section.pop("natural")
     folder = RunFolder(str(tmp_path), "digits")
-    folder.create(load_config(data), ["cpu"])
+    folder.create(load_config(data), ["cpu"], IDENTITY)
     with pytest.raises(RunFolderError, match=r"base_learners\.device\.lr"):
         folder.check_resumable(load_config(data, ["base_learners.device.lr=0.5"]))
 
