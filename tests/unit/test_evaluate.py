@@ -414,7 +414,8 @@ def test_run_folder_and_model_file_give_the_same_numbers(trained_run, record, tm
     assert {key: numbers[key] for key in ("natural", "norms")} == json.loads(
         json.dumps({key: record[key] for key in ("natural", "norms")})
     )
-    assert numbers["protocol"]["data"] == {"source": "digits", "split": "test", "examples": 120}
+    data = {"source": "digits", "split": "test", "examples": 120}
+    assert numbers["protocol"]["data"] == data | {"fingerprint": record["protocol"]["data"]["fingerprint"]}
 
 
 def test_examples_are_the_first_and_said(trained_run, digits, model, tmp_path, capsys):
