@@ -1,5 +1,6 @@
 """Measure robustness: `python -m genray.evaluate RUN_OR_CHECKPOINT`, or `genray.evaluate(model, x, y)`."""
 
+import argparse
 import copy
 import hashlib
 import json
@@ -45,14 +46,16 @@ def evaluate(
     """Natural and robust accuracy of any model on any images.
 
     Args:
-        model: `torch.nn.Module`, images (N, C, H, W) in [0, 1] -> logits (N, K); evaluated in eval mode and float32.
+        model: `torch.nn.Module` or a function, images (N, C, H, W) float32 in [0, 1] -> logits (N, K); evaluated in
+            eval mode and float32, and neither it nor `x` is changed.
         x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
         y: (N,) integer labels, 0..K-1.
         attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
             `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one text "pgd20,aa".
         norms: of "linf", "l2", "l1".
-        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the text "8/255"); by default the radii of
-            the papers: 8/255, 128/255 and 12. With one norm the radius alone will do.
+        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the text "8/255"). With one norm the radius
+            alone will do. By default the radii that a model of genray was trained for, else those of the papers:
+            8/255, 128/255 and 12.
         step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
         num_classes: K; by default the number of logits.
         seed: of all random numbers.
@@ -80,19 +83,27 @@ def evaluate(
     """
     from genray.data.fingerprint import fingerprint as data_fingerprint
     from genray.evaluation import inputs
-    from genray.evaluation.job import Request
+    from genray.evaluation.checks import look_at_origin
+    from genray.evaluation.contract import as_network
+    from genray.evaluation.job import Request, as_pixels
     from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
     from genray.evaluation.todo import Todo
+    from genray.models.origin import origin_of
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
+    from genray.recording.progress import Progress
 
     check_again(resume, overwrite)
+    origin = origin_of(model)
     attacks, norms = inputs.names(attacks), inputs.names(norms)
-    threats = tuple(ThreatModel(norm, radius) for norm, radius in inputs.radii(norms, epsilon).items())
+    radii = inputs.radii(norms, epsilon, origin.radii())
+    threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
     engine = inputs.engine_name(engine)
     request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, block_size, engine)
     for norm in norms:
         request.columns(norm)
-    images, labels, classes = inputs.check_inputs(model, x, y, num_classes)
+    images, labels = inputs.check_images(x, y)
+    model, logits, findings = as_network(model, as_pixels(images[:32]))
+    classes = inputs.check_classes(labels, logits, num_classes)
     described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
     described |= {"fingerprint": data_fingerprint(images, labels)}
     stated = protocol(request, described, classes, _versions())
@@ -100,9 +111,13 @@ def evaluate(
         "protocol": {key: value for key, value in stated.items() if key != "versions"},
         "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
         "images": fingerprint({"x": images, "y": labels}),
+        "predictions": fingerprint({"first images": logits.argmax(1)}),  # equal weights may be another network's
     }
     folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
-    findings = _look(model, images, labels, request)
+    findings = look_at_origin(origin, threats, images.shape[1:]) + findings
+    for finding in findings:
+        Progress().say(f"! {finding}")  # now: the table is hours away
+    findings += _look(model, images, labels, request)
     limits = {"startup_timeout_s": startup_timeout_s, "stall_timeout_s": stall_timeout_s, "max_failures": max_failures}
     cluster = {"workers": workers, "address": address, "device": device, "limits": limits}
     todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
@@ -150,7 +165,7 @@ def _shown(found, todo, stated):
 def _look(model, images, labels, request):
     """Findings about the model; refuses attacks that cannot run on it."""
     from genray.evaluation.checks import NO_GRADIENT, look_at_model
-    from genray.evaluation.inputs import device_of
+    from genray.evaluation.contract import device_of
     from genray.evaluation.job import as_pixels
 
     device = device_of(model)
@@ -163,7 +178,7 @@ def _look(model, images, labels, request):
 
 def _run(todo, model, images, labels, classes, cluster):
     """Yields (task, result)."""
-    from genray.evaluation.inputs import device_of
+    from genray.evaluation.contract import device_of
     from genray.evaluation.job import run_here
 
     device = device_of(model)
@@ -267,6 +282,22 @@ def _evaluate(args, model, examples, epsilon, where, data):
     )
 
 
+def normalization(text):
+    """What `load_into` takes, from the command line's word."""
+    from genray.models.normalize import NORMALIZATIONS
+
+    if text == "none" or text in NORMALIZATIONS:
+        return text
+    try:
+        mean, std = ([float(number) for number in part.split(",")] for part in text.split(":"))
+        return mean, std
+    except ValueError:
+        known = ", ".join(NORMALIZATIONS)
+        raise argparse.ArgumentTypeError(
+            f"expected none, {known} or MEAN:STD such as 0.5,0.5,0.5:0.2,0.2,0.2, got {text!r}"
+        ) from None
+
+
 def parse_args(argv):
     parser = Parser(prog="genray.evaluate", description=__doc__)
     parser.add_argument(
@@ -277,7 +308,15 @@ def parse_args(argv):
     )
     parser.add_argument("--arch", metavar="NAME", help="architecture of a model file (default: seen from its names)")
     parser.add_argument("--width", type=int, help="width of that architecture, where it is not the published one")
-    parser.add_argument("--normalize", choices=["cifar10", "none"], help="how a model file expects its input")
+    parser.add_argument(
+        "--normalize",
+        type=normalization,
+        metavar="HOW",
+        help="of a model file's input: none, cifar10, cifar100, MEAN:STD",
+    )
+    parser.add_argument(
+        "--weights", metavar="NAME", help="which of a model file's weights, where it holds several (state_dict_ema)"
+    )
     parser.add_argument(
         "--attacks", default="standard", metavar="NAME,...", help="paper, standard (AutoAttack) or columns"
     )

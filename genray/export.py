@@ -1,6 +1,7 @@
 """Write a model for other programs: `python -m genray.export RUN_OR_MODEL --layout onnx`, or `genray.export(...)`."""
 
 import io
+import json
 import sys
 from typing import Literal
 
@@ -38,7 +39,8 @@ def export(
         InputError: the source, the output or the layout will not do; nothing was written.
         GenrayError: writing failed, or the ONNX file does not give the same logits.
     """
-    from genray.models.checkpoint_layouts import read_file, read_metadata
+    from genray.models.checkpoint_file import read_file
+    from genray.models.checkpoint_layouts import read_metadata
     from genray.models.load import model_file, model_of
     from genray.storage import Storage
 
@@ -66,11 +68,13 @@ def _content(model, metadata, layout):
         shape = (architecture["in_channels"], *architecture["image_size"])
         notes = {"genray": genray.__version__, "run": str(metadata.get("run", ""))}
         notes |= {"images": "float32 in [0, 1]; normalised inside"}
+        told = ("threat_models", "class_names", "data")
+        notes |= {name: json.dumps(metadata[name]) for name in told if name in metadata}
         return onnx_bytes(model, shape, notes)
     from genray.models.published_layouts import published_state
 
     stream = io.BytesIO()
-    torch.save(published_state(model, architecture, layout), stream)
+    torch.save(published_state(model, metadata, layout), stream)
     return stream.getvalue()
 
 

@@ -49,7 +49,15 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: Literal[
-        "small_cnn", "resnet18", "preact_resnet18", "preact_resnet18_no_bn", "wrn_28_10", "wrn_32_10", "wrn_34_10"
+        "small_cnn",
+        "resnet18",
+        "preact_resnet18",
+        "preact_resnet18_softplus",
+        "preact_resnet18_no_bn",
+        "preact_resnet18_no_bn_raw_shortcut",
+        "wrn_28_10",
+        "wrn_32_10",
+        "wrn_34_10",
     ] = required("architecture")
     width: int | None = option(None, "channels of the first stage (WRN: widen factor); null: as published", ge=1)
     batch_norm: bool = option(False, "small_cnn only: BatchNorm after every convolution")

@@ -18,6 +18,25 @@ ROUNDING = 1e-9
 NO_GRADIENT = "the outputs are not differentiable in the images: white-box attacks cannot work"
 
 
+def look_at_origin(origin, threats, image_shape) -> list[str]:
+    """Findings about what a model was made for and what it is measured at.
+
+    Args:
+        origin: the model's `Origin`.
+        threats: the `ThreatModel`s it is measured at.
+        image_shape: (C, H, W).
+    """
+    findings = list(origin.findings)
+    other = [threat for threat in threats if threat not in origin.threats] if origin.threats else []
+    if other:
+        made_for = ", ".join(map(str, origin.threats))
+        findings.append(f"measured at {', '.join(map(str, other))}, the model was trained for {made_for}")
+    if origin.image_shape and tuple(image_shape) != origin.image_shape:
+        shapes = [" x ".join(map(str, shape)) for shape in (image_shape, origin.image_shape)]
+        findings.append(f"the images are {shapes[0]} (C x H x W), the model was trained on {shapes[1]}")
+    return findings
+
+
 def look_at_model(model, x, y) -> list[str]:
     """Findings about a model, from a batch.
 

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import torch
 
-from genray.attacks import temporary_mode
 from genray.config.model import did_you_mean
 from genray.config.values import parse_fraction
 from genray.errors import ConfigError, DataError
@@ -17,25 +16,19 @@ from genray.types import NORMS
 RADII = {"linf": "8/255", "l2": "128/255", "l1": "12"}
 
 
-def device_of(model) -> torch.device:
-    """Where a model's weights are; the CPU for one without any."""
-    tensors = (*model.parameters(), *model.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
 def names(value) -> tuple[str, ...]:
     """("aa", "cw") from that, or from "aa,cw"."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
 
 
-def check_inputs(model, x, y, num_classes):
-    """Images, labels and class count.
+def check_images(x, y):
+    """Images and labels.
 
     Args:
-        model, x, y, num_classes: as in `genray.evaluate`.
+        x, y: as in `genray.evaluate`.
 
     Returns:
-        (images, labels, K): images (N, C, H, W) float or uint8 and labels (N,) int64 on the CPU.
+        (images, labels): (N, C, H, W) float or uint8 and (N,) int64, on the CPU.
 
     Raises:
         DataError: one of them is wrong, or they do not fit together.
@@ -46,13 +39,26 @@ def check_inputs(model, x, y, num_classes):
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise DataError(f"y: expected {len(images)} integer labels, got {tuple(labels.shape)} {labels.dtype}")
     _check_pixels(as_pixels(images))
-    outputs = _outputs(model, as_pixels(images[:2]))
-    classes = outputs.shape[-1] if num_classes is None else num_classes
-    if outputs.dim() != 2 or outputs.shape[1] != classes or classes < 2:
-        raise DataError(f"model: expected logits (N, K) with K = {classes} >= 2, got shape {tuple(outputs.shape)}")
+    return images, labels.long()
+
+
+def check_classes(labels, logits, num_classes) -> int:
+    """K, the number of classes.
+
+    Args:
+        labels: (N,) int64.
+        logits: (n, K), of some images.
+        num_classes: as in `genray.evaluate`.
+
+    Raises:
+        DataError: they do not agree.
+    """
+    classes = logits.shape[1]
+    if num_classes not in (None, classes):
+        raise DataError(f"model: expected logits (N, K) with K = {num_classes}, got shape {tuple(logits.shape)}")
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(f"y: expected labels 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
-    return images, labels.long(), classes
+    return classes
 
 
 def _tensor(name, value):
@@ -70,20 +76,6 @@ def _check_pixels(pixels):
         raise DataError(f"x: expected pixels in [0, 1] (normalisation belongs into the model), got [{low:g}, {high:g}]")
 
 
-@torch.no_grad()
-def _outputs(model, pixels):
-    try:
-        with temporary_mode(model, training=False):
-            outputs = model(pixels.to(device_of(model)))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"model: cannot take images of shape {tuple(pixels.shape[1:])}: {_line(error)}") from None
-    if not isinstance(outputs, torch.Tensor):
-        raise DataError(f"model: expected logits (N, K), got {type(outputs).__name__}")
-    return outputs
-
-
 def engine_name(value) -> str:
     """The engine of AutoAttack's members; the default for None.
 
@@ -95,12 +87,13 @@ def engine_name(value) -> str:
     return value or DEFAULT_ENGINE
 
 
-def radii(norms, epsilon) -> dict[str, Fraction]:
+def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
     """norm -> exact radius, in the order asked for.
 
     Args:
         norms: of "linf", "l2", "l1".
-        epsilon: norm -> radius, or the radius of a single norm; the papers' where there is none.
+        epsilon: norm -> radius, or the radius of a single norm.
+        own: norm -> radius of the model, taken where `epsilon` has none; else those of papers are.
 
     Raises:
         ConfigError: an unknown norm or a radius out of range; every problem is listed.
@@ -113,7 +106,7 @@ def radii(norms, epsilon) -> dict[str, Fraction]:
     ]
     found = {}
     for norm in norms if not problems else ():
-        value = given.get(norm, RADII[norm])
+        value = given.get(norm, own.get(norm, RADII[norm]))
         found[norm] = _positive(value)
         if norm == "linf" and found[norm] > 1:
             problems.append(f"epsilon: expected at most 1 for linf, got {value} (on the [0, 1] scale: 8/255, not 8)")

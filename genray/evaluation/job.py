@@ -123,7 +123,8 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
     y = labels[list(examples)].to(device)
     natural = correct_flags(model, x, y)
     if task.attack == NATURAL:
-        return BlockResult({NATURAL: natural.numpy()}, seconds=time.perf_counter() - began)
+        problems = check_outputs(model, x)
+        return BlockResult({NATURAL: natural.numpy()}, 0.0, tuple(problems), time.perf_counter() - began)
     keep = natural.nonzero().flatten()
     at = keep.to(device)
     adversarial = _attacked(task, request, model, x[at], y[at], [examples[i] for i in keep], num_classes)
@@ -170,6 +171,19 @@ def check_points(x, adversarial, norm, epsilon) -> tuple[float, list[str]]:
 
 
 @torch.no_grad()
+def check_outputs(model, x) -> list[str]:
+    """Whether the outputs for images are numbers, in words where they are not."""
+    with temporary_mode(model, training=False), full_precision():
+        return _not_finite(model(x))
+
+
+def _not_finite(logits) -> list[str]:
+    wrong = int((~logits.isfinite()).any(1).sum())
+    found = f"the outputs are NaN or infinite for {wrong} of {len(logits)} images: their flags mean nothing"
+    return [found] if wrong else []
+
+
+@torch.no_grad()
 def check_scores(model, adversarial, y, survived) -> list[str]:
     """Whether returned points, given to the model again in another order, are judged as before.
 
@@ -183,7 +197,8 @@ def check_scores(model, adversarial, y, survived) -> list[str]:
     margin = signed_margin(logits, y)
     clear = (margin.abs() > MARGIN_SLACK * logits.abs().amax(1)).cpu()
     different = int(((logits.argmax(1) == y).cpu().ne(survived) & clear).sum())
-    return [f"{different} points are judged otherwise when scored again"] if different else []
+    found = _not_finite(logits)
+    return [*found, f"{different} points are judged otherwise when scored again"] if different else found
 
 
 def signed_margin(logits, y) -> torch.Tensor:

@@ -80,7 +80,8 @@ def build_record(request, flags, results, labels, model_findings, stated) -> dic
             "union": _column(union(flags, threat.norm), labels),
             "findings": look_at_numbers(rates, len(labels)) + _point_findings(results, threat.norm),
         }
-    record = {"natural": _column(natural, labels), "norms": norms, "findings": list(model_findings)}
+    findings = [*model_findings, *_point_findings(results, "none")]
+    record = {"natural": _column(natural, labels), "norms": norms, "findings": findings}
     if len(request.threats) > 1:
         record["union"] = _column(union(flags), labels)
     return {**record, "protocol": stated}

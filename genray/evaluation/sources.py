@@ -1,15 +1,26 @@
 """What the evaluation command is pointed at: a run folder with its own data, or any model file with named data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 from genray.config import RunConfig, load_stored_config
 from genray.config.load import yaml_mapping
 from genray.data.datasets import load_image_data
+from genray.data.fingerprint import fingerprint
 from genray.errors import CheckpointError, ConfigError
+from genray.evaluation.job import as_pixels
+from genray.evaluation.robust import correct_flags
 from genray.models import build_model
-from genray.models.checkpoint_layouts import guess_architecture, load_into, read_checkpoint, read_file, read_metadata
+from genray.models.checkpoint_file import read_file
+from genray.models.checkpoint_layouts import UNKNOWN_NORMALIZATION, load_into, open_checkpoint, read_metadata
+from genray.models.fit import fitting_architectures, listed
 from genray.models.load import load_model, model_of
+from genray.models.normalize import NORMALIZATIONS
 from genray.storage import Storage
+from genray.types import ThreatModel
+
+PUBLISHED_SIDE = 32  # of the images that published networks have fixed pooling windows for
+TRIED = 100  # test images that each network which a file fits is tried on
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ def look_at(args) -> Named:
     norms = args.norms.split(",")
     epsilon = given_by_norm("--epsilon", args.epsilon, norms)
     config = config_of(Storage(args.model))
-    options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize}
+    options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize, "--weights": args.weights}
     for option, value in options.items():
         if config is not None and value is not None:
             raise ConfigError(f"{option}: has no effect on a run folder, whose model is known")
@@ -66,7 +77,34 @@ def load(args, named: Named, progress=None):
     """
     data = load_image_data(**named.source, decode=("test",), progress=progress)
     place = Storage(args.model)
-    return (load_model(place) if named.config else _checkpoint(args, read_file(place), data)), data.test
+    model = load_model(place) if named.config else _checkpoint(args, read_file(place), data)
+    origin = model.origin
+    if named.config and not origin.threats:  # a model file of an older version
+        attack = named.config.evaluation.attack
+        origin = replace(origin, threats=(ThreatModel(attack.norm, attack.epsilon),))
+    model.origin = replace(origin, findings=(*origin.findings, *_look_at_data(origin, data)))
+    return model, data.test
+
+
+def _look_at_data(origin, data) -> list[str]:
+    """Findings about data that are not those of the model's run."""
+    if not origin.class_names:
+        return []
+    if tuple(data.class_names) != origin.class_names:
+        listed_names = [listed(names) for names in (origin.class_names, data.class_names)]
+        counts = [len(origin.class_names), len(data.class_names)]
+        return [
+            f"the model tells {counts[0]} classes apart ({listed_names[0]}), the data are labelled with {counts[1]} "
+            f"({listed_names[1]}): label numbers may mean something else"
+        ]
+    count = origin.data.get("test_images")
+    if type(count) is not int or not 0 < count <= len(data.test):
+        return []
+    first = data.test.first(count)
+    if fingerprint(first.images, first.labels) == origin.data.get("test_fingerprint"):
+        return []
+    source = origin.data.get("source")
+    return [f"the images are not the test images of the model's run ({source}); they are of {data.source}"]
 
 
 def config_of(place: Storage):
@@ -100,17 +138,58 @@ def _data_source(text):
 
 def _checkpoint(args, file, data):
     """A model file of any known producer, on the architecture that is named."""
-    if not (args.arch or args.width or args.normalize) and "architecture" in read_metadata(file):
+    given = (args.arch, args.width, args.normalize, args.weights)
+    if not any(given) and "architecture" in read_metadata(file):
         return model_of(file)
-    state = read_checkpoint(file)
-    name = args.arch or guess_architecture(state)
-    if name is None:
-        raise CheckpointError(f"{file.where}: which architecture this is cannot be seen from its names; give --arch")
+    checkpoint = open_checkpoint(file, args.weights)
+    said = (checkpoint.metadata.get("architecture") or {}).get("name")
+    names = [args.arch or said] if args.arch or said else fitting_architectures(checkpoint.state)
+    if not names:
+        first = listed(dict.fromkeys(name.partition(".")[0] for name in checkpoint.state))
+        raise CheckpointError(
+            f"{file.where}: which architecture this is cannot be seen from its names ({first}, ...); give --arch, "
+            "or --weights for those that begin alike"
+        )
     shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.image_size}
-    batch_norm = name == "small_cnn" and any(key.endswith(".running_mean") for key in state)
-    model = build_model(name, width=args.width, batch_norm=batch_norm, **shape)
-    load_into(model, file, normalize=args.normalize)
-    return model.eval()
+    batch_norm = any(key.endswith(".running_mean") for key in checkpoint.state)
+
+    def build(name, normalize):
+        model = build_model(name, width=args.width, batch_norm=batch_norm and name == "small_cnn", **shape)
+        load_into(model, file, normalize=normalize, part=args.weights)
+        return model.eval()
+
+    model = build(names[0], args.normalize)
+    inputs = [args.normalize]
+    if args.normalize is None and not checkpoint.says_normalization:
+        inputs = ["none", *NORMALIZATIONS] if data.in_channels == 3 else ["none"]
+    findings = [text for text in model.origin.findings if text != UNKNOWN_NORMALIZATION]
+    if len(names) > 1 or inputs[0] != args.normalize:
+        examples = data.test.first(min(len(data.test), TRIED))
+        findings.append(_open_choice(names, inputs, build, examples, inputs[0] != args.normalize))
+    if said is not None and said != names[0]:
+        findings.append(f"the file says that it is a {said}, it was read as --arch {names[0]}")
+    height, width = data.image_size
+    if not said and names[0] != "small_cnn" and max(height, width) > PUBLISHED_SIDE:
+        findings.append(
+            f"the published {names[0]} pools windows that fit images of {PUBLISHED_SIDE} x {PUBLISHED_SIDE} pixels, on "
+            f"{height} x {width} all positions are pooled: an average over more than its own code may take"
+        )
+    model.origin = replace(model.origin, findings=tuple(findings))
+    return model
+
+
+def _open_choice(names, normalizations, build, examples, is_silent) -> str:
+    """The finding about a file that several networks fit: what each would be, in the words that ask for it."""
+    x, y = as_pixels(examples.images), examples.labels
+    found = []
+    for name, normalize in product(names, normalizations):
+        words = [f"--arch {name}"] if len(names) > 1 else []
+        words += [f"--normalize {normalize}"] if is_silent else []
+        right = int(correct_flags(build(name, normalize), x, y).sum())
+        found.append(f"{' '.join(words)} ({right} of {len(y)} images right)")
+    others = f", not {', '.join(found[1:])}" if found[1:] else ""
+    end = ", or --normalize MEAN:STD" if is_silent else ""
+    return f"the file does not tell all of its network; taken was {found[0]}{others}: pass what it is{end}"
 
 
 def given_by_norm(option, text, norms):

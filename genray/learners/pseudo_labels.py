@@ -13,7 +13,8 @@ from genray.evaluation import Accuracy, chunks
 from genray.evaluation.robust import full_precision
 from genray.learners.local_run import learner_threads
 from genray.learners.setup import RunSetup
-from genray.models.checkpoint_layouts import load_into, read_file, read_metadata
+from genray.models.checkpoint_file import read_file
+from genray.models.checkpoint_layouts import load_into, read_metadata
 from genray.models.load import model_file, model_of
 from genray.storage import Storage, without_secrets
 

@@ -22,7 +22,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
     "resnet18": ResNet18,
     "preact_resnet18": partial(PreActResNet18, batch_norm_before_fc=True),
+    "preact_resnet18_softplus": partial(PreActResNet18, batch_norm_before_fc=True, activation="softplus"),
     "preact_resnet18_no_bn": partial(PreActResNet18, batch_norm_before_fc=False),
+    "preact_resnet18_no_bn_raw_shortcut": partial(PreActResNet18, batch_norm_before_fc=False, raw_shortcut=True),
     "wrn_28_10": partial(WideResNet, blocks_per_group=4),
     # Papers' "WRN-32-10" counts (depth - 2) / 6 blocks a group: the same network as WRN-34-10 under another name.
     "wrn_32_10": partial(WideResNet, blocks_per_group=5),

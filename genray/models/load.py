@@ -5,7 +5,8 @@ import torch
 from genray.config.arguments import Place, checked
 from genray.errors import CheckpointError, ConfigError
 from genray.models import build_model
-from genray.models.checkpoint_layouts import ModelFile, load_into, read_file, read_metadata
+from genray.models.checkpoint_file import ModelFile, read_file
+from genray.models.checkpoint_layouts import load_into, read_metadata
 from genray.storage import Storage
 
 

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from genray.errors import ConfigError
 
+MEAN, STD = "normalize.mean", "normalize.std"  # what a plain state dict calls them
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)  # the pair that Rice et al., AT-AWP and TMLlib train with
+NORMALIZATIONS = {
+    "cifar10": (CIFAR10_MEAN, CIFAR10_STD),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),  # of Rice et al. and RobustBench, to 4 digits
+}
 
 
 class Normalize(nn.Module):

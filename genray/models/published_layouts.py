@@ -4,12 +4,14 @@
 can load is no export.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from genray.errors import ConfigError
+from genray.models.checkpoint_layouts import ATTRIBUTE
 from genray.models.normalize import Normalize
 
 # What their classes fix. Their pooling windows fit one image size; a wide resnet's widen factor is an argument.
@@ -19,32 +21,35 @@ _WIDE = {name: _RGB for name in ("wrn_28_10", "wrn_32_10", "wrn_34_10")}
 _SMALL_CNN = {"in_channels": 1, "image_size": (28, 28), "num_classes": 10, "width": 32, "batch_norm": False}
 _HELD = {
     "trades": {"small_cnn": _SMALL_CNN, "resnet18": _RESNET, **_WIDE},
-    "robustbench": {"resnet18": _RESNET, "preact_resnet18": _RESNET, "preact_resnet18_no_bn": _RESNET, **_WIDE},
+    "robustbench": {"resnet18": _RESNET, "preact_resnet18": _RESNET, "preact_resnet18_no_bn": _RESNET, **_WIDE}
+    | {"preact_resnet18_no_bn_raw_shortcut": _RESNET},
 }
 LAYOUTS = tuple(_HELD)
 
 
-def published_state(model: nn.Module, architecture: Mapping, layout: str) -> OrderedDict[str, Tensor]:
+def published_state(model: nn.Module, metadata: Mapping, layout: str) -> OrderedDict[str, Tensor]:
     """The state dict that a class of another code loads strictly and that gives the same logits there.
 
     "trades": the classes of TRADES, which take images in [0, 1] and cannot normalise. Its wide resnet has a group
     `sub_block1` that its forward pass never uses; here it repeats `block1`.
     "robustbench": RobustBench's `WideResNet(sub_block1=False)`, `ResNet18` and
-    `PreActResNet(PreActBlock, [2, 2, 2, 2], out_shortcut=True)`, with `bn_before_fc=True` for preact_resnet18. Its
-    models normalise with buffers `mu` and `sigma` (1, 3, 1, 1), which are added where the network normalises.
+    `PreActResNet(PreActBlock, [2, 2, 2, 2], out_shortcut=True)`, with `bn_before_fc=True` for preact_resnet18, and
+    without `out_shortcut` for preact_resnet18_no_bn_raw_shortcut. Its models normalise with buffers `mu` and `sigma`
+    (1, 3, 1, 1), which are added where the network normalises.
 
     Args:
         model: from `build_model`, on any device; stays as it is.
-        architecture: the arguments of `build_model` that gave it.
+        metadata: of its file; the arguments of `build_model` that gave it are its `architecture`.
         layout: one of `LAYOUTS`.
 
     Returns:
-        name -> tensor on the CPU, in their order of layers.
+        name -> tensor on the CPU, in their order of layers. The metadata are an attribute of it, which `torch.save`
+        keeps and their loaders do not look at.
 
     Raises:
         ConfigError: the layout has no place for this network; every reason is listed.
     """
-    problems = _problems(model, architecture, layout)
+    problems = _problems(model, metadata["architecture"], layout)
     if problems:
         raise ConfigError(problems)
     state = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items())
@@ -53,6 +58,7 @@ def published_state(model: nn.Module, architecture: Mapping, layout: str) -> Ord
         state |= {f"sub_{name}": value.clone() for name, value in first.items()}
     if isinstance(model.normalize, Normalize):
         state |= {"mu": model.normalize.mean.detach().cpu(), "sigma": model.normalize.std.detach().cpu()}
+    setattr(state, ATTRIBUTE, json.dumps(metadata))
     return state
 
 

@@ -13,6 +13,7 @@ from genray.evaluation import Accuracy, final_attacks, pgd_name
 from genray.learners.pseudo_labels import unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.learners.tally import WindowStats
+from genray.recording.model_description import describe_model
 from genray.recording.progress import Progress
 from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encode_state, versions
 from genray.recording.table import results_table
@@ -175,17 +176,14 @@ class RunRecorder:
 
     # --- weights ------------------------------------------------------------------------------------------------
 
-    def write_model(self, name, snapshot, epoch, rates=None):
+    def write_model(self, name, snapshot, epoch, rates=None, learner=None):
         """Writes a snapshot as a plain state dict with what is needed to build and judge the model."""
         network = self.setup.build_network()
         FlatWeights(network).load(snapshot)
         description = {
-            "architecture": {k: list(v) if isinstance(v, tuple) else v for k, v in self.setup.architecture.items()},
-            "class_names": list(self.setup.class_names),
-            "run": self.setup.config.name,
+            **describe_model(self.setup, learner),
             "epoch": epoch,
             "step": snapshot.step,
-            "seed": self.setup.config.seed,
             "selected_on": self.setup.config.evaluation.select_on,
             "selection": rates or {},
         }
@@ -234,7 +232,7 @@ class RunRecorder:
         epochs = self.setup.config.training.epochs
         self.write_model("model_last.pt", last, epochs)
         for name, snapshot in learners.items():
-            self.write_model(f"{LEARNERS}/{name}.pt", snapshot, epochs)
+            self.write_model(f"{LEARNERS}/{name}.pt", snapshot, epochs, learner=name)
         if self.best is None:
             floor = self.setup.config.evaluation.natural_floor
             self.progress.say(f"no epoch reached evaluation.natural_floor ({floor:g}); model.pt is the last theta_g")

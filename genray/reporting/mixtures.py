@@ -17,6 +17,7 @@ from genray.models import build_model
 from genray.models.load import load_model
 from genray.recording.base_learners import load_base_learners
 from genray.recording.evaluation_folder import check_place
+from genray.recording.model_description import describe_model
 from genray.recording.progress import Progress
 from genray.recording.run_folder import model_bytes
 from genray.recording.writer import write_all
@@ -120,11 +121,8 @@ class Study:
         """Writes the mixture of `--save-mixture` as a file like `model.pt`; returns its path."""
         network = self.model(Entry("mixture", "", "", self.saved))
         description = {
-            "architecture": {k: list(v) if isinstance(v, tuple) else v for k, v in self.setup.architecture.items()},
-            "class_names": list(self.setup.class_names),
-            "run": self.config.name,
+            **describe_model(self.setup),
             "step": self.learners.step,
-            "seed": self.config.seed,
             "mixture": {name: fraction_text(weight) for name, weight in self.saved.weights},
             "batch_norm": self.args.batch_norm,
         }
@@ -212,7 +210,12 @@ def _check_options(args, config):
         )
     problems = [
         f"{name}: has no effect on a run folder, whose model is known"
-        for name, value in (("--arch", args.arch), ("--width", args.width), ("--normalize", args.normalize))
+        for name, value in (
+            ("--arch", args.arch),
+            ("--width", args.width),
+            ("--normalize", args.normalize),
+            ("--weights", args.weights),
+        )
         if value is not None
     ]
     if problems:

@@ -67,6 +67,8 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """RobustBench's with `out_shortcut=True`."""
 
+    act, out_shortcut = staticmethod(F.relu), True
+
     def __init__(self, inputs, outputs, stride):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, outputs, stride)
@@ -75,9 +77,21 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(conv(inputs, outputs, stride, 1))
 
     def forward(self, x):
-        y = F.relu(self.bn1(x))
-        side = self.shortcut(y) if hasattr(self, "shortcut") else x
-        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + side
+        y = self.act(self.bn1(x))
+        side = self.shortcut(y if self.out_shortcut else x) if hasattr(self, "shortcut") else x
+        return self.conv2(self.act(self.bn2(self.conv1(y)))) + side
+
+
+class RawPreActBlock(PreActBlock):
+    """RobustBench's as Wong2020Fast and Andriushchenko2020Understanding use it."""
+
+    out_shortcut = False
+
+
+class SoftplusPreActBlock(PreActBlock):
+    """E-AT's."""
+
+    act = staticmethod(F.softplus)
 
 
 class ResNet(nn.Module):

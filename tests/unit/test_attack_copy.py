@@ -15,7 +15,9 @@ from genray.models.tracing import foldable_pairs, trace
 NETWORKS = {
     "resnet18": ({"width": 4}, 20),
     "preact_resnet18": ({"width": 4}, 8),
+    "preact_resnet18_softplus": ({"width": 4}, 8),
     "preact_resnet18_no_bn": ({"width": 4}, 8),
+    "preact_resnet18_no_bn_raw_shortcut": ({"width": 4}, 8),
     "wrn_28_10": ({"width": 1}, 12),
     "small_cnn": ({"width": 4, "batch_norm": True}, 4),
     "small_cnn plain": ({"width": 4}, 0),
@@ -25,7 +27,8 @@ NETWORKS = {
 # All ReLUs and sums of a ResNet (17 and 8) and of pre-activation nets (two and one a block, and perhaps a last ReLU);
 # of SmallCNN the ReLUs after convolutions (its fully connected ones come after linear layers).
 OVERWRITING = {
-    "resnet18": 25, "preact_resnet18": 25, "preact_resnet18_no_bn": 24, "wrn_28_10": 37, "small_cnn": 4,
+    "resnet18": 25, "preact_resnet18": 25, "preact_resnet18_softplus": 9, "preact_resnet18_no_bn": 24,
+    "preact_resnet18_no_bn_raw_shortcut": 24, "wrn_28_10": 37, "small_cnn": 4,
     "small_cnn plain": 4,
 }  # fmt: skip
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from genray.errors import CheckpointError, ConfigError
 from genray.models import CIFAR10_MEAN, CIFAR10_STD, MODELS
-from genray.models.checkpoint_layouts import guess_architecture, load_into, read_checkpoint, read_metadata
+from genray.models.checkpoint_layouts import load_into, open_checkpoint, read_checkpoint, read_metadata
+from genray.models.fit import fitting_architectures
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 RST_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 OTHER_STATISTICS = ((0.5, 0.4, 0.3), (0.3, 0.2, 0.25))
 
 
@@ -173,6 +175,38 @@ LAYOUTS = {
         },
         OTHER_STATISTICS,
     ),
+    "compiled": ("resnet18", lambda s: prefixed(s, "_orig_mod."), None),
+    "compiled_parallel": ("resnet18", lambda s: {"net": prefixed(s, "_orig_mod.module.")}, None),
+    "compiled_blocks": (
+        "resnet18",
+        lambda s: {"module." + key.replace("layer2.", "layer2._orig_mod."): value for key, value in s.items()},
+        None,
+    ),
+    "deep": ("wrn_28_10", lambda s: prefixed(with_sub_block(s), "student.model.module._orig_mod.backbone."), None),
+    "lightning": (
+        "preact_resnet18",
+        lambda s: {
+            "pytorch-lightning_version": "2.4",
+            "state_dict": prefixed(s, "net."),
+            "hyper_parameters": {"lr": 1},
+        },
+        None,
+    ),
+    "averaged_model": (
+        "resnet18",
+        lambda s: {"swa": prefixed(s, "module.") | {"n_averaged": torch.tensor(7)}, "metrics": {"acc": torch.ones(2)}},
+        None,
+    ),
+    "other_layer_name": (
+        "resnet18",
+        lambda s: {
+            "module." + key: value
+            for key, value in (
+                buffers("preprocess._mean", "preprocess._std", OTHER_STATISTICS) | prefixed(s, "classifier.")
+            ).items()
+        },
+        OTHER_STATISTICS,
+    ),
     "before_torch_0_4_1": ("resnet18", without_counters, None),
     "pickled_parameters": (
         "resnet18",
@@ -197,7 +231,7 @@ def test_every_layout_loads_and_gives_the_same_logits(producer, old_format, tmp_
     torch.testing.assert_close(logits(model), logits(original, statistics), rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == list(original.state_dict())
     expected = "wrn_34_10" if name == "wrn_32_10" else name
-    assert guess_architecture(read_checkpoint(path)) == expected
+    assert expected in fitting_architectures(read_checkpoint(path))
 
 
 def test_state_dict_in_memory_loads_without_being_changed():
@@ -258,7 +292,7 @@ def test_disagreeing_normalisation_is_refused_and_nothing_changes():
 
 @pytest.mark.parametrize("bad", ["imagenet", (0.5,), ([0.5], [0.2], [0.1])])
 def test_unknown_normalisation_is_a_configuration_error(bad):
-    with pytest.raises(ConfigError, match='expected "cifar10", "none" or'):
+    with pytest.raises(ConfigError, match='expected "cifar10", "cifar100", "none" or'):
         load_into(build("resnet18"), source("resnet18").state_dict(), normalize=bad)
 
 
@@ -276,6 +310,51 @@ def test_prefix_is_stripped_only_where_every_key_has_it():
     state["module.linear.bias"] = state.pop("linear.bias")
     with pytest.raises(CheckpointError, match=r"1 missing \(linear.bias\), 1 unexpected \(module.linear.bias\)"):
         load_into(build("resnet18"), state)
+
+
+@pytest.mark.parametrize("part", [None, "ema_state_dict", "model_state_dict"])
+def test_of_several_weights_one_is_taken_and_the_others_are_named(part, tmp_path):
+    """Raw weights, their average and an optimiser's tensors in one file."""
+    raw, average = source("resnet18"), randomised(build("resnet18"), seed=2).eval()
+    content = {
+        "ema_state_dict": prefixed(average.state_dict(), "module."),
+        "model_state_dict": raw.state_dict(),
+        "optimizer": {"exp_avg": torch.ones(3, 3)},
+        "same": dict(raw.state_dict()),
+    }
+    torch.save(content, tmp_path / "model.pt")
+    model = build("resnet18", seed=9)
+    load_into(model, tmp_path / "model.pt", part=part, normalize="none")
+    torch.testing.assert_close(logits(model), logits(average if part == "ema_state_dict" else raw))
+    says = "several weights of one network: model_state_dict was taken, not ema_state_dict; --weights NAME decides"
+    assert [says in finding for finding in model.origin.findings] == ([True] if part is None else [])
+
+
+def test_one_of_two_networks_in_a_state_dict_is_taken_by_its_prefix(tmp_path):
+    teacher, student = source("wrn_28_10"), source("resnet18")
+    state = prefixed(teacher.state_dict(), "teacher.") | prefixed(student.state_dict(), "student.")
+    torch.save({"state_dict": state}, tmp_path / "model.pt")
+    assert fitting_architectures(open_checkpoint(tmp_path / "model.pt").state) == []
+    model = build("resnet18", seed=9)
+    load_into(model, tmp_path / "model.pt", part="student")
+    torch.testing.assert_close(logits(model), logits(student))
+    with pytest.raises(CheckpointError, match="holds no weights called pupil, but state_dict"):
+        open_checkpoint(tmp_path / "model.pt", "pupil")
+
+
+@pytest.mark.parametrize("wrap", ["nn.Sequential", "bare"])
+def test_a_file_that_is_silent_about_normalisation_is_a_finding(wrap):
+    """In nn.Sequential(normalising layer, network) that layer may leave nothing in the state dict."""
+    state = prefixed(source("resnet18").state_dict(), "1." if wrap == "nn.Sequential" else "")
+    for normalize, found in ((None, 1), ("none", 0), ("cifar100", 0)):
+        model = build("resnet18", seed=9)
+        load_into(model, state, normalize=normalize)
+        assert ["how the network's input is normalised" in text for text in model.origin.findings] == [True] * found
+    torch.testing.assert_close(logits(model), logits(source("resnet18"), CIFAR100_STATISTICS))
+    for stated in ({"normalize_input": False}, {"normalize_input": True}):
+        model = build("resnet18", seed=9)
+        load_into(model, {"state_dict": state, **stated})
+        assert model.origin.findings == ()
 
 
 def test_sub_block1_is_unexpected_outside_wide_resnets():
@@ -402,7 +481,7 @@ def test_mismatch_names_the_first_of_each_kind_and_what_would_fit(tmp_path):
     assert "missing (bn1.weight, bn1.bias, bn1.running_mean and 13 more)" in message
     assert "unexpected (bn.weight, bn.bias, bn.running_mean and 2 more)" in message
     assert "layer2.0.bn1.weight (4,) instead of (8,)" in message
-    assert "it fits preact_resnet18 (width 4, 3 input channels, 100 classes)" in message
+    assert "it fits preact_resnet18 or preact_resnet18_softplus (width 4, 3 input channels, 100 classes)" in message
 
 
 def test_other_number_of_classes_is_named_in_both_ways():
@@ -431,6 +510,7 @@ def test_mismatch_changes_nothing():
         (buffers("mean", "std", ((0.5, 0.5), (0.2, 0.2)), (2,)), "normalises 2 channels, the model takes 3"),
         (buffers("mean", "std", ((0.5,) * 3, (0.0,) * 3), (3,)), "positive stds"),
         ({"mean": torch.ones(3)}, "normalize.mean but not the other half"),
+        (buffers("mean", "std", ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))), r"not on the pixel scale \[0, 1\]"),
     ],
 )
 def test_unusable_values(change, message):
@@ -443,15 +523,17 @@ def test_unusable_values(change, message):
 def test_guess_finds_each_architecture_at_any_width(name, shape):
     expected = "wrn_34_10" if name == "wrn_32_10" else name
     state = build(name, shape=shape, width=3, num_classes=7).state_dict()
-    assert guess_architecture(state) == expected
-    assert guess_architecture(without_counters(state)) == expected
+    fitting = fitting_architectures(state)
+    assert expected in fitting and fitting_architectures(without_counters(state)) == fitting
+    # Those that no tensor tells apart: the two PreActResNet-18 with a BatchNorm before the classifier, the two without.
+    assert len(fitting) == (2 if name.startswith("preact") else 1)
 
 
 def test_guess_knows_small_cnn_with_batch_norm_and_refuses_near_misses():
-    assert guess_architecture(build("small_cnn", batch_norm=True).state_dict()) == "small_cnn"
+    assert fitting_architectures(build("small_cnn", batch_norm=True).state_dict()) == ["small_cnn"]
     deeper = build("resnet18").state_dict() | {"layer1.2.conv1.weight": torch.ones(4, 4, 3, 3)}
-    assert guess_architecture(deeper) is None
-    assert guess_architecture({"linear.weight": torch.ones(2, 2)}) is None
+    assert fitting_architectures(deeper) == []
+    assert fitting_architectures({"linear.weight": torch.ones(2, 2)}) == []
 
 
 def test_public_checkpoint_of_the_autoattack_package_loads():
@@ -460,7 +542,7 @@ def test_public_checkpoint_of_the_autoattack_package_loads():
     if not path.exists():
         pytest.skip("the installed pyautoattack has no example checkpoint")
     state = read_checkpoint(path)
-    assert guess_architecture(state) == "resnet18"
+    assert fitting_architectures(state) == ["resnet18"]
     model = build("resnet18", width=None)
     load_into(model, path)
     assert logits(model).argmax(1).shape == (2,)

@@ -266,7 +266,7 @@ def evaluated(model, digits, **options):
 
 def test_a_sound_model_has_a_clean_record(model, digits):
     names = "pgd20,pgd100,mim,cw,apgd_ce,apgd_t,fab_t"
-    record = evaluated(model, digits, attacks=names, epsilon=0.05, block_size=40)
+    record = evaluated(model, digits, attacks=names, epsilon=0.1, block_size=40)
     assert record["findings"] == [] and record["norms"]["linf"]["findings"] == []
     assert "!" not in record_table(record)
 

@@ -1,6 +1,7 @@
 """Whatever is wrong with an evaluation's input: exit code 2, one line that names the culprit, nothing left behind."""
 
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -70,7 +71,9 @@ ARGUMENTS = [
     (["--arch", "resnet18"], "--arch: has no effect on a run folder"),
     (["--width", "8"], "--width: has no effect on a run folder"),
     (["--normalize", "none"], "--normalize: has no effect on a run folder"),
-    (["--normalize", "imagenet"], "argument --normalize: invalid choice: 'imagenet'"),
+    (["--normalize", "imagenet"], "argument --normalize: expected none, cifar10, cifar100 or MEAN:STD such as"),
+    (["--normalize", "0.5:0.2:0.1"], "got '0.5:0.2:0.1'"),
+    (["--weights", "ema"], "--weights: has no effect on a run folder"),
     (["--data", "imagenet"], "data.source: expected one of digits, cifar10"),
     (["--data", ""], "data.source: expected one of digits, cifar10"),
     (["--data", "parquet"], 'data.path: the source "parquet" needs a folder'),
@@ -254,12 +257,36 @@ ARRAYS = {
     "float labels": ((TEN, images(), labels().float()), {}, "y: expected 4 integer labels"),
     "fewer labels": ((TEN, images(), labels(0, 1)), {}, "y: expected 4 integer labels"),
     "one-hot labels": ((TEN, images(), torch.eye(4, dtype=torch.long)), {}, "y: expected 4 integer labels"),
-    "one class": ((Answers(lambda x: x.mean((2, 3))), images(), labels(0, 0, 0, 0)), {}, "K = 1 >= 2"),
+    "one class": ((Answers(lambda x: x.mean((2, 3))), images(), labels(0, 0, 0, 0)), {}, "got shape (4, 1)"),
     "K differs": ((TEN, images(), labels()), {"num_classes": 100}, "model: expected logits (N, K) with K = 100"),
     "K zero": ((TEN, images(), labels()), {"num_classes": 0}, "num_classes: expected a whole number at least 1, got 0"),
-    "maps": ((Answers(lambda x: x), images(), labels()), {}, "model: expected logits (N, K)"),
-    "pairs": ((Answers(lambda x: (x, x)), images(), labels()), {}, "model: expected logits (N, K), got tuple"),
-    "channels": ((nn.Conv2d(3, 2, 3), images(), labels()), {}, "model: cannot take images of shape (1, 8, 8)"),
+    "maps": ((Answers(lambda x: x), images(), labels()), {}, "K >= 2 for 4 images, got shape (4, 1, 8, 8)"),
+    "other rows": ((Answers(lambda x: x.view(-1, 8)), images(), labels()), {}, "for 4 images, got shape (32, 8)"),
+    "pairs": ((Answers(lambda x: (x, x)), images(), labels()), {}, "model: expected logits (N, K), got tuple; take"),
+    "a dict": ((Answers(lambda x: {"out": x}), images(), labels()), {}, "got dict; take one of it in a function"),
+    "logits in an object": (
+        (Answers(lambda x: types.SimpleNamespace(logits=x)), images(), labels()),
+        {},
+        "lambda x: model(x) and logits",
+    ),
+    "arrays": ((lambda x: x.flatten(1).numpy(), images(), labels()), {}, "expected logits (N, K), got ndarray"),
+    "class numbers": ((Answers(lambda x: x.flatten(1).long()), images(), labels()), {}, "got int64 numbers"),
+    "channels": (
+        (nn.Conv2d(3, 2, 3), images(), labels()),
+        {},
+        "model: cannot take float32 images of shape (1, 8, 8) on cpu (its first convolution takes 3 channels): ",
+    ),
+    "another error": ((lambda x: 1 / 0, images(), labels()), {}, "of shape (1, 8, 8) on cpu: division by zero"),
+    "a path": (("runs/digits", images(), labels()), {}, "got str; genray.load_model reads model files"),
+    "nothing": ((None, images(), labels()), {}, "model: expected torch.nn.Module or a function, got NoneType"),
+    "a class": ((nn.Linear, images(), labels()), {}, "got the class Linear; make an object of it first"),
+    "weights to come": ((nn.Sequential(nn.Flatten(), nn.LazyLinear(9)), images(), labels()), {}, "1.weight has no we"),
+    "no weights": ((nn.Linear(8, 9, device="meta"), images(), labels()), {}, "it is on the device meta"),
+    "half-precision function": (
+        (nn.Linear(8, 9).half().forward, images(), labels()),
+        {},
+        "expected ordinary float32 weights, got float16; call",
+    ),
     "no attack": ((TEN, images(), labels()), {"attacks": ["fgsm"]}, "evaluation attack: expected one of"),
     "no norm": ((TEN, images(), labels()), {"norms": ()}, "norms: expected at least one, got none"),
     "radius of another norm": ((TEN, images(), labels()), {"epsilon": {"l2": 1}}, "epsilon: expected those of linf"),

@@ -7,14 +7,14 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from published_classes import BasicBlock, Normalised, PreActBlock, ResNet, SmallCNN, WideResNet
+from published_classes import BasicBlock, Normalised, PreActBlock, RawPreActBlock, ResNet, SmallCNN, WideResNet
 
 import genray
 from genray.command_line import run_command
 from genray.errors import GenrayError
 from genray.export import main, parse_args
 from genray.models import build_model
-from genray.models.checkpoint_layouts import guess_architecture, load_into, read_checkpoint
+from genray.models.checkpoint_layouts import load_into
 from genray.models.onnx_file import onnx_bytes
 from genray.recording.run_folder import model_bytes
 
@@ -81,6 +81,11 @@ CLASSES = {
         {"name": "preact_resnet18_no_bn", **CIFAR},
         lambda: ResNet(PreActBlock, 7),
     ),
+    "robustbench, PreActResNet-18 without, raw shortcut": (
+        "robustbench",
+        {"name": "preact_resnet18_no_bn_raw_shortcut", **CIFAR},
+        lambda: ResNet(RawPreActBlock, 7),
+    ),
 }
 
 
@@ -97,9 +102,7 @@ def test_the_other_codes_class_gives_the_same_logits(case, tmp_path):
     assert_same(theirs.eval()(images), model(images))
 
     back = build_model(
-        guess_architecture(read_checkpoint(file)),
-        width=architecture.get("width"),
-        **{key: architecture[key] for key in CIFAR},
+        architecture["name"], width=architecture.get("width"), **{key: architecture[key] for key in CIFAR}
     )
     load_into(back, file)
     assert_same(back.eval()(images), model(images))

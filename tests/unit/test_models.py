@@ -17,7 +17,9 @@ SMALL_WIDTH = {name: 1 if name.startswith("wrn") else 4 for name in MODELS}
 PUBLISHED = [
     ("resnet18", 11_173_962, 11_220_132, 122),
     ("preact_resnet18_no_bn", 11_171_146, 11_217_316, 102),
+    ("preact_resnet18_no_bn_raw_shortcut", 11_171_146, 11_217_316, 102),
     ("preact_resnet18", 11_172_170, 11_218_340, 107),
+    ("preact_resnet18_softplus", 11_172_170, 11_218_340, 107),
     ("wrn_28_10", 36_479_194, 36_536_884, 155),
     ("wrn_34_10", 46_160_474, 46_218_164, 191),
     ("wrn_32_10", 46_160_474, 46_218_164, 191),
@@ -75,17 +77,28 @@ class Reference:
             x = (out + x).clamp(min=0)
         return self.linear(x.mean((2, 3)), "linear")
 
-    def preact_resnet18_no_bn(self, x, last_bn=False):
+    def preact(self, x, last_bn, act=lambda x: x.clamp(min=0), raw_shortcut=False):
         x = self.conv(x, "conv1")
         for name, stride in self.blocks18():
-            active = self.bn_relu(x, f"{name}.bn1")
-            out = self.conv(self.bn_relu(self.conv(active, f"{name}.conv1", stride), f"{name}.bn2"), f"{name}.conv2")
+            active = act(self.bn(x, f"{name}.bn1"))
+            out = self.conv(act(self.bn(self.conv(active, f"{name}.conv1", stride), f"{name}.bn2")), f"{name}.conv2")
             changes = f"{name}.shortcut.0.weight" in self.state
-            x = out + (self.conv(active, f"{name}.shortcut.0", stride) if changes else x)
+            x = out + (self.conv(x if raw_shortcut else active, f"{name}.shortcut.0", stride) if changes else x)
         return self.linear((self.bn_relu(x, "bn") if last_bn else x).mean((2, 3)), "linear")
 
+    def preact_resnet18_no_bn(self, x):
+        return self.preact(x, last_bn=False)
+
     def preact_resnet18(self, x):
-        return self.preact_resnet18_no_bn(x, last_bn=True)
+        return self.preact(x, last_bn=True)
+
+    def preact_resnet18_no_bn_raw_shortcut(self, x):
+        """RobustBench's PreActBlock without `out_shortcut`."""
+        return self.preact(x, last_bn=False, raw_shortcut=True)
+
+    def preact_resnet18_softplus(self, x):
+        """E-AT's: softplus in the blocks, and a ReLU after the last BatchNorm."""
+        return self.preact(x, last_bn=True, act=lambda x: torch.log1p(x.exp()))
 
     def blocks18(self):
         return [(f"layer{i}.{j}", 2 if i > 1 and j == 0 else 1) for i in range(1, 5) for j in range(2)]
