@@ -243,7 +243,7 @@ def _place(args, named):
     steps = inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
     asked = {"attacks": sorted(attacks), "radii": radii, "steps": steps, "engine": inputs.engine_name(args.engine)}
     asked |= {"seed": args.seed, "block_size": args.block_size, "examples": args.examples}
-    asked |= {"data": named.source, "model": [args.arch, args.width, args.normalize]}
+    asked |= {"data": named.source, "model": [args.arch, args.width, args.normalize, args.weights]}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
     name = f"{'_'.join(attacks)[:60]}-{'_'.join(norms)}-{digest}"
     model = Storage(args.model)
