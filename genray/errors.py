@@ -6,6 +6,18 @@ All of them survive pickling, because they travel from Ray actors to the driver.
 """
 
 
+def one_line(error, length: int = 300) -> str:
+    """An error's message, or a text, without line breaks.
+
+    Where it is longer than `length` characters, the middle goes: the cause stands at the end.
+    """
+    text = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
+    if len(text) <= length:
+        return text
+    start = length // 4
+    return f"{text[:start].rstrip()} ... {text[start + 5 - length :].lstrip()}"
+
+
 class GenrayError(Exception):
     """Base of all genray errors: the run failed."""
 
@@ -61,14 +73,15 @@ class LostError(LearnerError):
     Attributes:
         who: which process, as the configuration names it.
         why: what is known about it.
+        signal: of a process that crashed by itself, such as "SIGSEGV"; empty where it was killed, hangs or is away.
     """
 
-    def __init__(self, who: str, why: str):
-        self.who, self.why = who, why
+    def __init__(self, who: str, why: str, signal: str = ""):
+        self.who, self.why, self.signal = who, why, signal
         super().__init__(f"{who}: {why}")
 
     def __reduce__(self):
-        return type(self), (self.who, self.why)
+        return type(self), (self.who, self.why, self.signal)
 
 
 class NonFiniteError(GenrayError):

@@ -13,7 +13,7 @@ from genray.config.schema import RunConfig, linf_radius_problems
 from genray.config.unlabeled import unlabeled_problems
 from genray.config.values import Schedule
 from genray.config.workers import worker_problems
-from genray.errors import ConfigError, RunFolderError
+from genray.errors import ConfigError, RunFolderError, one_line
 
 MAX_DEPTH = 20  # levels of a configuration; ours has six
 DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
@@ -83,7 +83,7 @@ def _is_finite(content, depth=0):
 def _one_line(error):
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem is None:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return one_line(error)
     return f"line {mark.line + 1}: {problem}" if mark else problem
 
 

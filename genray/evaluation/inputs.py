@@ -7,7 +7,7 @@ import torch
 
 from genray.config.model import did_you_mean
 from genray.config.values import parse_fraction
-from genray.errors import ConfigError, DataError
+from genray.errors import ConfigError, DataError, one_line
 from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
 from genray.evaluation.job import as_pixels
 from genray.types import NORMS
@@ -65,7 +65,7 @@ def _tensor(name, value):
     try:
         return torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name}: expected a tensor or array, got {type(value).__name__}: {_line(error)}") from None
+        raise DataError(f"{name}: expected a tensor or array, got {type(value).__name__}: {one_line(error)}") from None
 
 
 def _check_pixels(pixels):
@@ -153,7 +153,3 @@ def _positive(value):
         return parse_fraction(value)
     except ValueError:
         return 0
-
-
-def _line(error):
-    return " ".join(str(error).split())[:200]

@@ -22,7 +22,8 @@ def run_with_recovery(attempt, recorder, progress):
         What `attempt` returned.
 
     Raises:
-        LearnerError: more than runtime.max_failures processes were lost in a row.
+        LearnerError: more than runtime.max_failures processes were lost in a row, or the same one crashed twice by the
+            same signal after the same state.
         NonFiniteError: a learner's numbers failed, and training.on_non_finite forbids to try again.
     """
     losses, since = [], recorder.newest_step
@@ -34,7 +35,8 @@ def run_with_recovery(attempt, recorder, progress):
         except LostError as error:
             if recorder.newest_step != since:
                 losses, since = [], recorder.newest_step
-            losses.append(error)
+            # A copy: the error itself holds the frames it came through, and all that they refer to in the object store.
+            losses.append(LostError(error.who, error.why, error.signal))
             _pause(losses, recorder, progress)
 
 
@@ -58,6 +60,11 @@ def _pause(losses, recorder, progress):
     limit, last = recorder.setup.config.runtime.max_failures, losses[-1]
     if len(losses) > limit:
         raise LearnerError(_summary(losses, recorder)) from None
+    if last.signal and [(e.who, e.signal) for e in losses[-2:]] == 2 * [(last.who, last.signal)]:
+        raise LearnerError(
+            f"{last}; for the second time after step {recorder.newest_step}, from which every attempt computes the "
+            "same: not tried again"
+        ) from None
     progress.say(f"{last}; going on from step {recorder.newest_step} (loss {len(losses)} of {limit} in a row)")
     if len(losses) > 1:
         time.sleep(min(FIRST_PAUSE_S * 2 ** len(losses), LONGEST_PAUSE_S))

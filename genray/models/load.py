@@ -3,7 +3,7 @@
 import torch
 
 from genray.config.arguments import Place, checked
-from genray.errors import CheckpointError, ConfigError
+from genray.errors import CheckpointError, ConfigError, one_line
 from genray.models import build_model
 from genray.models.checkpoint_file import ModelFile, read_file
 from genray.models.checkpoint_layouts import load_into, read_metadata
@@ -52,5 +52,6 @@ def _device(name):
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all of these
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"device: expected cpu, cuda or another device of torch, got {name!r}: {reason}") from None
+        raise ConfigError(
+            f"device: expected cpu, cuda or another device of torch, got {name!r}: {one_line(error)}"
+        ) from None

@@ -1,9 +1,9 @@
 """Strided 1 x 1 convolutions of few channels on a CPU, without a kernel of oneDNN that writes beyond its memory.
 
 With AVX-512 and inputs in channels_last, oneDNN's gradient to the *weights* of such a convolution (1 x 1, stride 2, 3
-or 4, no padding, one group, float32, 2 to 15 input channels and any number of output channels) ends the process by SIGSEGV
+or 4, no padding, one group, float32, 2 to 15 input channels, any number of output channels) ends the process by SIGSEGV
 or SIGABRT once the image is large enough: from 8 channels with stride 2 at 48 pixels of side, not at 44. With 16 input
-channels or more it never did, in bfloat16 neither, and the gradient to the input is right.
+channels or more it never did, nor in bfloat16; and the gradient to the input is right.
 """
 
 from functools import partial

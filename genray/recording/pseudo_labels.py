@@ -8,7 +8,7 @@ import torch
 
 from genray.config.unlabeled import TEACHER, teacher_config
 from genray.core.seal import check_seal, seal
-from genray.errors import CheckpointError
+from genray.errors import CheckpointError, one_line
 from genray.learners.pseudo_labels import (
     awaits_labels,
     load_teacher,
@@ -79,7 +79,7 @@ def _read(setup, folder):
         check_seal(content)
         labels = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise CheckpointError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{where}: cannot be read: {one_line(error)}") from None
     classes = len(setup.class_names)
     if labels.shape != (count,) or labels.dtype != np.int64 or not ((labels >= 0) & (labels < classes)).all():
         raise CheckpointError(f"{where}: expected {count} class numbers from 0 to {classes - 1}, came others")

@@ -16,7 +16,7 @@ from genray.config import load_stored_config, to_dict
 from genray.config.load import parse_yaml
 from genray.core.flat import from_array
 from genray.core.seal import check_seal, seal
-from genray.errors import CheckpointError, ConfigError, RunFolderError
+from genray.errors import CheckpointError, ConfigError, RunFolderError, one_line
 from genray.storage import Storage
 
 MODEL_FORMAT = "genray-model/1"
@@ -319,7 +319,7 @@ def decode_state(data: bytes) -> dict:
         check_seal(data)
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
-        raise CheckpointError(f"not a readable checkpoint: {' '.join(str(error).split())[:200]}") from None
+        raise CheckpointError(f"not a readable checkpoint: {one_line(error)}") from None
     if not isinstance(content, dict) or content.pop("format", None) != STATE_FORMAT:
         raise CheckpointError(f"not a {STATE_FORMAT} checkpoint")
     return _as_arrays(content)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genray.errors import RunFolderError
+from genray.errors import RunFolderError, one_line
 from genray.evaluation.job import STAGE
 from genray.evaluation.suite import COLUMNS
 from genray.reporting.checked import check_evaluation, check_grid, check_results
@@ -59,7 +59,7 @@ def read_trials(folder: Any) -> Trials:
     try:
         stated = check_grid({"trials": stated_trials(storage)})["trials"]
     except Exception as error:
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         raise RunFolderError(f"{storage}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
     keys = tuple(dict.fromkeys(key for trial in stated.values() for key in trial["point"]))
     rows, measures, about = [], {}, ""

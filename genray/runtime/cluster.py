@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
-from genray.errors import PlacementError
+from genray.errors import PlacementError, one_line
 
 NAMESPACE = "genray"
 CONNECT_TIMEOUT_S = 5
@@ -87,7 +87,7 @@ def within(timeout_s, what, call):
     if thread.is_alive():
         problems.append(f"not done within {timeout_s:g} s, left behind")
     for problem in problems:
-        print(f"warning: {what}: {' '.join(problem.split())[:200]}", file=sys.stderr)
+        print(f"warning: {what}: {one_line(problem)}", file=sys.stderr)
 
 
 def _join(address, quiet):
@@ -97,8 +97,9 @@ def _join(address, quiet):
     try:
         ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PlacementError(f"--address {address}: no Ray cluster lets us in: {reason}; {TOKEN_HINT}") from None
+        raise PlacementError(
+            f"--address {address}: no Ray cluster lets us in: {one_line(error)}; {TOKEN_HINT}"
+        ) from None
 
 
 def _check_answers(address):

@@ -13,7 +13,7 @@ from os import environ
 import torch.distributed as dist
 
 from genray.core.crew import ALONE, Crew
-from genray.errors import LostError, PlacementError
+from genray.errors import LostError, PlacementError, one_line
 
 LOOPBACK = "127.0.0.1"
 EVERYONE = "all learners"
@@ -92,8 +92,7 @@ class _TorchCrew(Crew):
         try:
             operation(tensor, group=self.group, **options)
         except RuntimeError as error:  # gloo and NCCL have no kinds of errors of their own
-            reason = " ".join(str(error).split())[:200]
-            raise LostError(self.who, f"cannot reach those it works with: {reason}") from None
+            raise LostError(self.who, f"cannot reach those it works with: {one_line(error)}") from None
         return tensor
 
 

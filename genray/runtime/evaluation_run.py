@@ -6,7 +6,7 @@ import ray
 import torch
 
 from genray.core.flat import from_array
-from genray.errors import LearnerError
+from genray.errors import LearnerError, one_line
 from genray.evaluation.job import run_task
 from genray.runtime.cluster import connected, node_resources
 from genray.runtime.pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
@@ -65,4 +65,4 @@ def run_on_workers(
         try:
             yield from pool.results(first, todo.take)
         except LearnerError as error:
-            raise LearnerError(f"{' '.join(str(error).split())}; --resume keeps what is finished") from None
+            raise LearnerError(f"{one_line(error, 1000)}; --resume keeps what is finished") from None

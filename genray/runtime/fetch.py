@@ -3,7 +3,8 @@
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from genray.errors import GenrayError, LearnerError, LostError
+from genray.errors import GenrayError, LearnerError, LostError, one_line
+from genray.runtime.last_words import death_of
 
 
 def fetch(ref, who: str, *, timeout_s: float, names: dict | None = None, field: str = "runtime.stall_timeout_s"):
@@ -38,12 +39,12 @@ def fetch(ref, who: str, *, timeout_s: float, names: dict | None = None, field: 
 
 
 def _lost(error, who, names) -> LearnerError:
-    text = " ".join(str(error).split())
     if not isinstance(error, RayActorError):
-        return LostError(who, f"what it made was lost: {type(error).__name__}: {text[:200]}")
+        return LostError(who, f"what it made was lost: {type(error).__name__}: {one_line(error)}")
     who = names.get(error.actor_id, who)
     if error.actor_init_failed:
         last = str(error).strip().splitlines()[-1].strip()
-        failed = f"it could not start: {last[:300]}"
+        failed = f"it could not start: {one_line(last)}"
         return LostError(who, failed) if "ray.exceptions." in last else LearnerError(f"{who}: {failed}")
-    return LostError(who, f"its process died: {text[:300]}")
+    death = death_of(error)
+    return LostError(who, f"its process died: {death.why}", death.signal)

@@ -28,14 +28,16 @@ class ActorGroup:
         placement: who goes where.
         states: learner name -> state to start from, or empty.
         on_wait: as in `reserve`.
+        images: reference to the arrays that `pack` gave; None puts them into the object store.
 
     Raises:
         PlacementError: the group could not be placed or its actors did not start in time.
         LostError: a process died meanwhile.
     """
 
-    def __init__(self, setup, placement: Placement, states: dict, on_wait=None):
+    def __init__(self, setup, placement: Placement, states: dict, on_wait=None, images=None):
         self.setup, self.placement, self.states, self.on_wait = setup, placement, states, on_wait
+        self.images = images
         self.timeouts = setup.config.runtime
         self.group = self.global_learner = self.evaluator = None
         self.learners, self.seats, self.actors, self.in_step = {}, [], [], False
@@ -55,7 +57,7 @@ class ActorGroup:
         deadline = time.monotonic() + self.timeouts.startup_timeout_s
         self.group = self.placement.group or reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
         small, arrays = pack(self.setup)
-        arrays, small = ray.put(arrays), ray.put(small)
+        arrays, small = self.images or ray.put(arrays), ray.put(small)
         workers = {name: len(places) for name, places in self.placement.learners.items()}
         self.seats = seats(workers, self.timeouts.share_attack)
         for seat in self.seats:

@@ -5,7 +5,7 @@ import torch
 
 from genray.config.unlabeled import TEACHER, teacher_config
 from genray.core.flat import from_array
-from genray.errors import LearnerError
+from genray.errors import LearnerError, one_line
 from genray.evaluation import chunks
 from genray.learners.pseudo_labels import classify
 from genray.runtime.cluster import connected, node_resources
@@ -58,5 +58,5 @@ def classify_on_cluster(network, images, config, address: str | None = None):
         try:
             parts = dict(pool.results(ranges))
         except LearnerError as error:
-            raise LearnerError(" ".join(str(error).split())) from None
+            raise LearnerError(one_line(error, 1000)) from None
     return torch.cat([from_array(parts[part]) for part in ranges])

@@ -107,7 +107,7 @@ class Pool:
         self.what, self.share, self.start, self.arguments, self.name = what, share, start, arguments, name
         self.limits, self.may_grow, self.told = limits, may_grow, False
         self.seats = [_Seat(f"{what} worker {i + 1} of {number}") for i in range(number)]
-        self.queue, self.losses, self.any_started = deque(), Counter(), False
+        self.queue, self.losses, self.crashes, self.any_started = deque(), Counter(), {}, False
         self.last_there = self.looked = time.monotonic()
 
     def results(self, first, more=lambda: ()):
@@ -194,6 +194,8 @@ class Pool:
         if task is not None:
             self.losses[task] += 1
             self.queue.append(task)
+            if error.signal and self.crashes.setdefault(task, error) is not error:  # the same computation each time
+                raise LostError(self.what, f"{self.name(task)} crashed its worker twice; the last was {error}")
             if self.losses[task] > limit:
                 raise self._too_often(f"{self.name(task)} lost its worker {limit + 1} times", error)
         if seat.losses <= limit:

@@ -10,6 +10,7 @@ from genray.errors import LostError, PlacementError
 from genray.evaluation import chunks, join_flags
 from genray.learners.division import fixed_workers
 from genray.learners.recovery import run_with_recovery
+from genray.runtime.actors import pack
 from genray.runtime.cluster import connected
 from genray.runtime.dividing import Division
 from genray.runtime.group import ActorGroup
@@ -49,6 +50,7 @@ class _Attempts:
     def __init__(self, recorder, progress, may_grow):
         self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
         self.lost = None  # placement of a group that stood before
+        self.images = ray.put(pack(recorder.setup)[1])  # once for all attempts
         self.division = Division(progress)
 
     def run(self, setup, state):
@@ -57,7 +59,7 @@ class _Attempts:
             states = state["learners"] if state else {}
             # After a loss a node may come back, even where the cluster does not grow by itself.
             on_wait = self.progress.say if self.may_grow or self.lost else None
-            with ActorGroup(setup, placement, states, on_wait) as group:
+            with ActorGroup(setup, placement, states, on_wait, self.images) as group:
                 self.lost = placement
                 self.recorder.begin([f"{name}: {w['name']}" for name, w in group.whereabouts.items()])
                 theta_g = Pipeline(setup, group, self.recorder, self.progress, state).run()
