@@ -1,8 +1,9 @@
 """Image data sets by name: everything becomes two uint8 tensors with labels in memory."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from genray.config.arguments import Count, checked
+from genray.config.values import AsTuple
 from genray.core.memory import check_memory
 from genray.data.parquet import load_parquet
 from genray.data.reading import Reading
@@ -33,7 +34,7 @@ def load_image_data(
     image_column: str | None = None,
     label_column: str | None = None,
     download: bool = True,
-    image_size: tuple[Count, Count] | None = None,
+    image_size: Annotated[tuple[Count, Count], AsTuple] | None = None,
     train_examples: Count | None = None,
     test_examples: Count | None = None,
     decode: Any = PARTS,

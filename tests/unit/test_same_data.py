@@ -1,8 +1,12 @@
 """What a data set is known by: fingerprints in a run's records, and what they keep apart or together."""
 
+import fcntl
 import io
 import json
+import os
 import shutil
+import struct
+import termios
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +20,6 @@ import genray
 from genray.core import memory
 from genray.data.datasets import load_image_data
 from genray.data.fingerprint import fingerprint, identify
-from genray.data.reading import Reading
 from genray.data.splits import Split
 from genray.errors import DataError, RunFolderError
 from genray.recording import RunFolder
@@ -281,18 +284,26 @@ def test_free_memory_is_the_least_that_is_left(tmp_path):
     assert memory.free_memory(tmp_path / "v1") == 1000 * 1024
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+def shown_on_a_terminal(path):
+    """What loading prints on a real terminal of 100 columns."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    with open(theirs, "w") as terminal:
+        load_image_data("parquet", path=path, progress=Progress(terminal))
+        terminal.flush()
+        os.set_blocking(ours, False)
+        try:
+            return os.read(ours, 100_000).decode()
+        except BlockingIOError:
+            return ""
+        finally:
+            os.close(ours)
 
 
 def test_decoding_shows_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("genray.data.reading._SHOWN_AFTER_S", -1)
-    terminal = Terminal()
     path = parquet(tmp_path / "x", [picture(i % 2, i) for i in range(40)])
-    load_image_data("parquet", path=path, progress=Progress(terminal))
-    assert "reading train images 100% " in terminal.getvalue() and "40/40 images" in terminal.getvalue()
+    monkeypatch.setattr("genray.data.reading._SHOWN_AFTER_S", -1)
+    text = shown_on_a_terminal(path)
+    assert "reading train images 100%" in text and "reading test images 100%" in text and "40/40 images [" in text
     monkeypatch.setattr("genray.data.reading._SHOWN_AFTER_S", 1e9)
-    terminal = Terminal()
-    load_image_data("parquet", path=path, progress=Progress(terminal))
-    assert terminal.getvalue() == "" and Reading(None).notes == ()
+    assert shown_on_a_terminal(path) == ""
