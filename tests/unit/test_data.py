@@ -154,6 +154,30 @@ def test_parquet_in_memory_file_system():
     assert_is(load_image_data("parquet", path=(memory, "/bucket/set")).train, RGB[:6], LABELS[:6])
 
 
+class ClientError(Exception):
+    """What the client of some service raises: no OSError, and several lines."""
+
+
+@pytest.mark.parametrize("when", ["info", "find", "open"])
+def test_a_file_system_may_raise_anything(when):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Strange(MemoryFileSystem):
+        store, pseudo_dirs = {}, [""]
+
+    def fail(*args, **kwargs):
+        raise ClientError("no route\nto the host")
+
+    strange = pafs.PyFileSystem(pafs.FSSpecHandler(Strange(skip_instance_cache=True)))
+    strange.create_dir("/bucket/set")
+    for part in ("train", "test"):
+        pq.write_table(rows(RGB[:6], LABELS[:6]), f"/bucket/set/{part}-0.parquet", filesystem=strange)
+    assert len(load_image_data("parquet", path=(strange, "/bucket/set")).train) == 6
+    setattr(strange.handler.fs, when, fail)
+    place = "train-0.parquet" if when == "open" else "data.path: "
+    fails(f"{place}.*no route to the host", "parquet", path=(strange, "/bucket/set"))
+
+
 def test_parquet_takes_the_first_examples_only(hub):
     data = load_image_data("parquet", path=hub, train_examples=11, test_examples=1)
     assert_is(data.train, RGB[:11], LABELS[:11])
