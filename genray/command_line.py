@@ -1,6 +1,7 @@
 """What all commands share: one-line errors, exit codes, signals, and modules that can be called."""
 
 import argparse
+import faulthandler
 import re
 import signal
 import sys
@@ -8,6 +9,7 @@ import traceback
 import types
 
 from genray.config.model import did_you_mean
+from genray.console import lasting_output
 from genray.errors import ConfigError, GenrayError
 
 
@@ -36,9 +38,18 @@ class Terminated(BaseException):
 def run_command(main, args) -> int:
     """Calls `main(args)` and turns its outcome into an exit code, with one line an error and no traceback.
 
-    0 done, 1 the run failed, 2 the input was wrong, 130 Ctrl-C, 143 SIGTERM.
+    0 done, 1 the run failed, 2 the input was wrong, 130 Ctrl-C, 143 SIGTERM. A process that crashes says by which
+    signal and where; a terminal or a log that goes away does not end it.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with lasting_output():
+        if not faulthandler.is_enabled():
+            faulthandler.enable(2, all_threads=False)
+        return _outcome(main, args)
+
+
+def _outcome(main, args) -> int:
     try:
         _call(main, args)
         return 0

@@ -13,6 +13,7 @@ from typing import Literal
 
 from genray.command_line import Parser, check_again, make_callable, run_command
 from genray.config.arguments import Count, Natural, Place, Seconds, checked
+from genray.console import say
 from genray.errors import DataError, StorageError
 from genray.runtime.loopback import keep_on_loopback
 from genray.types import ThreatModel, fraction_text
@@ -138,7 +139,7 @@ def evaluate(
         try:
             folder.finish(record, flags_parquet(flags, labels.numpy()))
         except StorageError:
-            print(record_table(record), file=sys.stderr)  # the figures are not lost with the files
+            say(record_table(record))  # the figures are not lost with the files
             raise
     return record
 

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import sys
-from functools import partial
 from typing import Any
 
 import torch
 
+from genray.console import say
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation.job import BlockResult, Task
 from genray.recording.writer import Writer
@@ -53,7 +52,7 @@ class EvaluationFolder:
         if resume and self.storage.exists("request.json"):
             self._check_same(identity)
         self.identity, self.begun, self.replaces = identity, False, overwrite
-        self.writer = Writer(partial(print, file=sys.stderr, flush=True))
+        self.writer = Writer(say)
 
     def _check_same(self, identity):
         try:

@@ -6,6 +6,8 @@ import time
 
 from tqdm import tqdm
 
+from genray.console import Lasting
+
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
 SECONDS_BETWEEN_EPOCHS = 5.0  # epochs that follow faster than this are not all printed,
 SECONDS_OF_SILENCE = 30.0  # and off a terminal something is printed at least this often
@@ -15,11 +17,11 @@ class Progress:
     """Shows how far a phase of the work is, the newest accuracies and the time left.
 
     Args:
-        stream: where to print, standard error by default; a terminal gets a bar.
+        stream: where to print, standard error by default; a terminal gets a bar, and what fails is not shown.
     """
 
     def __init__(self, stream=None):
-        self.stream = stream or sys.stderr
+        self.stream = Lasting(stream or sys.stderr)
         self.bar = None
         self.phase("training", 0)
 

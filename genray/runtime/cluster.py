@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
+from genray.console import say
 from genray.errors import PlacementError, one_line
 
 NAMESPACE = "genray"
@@ -87,7 +87,7 @@ def within(timeout_s, what, call):
     if thread.is_alive():
         problems.append(f"not done within {timeout_s:g} s, left behind")
     for problem in problems:
-        print(f"warning: {what}: {one_line(problem)}", file=sys.stderr)
+        say(f"warning: {what}: {one_line(problem)}")
 
 
 def _join(address, quiet):

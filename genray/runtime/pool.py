@@ -1,6 +1,5 @@
 """Workers that take tasks from one queue. One that is lost is replaced, and its task goes to another."""
 
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -8,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import ray
-from tqdm import tqdm
 
+from genray.console import say
 from genray.core.allocator import keep_freed_memory
 from genray.errors import LostError, PlacementError
 from genray.runtime.actors import actor_device
@@ -203,7 +202,7 @@ class Pool:
         elif all(other.actor is None for other in self.seats):
             raise self._too_often(f"every worker was lost {limit + 1} times in a row", error)
         again = "another one is started" if seat.actor is not None else "it is not started again"
-        tqdm.write(f"{error}; {again} (loss {seat.losses} of {limit} in a row)", file=sys.stderr)
+        say(f"{error}; {again} (loss {seat.losses} of {limit} in a row)")
 
     def _too_often(self, what, error):
         limit = f"{self.limits.section}max_failures: {self.limits.max_failures}"
@@ -253,7 +252,7 @@ class Pool:
         what = f"{wanted} wanted for each of {len(self.seats)} workers, {there} in the cluster"
         lacks = any(total.get(kind, 0) < amount for kind, amount in holds.items())
         if lacks and self.may_grow and not self.told:
-            tqdm.write(f"waiting up to {limit:g} s for the cluster: {what}", file=sys.stderr)
+            say(f"waiting up to {limit:g} s for the cluster: {what}")
             self.told = True
         if waited < limit and (self.may_grow or not lacks):
             return

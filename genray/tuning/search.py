@@ -2,13 +2,12 @@
 
 import json
 import random
-import sys
-from functools import partial
 from importlib.util import find_spec
 
 from ray import tune
 from ray.tune.search import Searcher
 
+from genray.console import say
 from genray.errors import ConfigError
 from genray.recording.writer import Writer
 from genray.storage import Storage
@@ -66,7 +65,7 @@ class Suggestions(Searcher):
     def suggest(self, trial_id):
         trial = self._next(trial_id)
         name, record = suggested_file(self.number), json.dumps({trial.name: trial.record()}, indent=1).encode()
-        writer = Writer(partial(print, file=sys.stderr, flush=True))
+        writer = Writer(say)
         writer.put(name, lambda: self.storage.write(name, record))
         writer.flush(trial.config.runtime.storage_timeout_s)  # the trial reads it
         self.number += 1

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "genray"
 LAYERS = [
-    {"types", "errors"},
+    {"types", "errors", "console"},
     {"storage"},
     {"config"},
     {"core"},
