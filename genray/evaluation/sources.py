@@ -82,29 +82,35 @@ def load(args, named: Named, progress=None):
     if named.config and not origin.threats:  # a model file of an older version
         attack = named.config.evaluation.attack
         origin = replace(origin, threats=(ThreatModel(attack.norm, attack.epsilon),))
-    model.origin = replace(origin, findings=(*origin.findings, *_look_at_data(origin, data)))
+    other = look_at_data(origin, data.class_names, data.test, data.source)
+    model.origin = replace(origin, findings=(*origin.findings, *other))
     return model, data.test
 
 
-def _look_at_data(origin, data) -> list[str]:
-    """Findings about data that are not those of the model's run."""
+def look_at_data(origin, class_names, test, source) -> list[str]:
+    """Findings about data that are not those of the model's run.
+
+    Args:
+        origin: of the model.
+        class_names, test, source: of the data: one name a label, the `Split`, and what `data.source` calls it.
+    """
     if not origin.class_names:
         return []
-    if tuple(data.class_names) != origin.class_names:
-        listed_names = [listed(names) for names in (origin.class_names, data.class_names)]
-        counts = [len(origin.class_names), len(data.class_names)]
+    if tuple(class_names) != origin.class_names:
+        listed_names = [listed(names) for names in (origin.class_names, class_names)]
+        counts = [len(origin.class_names), len(class_names)]
         return [
             f"the model tells {counts[0]} classes apart ({listed_names[0]}), the data are labelled with {counts[1]} "
             f"({listed_names[1]}): label numbers may mean something else"
         ]
     count = origin.data.get("test_images")
-    if type(count) is not int or not 0 < count <= len(data.test):
+    if type(count) is not int or not 0 < count <= len(test):
         return []
-    first = data.test.first(count)
+    first = test.first(count)
     if fingerprint(first.images, first.labels) == origin.data.get("test_fingerprint"):
         return []
-    source = origin.data.get("source")
-    return [f"the images are not the test images of the model's run ({source}); they are of {data.source}"]
+    own = origin.data.get("source")
+    return [f"the images are not the test images of the model's run ({own}); they are of {source}"]
 
 
 def config_of(place: Storage):

@@ -3,18 +3,20 @@
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from genray.errors import CheckpointError, ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
 from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
-from genray.evaluation.sources import config_of, given_by_norm
+from genray.evaluation.sources import config_of, given_by_norm, look_at_data
 from genray.evaluation.suite import expand_names
 from genray.learners.global_learner import GlobalLearner
 from genray.learners.setup import prepare
 from genray.models import build_model
 from genray.models.load import load_model
+from genray.models.origin import Origin
 from genray.recording.base_learners import load_base_learners
 from genray.recording.evaluation_folder import check_place
 from genray.recording.model_description import describe_model
@@ -83,6 +85,16 @@ class Study:
         self.storage = Storage(args.output or self.place / "mixtures")
         self.storage.check_writable()
 
+    @cached_property
+    def origin(self) -> Origin:
+        """What is known of the models: by the run's model file, where there is one."""
+        found = Origin.of(describe_model(self.setup))
+        if self.place.is_file("model.pt"):
+            written = load_model(self.place / "model.pt").origin
+            found = replace(found, data=written.data, class_names=written.class_names or found.class_names)
+        test = self.setup.splits["test"]
+        return replace(found, findings=look_at_data(found, self.setup.class_names, test, self.config.data.source))
+
     # --- models ---------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
@@ -107,8 +119,11 @@ class Study:
     def model(self, entry: Entry):
         """The network of an entry, in eval mode."""
         if entry.kind == "theta_g":
-            return load_model(self.place / "model.pt")
+            network = load_model(self.place / "model.pt")
+            network.origin = self.origin
+            return network
         network = build_model(**self.setup.architecture)
+        network.origin = self.origin
         if entry.mixture is None:
             network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
             return network.eval()
@@ -122,6 +137,7 @@ class Study:
         network = self.model(Entry("mixture", "", "", self.saved))
         description = {
             **describe_model(self.setup),
+            "data": dict(self.origin.data),
             "step": self.learners.step,
             "mixture": {name: fraction_text(weight) for name, weight in self.saved.weights},
             "batch_norm": self.args.batch_norm,

@@ -18,6 +18,7 @@ from genray.models.checkpoint_layouts import load_into
 from genray.models.onnx_file import onnx_bytes
 from genray.recording.run_folder import model_bytes
 
+THREATS = [{"norm": "linf", "epsilon": "8/255"}]
 STATISTICS = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.25]}
 CIFAR = {"num_classes": 7, "in_channels": 3, "image_size": [32, 32]}
 MNIST = {"num_classes": 10, "in_channels": 1, "image_size": [28, 28]}
@@ -39,7 +40,9 @@ def write_model(path, **architecture):
         network.train()(images)  # running statistics
         head = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
         head.bias -= network.eval()(images).mean(0)  # so that no class wins everywhere
-    path.write_bytes(model_bytes(network.state_dict(), {"architecture": architecture, "run": "r1"}))
+    path.write_bytes(
+        model_bytes(network.state_dict(), {"architecture": architecture, "run": "r1", "threat_models": THREATS})
+    )
     return path
 
 
@@ -143,7 +146,8 @@ def test_onnx_gives_the_same_logits_for_any_number_of_images(name, tmp_path):
     architecture = ONNX[name]
     source = write_model(tmp_path / "model.pt", **architecture)
     session = onnxruntime.InferenceSession(genray.export(source, "onnx"), providers=["CPUExecutionProvider"])
-    assert session.get_modelmeta().custom_metadata_map["run"] == "r1"
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["run"] == "r1" and json.loads(told["threat_models"]) == THREATS
     model = genray.load_model(source)
     for n in (1, 2, 9):
         images = images_for(architecture, n)

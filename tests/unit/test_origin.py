@@ -165,6 +165,15 @@ def test_another_radius_or_norm_than_the_models_is_said(trained_run, capsys, dig
     ]["threats"][0]["epsilon"] == "0.1"  # fmt: skip
 
 
+def test_mixtures_of_a_run_are_held_to_what_it_was_trained_for(trained_run, tmp_path, capsys):
+    out = tmp_path / "mixtures"
+    line = ["--mixtures", "0.5", "--split", "test", "--epsilon", "0.2", *QUICK, "--output", out]
+    assert command(trained_run, *line) == 0
+    records = [json.loads(file.read_text()) for file in out.glob("test/*/results.json")]
+    says = "measured at linf 0.2 (0.2), the model was trained for linf 0.1 (0.1)"
+    assert len(records) == 4 and all(record["findings"] == [says] for record in records)
+
+
 def folder_of_digits(where, digits, rename=str, change=lambda image: image):
     for part in ("train", "test"):
         for i, (image, label) in enumerate(zip(*digits)):
