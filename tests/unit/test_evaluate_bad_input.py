@@ -259,7 +259,7 @@ ARRAYS = {
     "one-hot labels": ((TEN, images(), torch.eye(4, dtype=torch.long)), {}, "y: expected 4 integer labels"),
     "one class": ((Answers(lambda x: x.mean((2, 3))), images(), labels(0, 0, 0, 0)), {}, "got shape (4, 1)"),
     "K differs": ((TEN, images(), labels()), {"num_classes": 100}, "model: expected logits (N, K) with K = 100"),
-    "K zero": ((TEN, images(), labels()), {"num_classes": 0}, "num_classes: expected a whole number at least 1, got 0"),
+    "K zero": ((TEN, images(), labels()), {"num_classes": 0}, "num_classes: expected a whole number at least 1"),
     "maps": ((Answers(lambda x: x), images(), labels()), {}, "K >= 2 for 4 images, got shape (4, 1, 8, 8)"),
     "other rows": ((Answers(lambda x: x.view(-1, 8)), images(), labels()), {}, "for 4 images, got shape (32, 8)"),
     "pairs": ((Answers(lambda x: (x, x)), images(), labels()), {}, "model: expected logits (N, K), got tuple; take"),
@@ -296,7 +296,7 @@ ARRAYS = {
     "step size text": ((TEN, images(), labels()), {"step_size": {"linf": "big"}}, "step_size: expected a number"),
     "block size": ((TEN, images(), labels()), {"block_size": 0}, "block_size: expected a whole number at least 1"),
     "seed": ((TEN, images(), labels()), {"seed": 1.5}, "seed: expected a whole number at least 0, got 1.5"),
-    "workers": ((TEN, images(), labels()), {"workers": -1}, "workers: expected a whole number at least 0, got -1"),
+    "workers": ((TEN, images(), labels()), {"workers": -1}, "workers: expected a whole number at least 0"),
 }
 
 
