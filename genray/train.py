@@ -199,7 +199,9 @@ def main(args):
 
 def parse_args(argv):
     parser = Parser(prog="genray.train", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field: training.epochs=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="[FILE] key=value", help="a YAML file; fields to override: training.epochs=10"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="the same as key=value")
     parser.add_argument("--config", metavar="FILE", help="a YAML file; without it, the embedded digits run")
     parser.add_argument("--runtime", choices=["ray", "local"], default="ray", help="default: ray")
@@ -215,6 +217,8 @@ def parse_args(argv):
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_intermixed_args(argv)
+    if args.config is None and args.overrides and "=" not in args.overrides[0]:
+        args.config = args.overrides.pop(0)  # named bare, as in tune and evaluate
     if args.runtime == "local" and args.address:
         parser.error("--address is for --runtime ray")
     return args

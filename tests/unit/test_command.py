@@ -246,3 +246,29 @@ def test_a_finished_run_shows_its_table_at_once(tmp_path, small_run, genray_comm
     assert done.returncode == 0, done.stderr
     assert "base learner linf" in done.stdout and "everything is in" in done.stdout
     assert "training" not in done.stderr
+
+
+def test_all_commands_have_one_name(capsys):
+    from genray import __version__
+    from genray.__main__ import COMMANDS
+    from genray.__main__ import main as genray_main
+
+    assert genray_main(["--version"]) == 0 and capsys.readouterr().out == f"genray {__version__}\n"
+    assert genray_main(["--help"]) == 0
+    assert all(f"  {name} " in capsys.readouterr().out for name in ["train"])
+    assert genray_main([]) == 2
+    capsys.readouterr()
+    assert genray_main(["trian"]) == 2 and "(did you mean train?)" in capsys.readouterr().err
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            genray_main([name, "--help"])
+        assert stop.value.code == 0 and f"usage: genray.{name}" in capsys.readouterr().out
+
+
+def test_a_configuration_may_be_named_bare(genray_command):
+    named = genray_command("train", "configs/digits.yaml", "training.epochs=4", "--dry-run")
+    embedded = genray_command("train", "training.epochs=4", "--dry-run")
+    resolved = [done.stdout.partition("compute:")[0] for done in (named, embedded)]
+    assert named.returncode == 0 and "epochs: 4" in resolved[0] and resolved[0] == resolved[1]
+    absent = genray_command("train", "absent.yaml", "--dry-run")
+    assert absent.returncode == 2 and absent.stderr.startswith("error: absent.yaml: cannot be read")

@@ -105,7 +105,7 @@ CALLS = sorted({(m, tuple(a)) for _, _, (m, a) in OF_GENRAY})  # in one order in
 def test_a_command_of_genray_is_taken(module, argv, capsys):
     """By its own parser and by what checks its values: only files that are not here are not looked at."""
     if module == "genray.config":
-        assert argv[0] in ("schema", "reference")  # run by test_reference.py
+        assert argv[0] in ("schema", "grid-schema", "reference")  # run by test_json_schema.py and test_reference.py
         return
     args = importlib.import_module(module).parse_args(list(argv))
     CHECKS.get(module, lambda args: None)(args)

@@ -25,6 +25,7 @@ LAYERS = [
     {"reporting"},
     {"command_line"},
     {"train", "evaluate", "tune", "report", "export"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The local runtime evaluates, an objective names its attack, a grid trains and evaluates; the reverse is a circle.
