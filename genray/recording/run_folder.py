@@ -25,16 +25,7 @@ IDENTITY = "data.json"
 STATE_FORMAT = "genray-state/2"
 # Everything of a run and, beside it, of its theta_g; `config.yaml` makes the folder a run's.
 FILES = (
-    *(
-        "results.json",
-        "checkpoints",
-        "metrics.jsonl",
-        "tensorboard",
-        "teacher",
-        "pseudo_labels.npy",
-        LEARNERS,
-        IDENTITY,
-    ),
+    *("results.json", "checkpoints", "metrics.jsonl", "tensorboard", "teacher", "pseudo_labels.npy", LEARNERS),
     *("model.pt", "model_last.pt", "model.onnx", "model_trades.pt", "model_robustbench.pt"),
     *("evaluation", "evaluations", "mixtures", IDENTITY, "config.yaml"),
 )

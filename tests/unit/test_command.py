@@ -224,7 +224,7 @@ def test_a_run_that_is_there_is_found_before_the_data(tmp_path):
     after = contents(runs)
     assert (other["seed"], genray.train(None, [*folder_run(data), "seed=5"], resume=True, **options)) == (5, other)
     assert after["a/mine.txt"] == b"kept" and "a/model.onnx" not in after
-    assert {name for name in before if after.get(name) == before[name]} == {"a/mine.txt"}
+    assert {name for name in before if after.get(name) == before[name]} == {"a/mine.txt", "a/data.json"}
 
 
 def test_what_is_no_run_is_not_overwritten(tmp_path):
