@@ -25,7 +25,7 @@ from common import interleave, machine, paired, peak_mib, text_of, write_json
 from genray.config import load_config
 from genray.core.allocator import keep_freed_memory
 from genray.data.datasets import load_image_data
-from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
+from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import Request
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
@@ -206,7 +206,7 @@ def command_line():
     part.add_argument("run", type=Path, help="folder of a finished run")
     part.add_argument("--examples", type=int, default=360, help="test images")
     part.add_argument("--block-size", type=int, default=20, help="examples a task")
-    part.add_argument("--engine", default=DEFAULT_ENGINE, choices=list(ENGINES), help="who runs AutoAttack")
+    part.add_argument("--engine", default="pyautoattack", choices=list(ENGINES), help="who runs AutoAttack")
     _shared_options(part)
     for measure in (learners, workers):
         part = parts.add_parser(

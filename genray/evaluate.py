@@ -4,8 +4,10 @@ import argparse
 import copy
 import hashlib
 import json
+import os
 import sys
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from importlib import metadata
@@ -31,7 +33,7 @@ def evaluate(
     step_size=None,
     num_classes: Count | None = None,
     seed: Natural = 0,
-    block_size: Count = 100,
+    block_size: Count | None = None,
     engine: str | None = None,
     workers: Natural | None = None,
     address: str | None = None,
@@ -60,9 +62,10 @@ def evaluate(
         step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
         num_classes: K; by default the number of logits.
         seed: of all random numbers.
-        block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block).
+        block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block); None for
+            `default_block_size`, 100 unless images are tiny.
         engine: who runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
-            None for the default.
+            None for "genray" in linf and l2 and "pyautoattack" in l1.
         workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
         address: Ray cluster of the workers.
         device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each although none may be there yet.
@@ -70,7 +73,7 @@ def evaluate(
         stall_timeout_s: how long a worker may go without computing anything before another one takes its block.
         max_failures: how often a block may lose its worker, and a worker be lost in a row, before the evaluation ends.
         output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
-        resume: go on with the blocks that are in `output`.
+        resume: go on with the blocks that are in `output`, which say `block_size` and `engine` where they are None.
         overwrite: replace the evaluation that is in `output`, once the first new block is done.
         data: {"source", "split"} for the record.
 
@@ -86,11 +89,13 @@ def evaluate(
     from genray.evaluation import inputs
     from genray.evaluation.checks import look_at_origin
     from genray.evaluation.contract import as_network
-    from genray.evaluation.job import Request, as_pixels
+    from genray.evaluation.engines import ENGINES
+    from genray.evaluation.estimate import TimeLeft
+    from genray.evaluation.job import Request, as_pixels, default_block_size
     from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
     from genray.evaluation.todo import Todo
     from genray.models.origin import origin_of
-    from genray.recording.evaluation_folder import EvaluationFolder, fingerprint
+    from genray.recording.evaluation_folder import EvaluationFolder, fingerprint, protocol_in
     from genray.recording.progress import Progress
 
     check_again(resume, overwrite)
@@ -98,18 +103,22 @@ def evaluate(
     attacks, norms = inputs.names(attacks), inputs.names(norms)
     radii = inputs.radii(norms, epsilon, origin.radii())
     threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
-    engine = inputs.engine_name(engine)
-    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, block_size, engine)
+    inputs.check_engine(engine)
+    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, engine=engine)
     for norm in norms:
         request.columns(norm)
     images, labels = inputs.check_images(x, y)
     model, logits, findings = as_network(model, as_pixels(images[:32]))
     classes = inputs.check_classes(labels, logits, num_classes)
+    before = protocol_in(output) if output and resume else {}
+    block_size = block_size or before.get("block_size") or default_block_size(images.shape[1:])
+    engine = engine or (before["engine"] if before.get("engine") in ENGINES else None)
+    request = replace(request, block_size=block_size, engine=engine)
     described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
     described |= {"fingerprint": data_fingerprint(images, labels)}
     stated = protocol(request, described, classes, _versions())
     identity = {
-        "protocol": {key: value for key, value in stated.items() if key != "versions"},
+        "protocol": {key: value for key, value in stated.items() if key not in ("versions", "engines")},
         "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
         "images": fingerprint({"x": images, "y": labels}),
         "predictions": fingerprint({"first images": logits.argmax(1)}),  # equal weights may be another network's
@@ -121,10 +130,12 @@ def evaluate(
     findings += _look(model, images, labels, request)
     limits = {"startup_timeout_s": startup_timeout_s, "stall_timeout_s": stall_timeout_s, "max_failures": max_failures}
     cluster = {"workers": workers, "address": address, "device": device, "limits": limits}
-    todo = Todo(request, len(labels), **({"stored": folder.finished} if folder else {}))
+    left = TimeLeft(request, len(labels), classes, together=1 if workers is None else workers or os.cpu_count() or 1)
+    stored = (lambda tasks: left.stored(folder.finished(tasks))) if folder else (lambda tasks: {})
+    todo = Todo(request, len(labels), stored)
     try:
-        with closing(_run(todo, model, images, labels, classes, cluster)) as found:
-            for task, result in _shown(found, todo, stated):
+        with closing(_run(todo, model, images, labels, classes, cluster, left)) as found:
+            for task, result in _shown(found, left):
                 if folder:
                     folder.write(task, result)
                 todo.finish(task, result)
@@ -144,21 +155,23 @@ def evaluate(
     return record
 
 
-def _shown(found, todo, stated):
-    """Passes (task, result) on and shows how far they are, in shares of the passes through the model."""
-    from genray.evaluation.todo import expected_cost
-    from genray.recording.progress import Progress
-
-    def percent():
-        done, total = expected_cost(todo, stated)
-        return 100 * done / total
+def _shown(found, left):
+    """Passes (task, result) on and shows how far they are, in shares of the time, and what is left of that."""
+    from genray.recording.progress import Progress, repeated
 
     progress = Progress()
-    progress.phase("evaluating", 100, percent(), unit="%")
+    progress.phase("evaluating", 100, unit="%")
+
+    def show():
+        progress.steps(100 * left.share(), left.left())
+
     try:
-        for task, result in found:
-            yield task, result
-            progress.steps(percent())
+        with repeated(show, seconds=1.0):
+            for task, result in found:
+                left.finished(task, result)
+                yield task, result
+                show()
+        progress.steps(100, 0.0)
     finally:
         progress.close()
 
@@ -177,17 +190,20 @@ def _look(model, images, labels, request):
     return findings
 
 
-def _run(todo, model, images, labels, classes, cluster):
+def _run(todo, model, images, labels, classes, cluster, left):
     """Yields (task, result)."""
     from genray.evaluation.contract import device_of
+    from genray.evaluation.engines import copies_kept
+    from genray.evaluation.estimate import look
     from genray.evaluation.job import run_here
 
-    device = device_of(model)
-    if cluster["workers"] is None:
-        yield from run_here(todo, model, images, labels, classes, device)
-        return
-    first = todo.take()
+    first, device = todo.take(), device_of(model)
     if not first:
+        return
+    if cluster["workers"] is None:
+        with copies_kept(model):
+            left.saw(look(model, images, labels, todo.request))
+            yield from run_here(todo, model, images, labels, classes, device, first)
         return
     from genray.runtime.evaluation_run import run_on_workers
     from genray.runtime.pool import Limits
@@ -236,13 +252,15 @@ def main(args):
 def _place(args, named):
     """Where an evaluation goes by default: beside others of the same model, under a name that says what is asked."""
     from genray.evaluation import inputs
+    from genray.evaluation.engines import engines_text
     from genray.evaluation.sources import given_by_norm
     from genray.storage import Storage
 
+    inputs.check_engine(args.engine)
     attacks, norms = inputs.names(args.attacks), inputs.names(args.norms)
     radii = {norm: fraction_text(radius) for norm, radius in inputs.radii(norms, named.radii or None).items()}
     steps = inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
-    asked = {"attacks": sorted(attacks), "radii": radii, "steps": steps, "engine": inputs.engine_name(args.engine)}
+    asked = {"attacks": sorted(attacks), "radii": radii, "steps": steps, "engine": engines_text(args.engine, norms)}
     asked |= {"seed": args.seed, "block_size": args.block_size, "examples": args.examples}
     asked |= {"data": named.source, "model": [args.arch, args.width, args.normalize, args.weights]}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -331,10 +349,12 @@ def parse_args(argv):
     parser.add_argument("--examples", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers of the attacks")
     parser.add_argument(
-        "--block-size", type=int, default=100, metavar="N", help="examples a block; part of the protocol (default: 100)"
+        "--block-size", type=int, metavar="N", help="examples a block; part of the protocol (default: 100; tiny: more)"
     )
     parser.add_argument(
-        "--engine", metavar="NAME", help="who runs AutoAttack's members: genray, genray-bf16 or pyautoattack"
+        "--engine",
+        metavar="NAME",
+        help="who runs AutoAttack's members: genray (linf, l2), pyautoattack (l1), genray-bf16",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="Ray actors, 0 for one a device (default: this process)"
@@ -382,7 +402,7 @@ def parse_args(argv):
         setattr(args, name, default if value is None else value)
     if args.max_failures < 0:
         parser.error(f"--max-failures: expected 0 or more, got {args.max_failures}")
-    if args.block_size < 1:
+    if args.block_size is not None and args.block_size < 1:
         parser.error(f"--block-size: expected at least 1, got {args.block_size}")
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {args.seed}")

@@ -1,8 +1,9 @@
 """Who runs the members of AutoAttack: the authors' package, or our own code with the same verdicts in less time."""
 
 import copy
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -55,12 +56,39 @@ def native_passes(member, norm, num_classes) -> tuple[int, int]:
     return 100 * number, (3 if norm == "l1" else 1) * number + 1
 
 
+_KEPT = WeakKeyDictionary()  # model -> {(dtype, gradients): its copy}
+
+
+@contextmanager
+def copies_kept(model):
+    """Inside, `run_native` copies, traces and folds this model once, not at each call; it must not change meanwhile."""
+    outermost = model not in _KEPT
+    _KEPT.setdefault(model, {})
+    try:
+        yield
+    finally:
+        if outermost:
+            del _KEPT[model]
+
+
 def _lean(model, dtype, gradients):
     """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied.
 
     Args:
         gradients: it is for passes with gradients; Square instead keeps activations, which may not be overwritten.
     """
+    kept = _KEPT.get(model, {})
+    if (dtype, gradients) not in kept:
+        kept[dtype, gradients] = _lean_copy(model, dtype, gradients)
+    return kept[dtype, gradients]
+
+
+def lean_copy(model):
+    """The float32 copy that our white-box members attack in place of a model; the model itself where there is none."""
+    return _lean(model, torch.float32, True)
+
+
+def _lean_copy(model, dtype, gradients):
     try:
         on_cpu = all(tensor.device.type == "cpu" for tensor in model.parameters())
         lean = AttackCopy(model, in_place=gradients, lean_gradients=gradients and on_cpu, dtype=dtype)
@@ -75,4 +103,20 @@ ENGINES = {
     "pyautoattack": auto.run_member,
 }
 PASSES = {"genray": native_passes, "genray-bf16": native_passes, "pyautoattack": auto.passes}
-DEFAULT_ENGINE = "pyautoattack"
+# Ours where it gives the package's verdicts in less time. In l1 it differs by choice (native/ascent.py).
+DEFAULT_ENGINES = {"linf": "genray", "l2": "genray", "l1": "pyautoattack"}
+
+
+def engine_of(engine, norm) -> str:
+    """The engine of a norm: the one that was chosen, or for None the norm's default."""
+    return engine or DEFAULT_ENGINES[norm]
+
+
+def engines_text(engine, norms) -> str:
+    """The engines of some norms in words: "genray", or "genray (linf, l2), pyautoattack (l1)"."""
+    found = {}
+    for norm in norms:
+        found.setdefault(engine_of(engine, norm), []).append(norm)
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{name} ({', '.join(of)})" for name, of in found.items())

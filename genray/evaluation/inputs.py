@@ -8,7 +8,7 @@ import torch
 from genray.config.model import did_you_mean
 from genray.config.values import parse_fraction
 from genray.errors import ConfigError, DataError, one_line
-from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES
+from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import as_pixels
 from genray.types import NORMS
 
@@ -76,15 +76,14 @@ def _check_pixels(pixels):
         raise DataError(f"x: expected pixels in [0, 1] (normalisation belongs into the model), got [{low:g}, {high:g}]")
 
 
-def engine_name(value) -> str:
-    """The engine of AutoAttack's members; the default for None.
+def check_engine(value):
+    """The engine of AutoAttack's members; None is each norm's default.
 
     Raises:
         ConfigError: there is none of this name.
     """
     if value is not None and value not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {value!r}{did_you_mean(value, ENGINES)}")
-    return value or DEFAULT_ENGINE
 
 
 def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:

@@ -9,7 +9,9 @@ the last and longest attacks spread over all workers however the survivors lie. 
 before finishes; which examples they hold depends on its flags alone.
 """
 
+import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,9 +20,11 @@ import torch
 
 from genray.attacks import temporary_mode
 from genray.core.geometry import BALLS
-from genray.evaluation.engines import DEFAULT_ENGINE
+from genray.core.threads import threads_kept, work_threads
+from genray.evaluation.engines import copies_kept, engine_of
 from genray.evaluation.robust import correct_flags, full_precision
 from genray.evaluation.suite import build_evaluation_attack, expand_names, stage
+from genray.models.flops import forward_flops
 from genray.types import ThreatModel
 
 NATURAL = "natural"
@@ -39,7 +43,7 @@ class Request:
         step_sizes: norm -> step size of the gradient attacks, where it is not epsilon / 4.
         seed: of all random numbers.
         block_size: examples a block.
-        engine: key of `ENGINES`: who runs the members of AutoAttack.
+        engine: key of `ENGINES`: who runs the members of AutoAttack; None: each norm's default.
     """
 
     threats: tuple[ThreatModel, ...]
@@ -47,14 +51,28 @@ class Request:
     step_sizes: dict
     seed: int = 0
     block_size: int = 100
-    engine: str = DEFAULT_ENGINE
+    engine: str | None = None
 
     def columns(self, norm) -> list[str]:
         """The attacks in one norm, in the paper's order."""
         return expand_names(self.attacks, norm)
 
+    def engine_of(self, norm) -> str:
+        """Who runs AutoAttack's members in one norm."""
+        return engine_of(self.engine, norm)
+
     def epsilon(self, norm) -> Fraction:
         return next(threat.epsilon for threat in self.threats if threat.norm == norm)
+
+
+def default_block_size(shape) -> int:
+    """Examples a block where nobody says how many, from the shape (C, H, W) of one: 100, or as many tiny ones as make
+    16,384 values (256 of 8 x 8), 1,000 at most.
+
+    Part of the protocol, so the rule knows nothing of machines. Of tiny images 100 are too few to keep a core busy; of
+    larger ones, more bring nothing on a CPU.
+    """
+    return max(100, min(1000, 16_384 // math.prod(shape)))
 
 
 @dataclass(frozen=True)
@@ -98,11 +116,31 @@ class BlockResult:
         return cls(flags, record["longest"], tuple(record["problems"]), record["seconds"])
 
 
-def run_here(todo, model, images, labels, num_classes, device):
-    """Yields (task, result) of all tasks of a `Todo`, run in this process; each has to be told to `todo.finish`."""
-    while batch := todo.take():
-        for task in batch:
-            yield task, run_task(task, todo.request, model, images, labels, num_classes, device)
+def run_here(todo, model, images, labels, num_classes, device, first=()):
+    """Yields (task, result) of all tasks of a `Todo`, run in this process; each has to be told to `todo.finish`.
+
+    `first`: tasks that were taken of it before.
+    """
+    with fitting_threads(model, images, device) as (fit, _), copies_kept(model):
+        while batch := first or todo.take():
+            first = ()
+            for task in batch:
+                fit(todo.size(task))
+                yield task, run_task(task, todo.request, model, images, labels, num_classes, device)
+
+
+@contextmanager
+def fitting_threads(model, images, device):
+    """Gives (function, FLOPs of an example's forward pass): the function is told the size of the coming batches and
+    sets torch's threads, as many as those are worth and no more than there are outside, where nothing changes."""
+    with threads_kept() as most:
+        with torch.no_grad(), temporary_mode(model, training=False):
+            flops = forward_flops(model, as_pixels(images[:1]).to(device))
+
+        def fit(size):
+            torch.set_num_threads(work_threads(size * flops, most))
+
+        yield fit, flops
 
 
 def run_task(task: Task, request: Request, model, images, labels, num_classes: int, device) -> BlockResult:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genray.evaluation.checks import look_at_numbers
+from genray.evaluation.engines import engines_text
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.results import Accuracy
 from genray.evaluation.suite import CASCADE, build_evaluation_attack
@@ -19,13 +20,15 @@ from genray.types import fraction_text
 def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> dict:
     """What was measured and how, with a hash over all of it but the versions: equal hashes compare like with like.
 
+    `engine` says who ran AutoAttack's members (and is hashed), `engines` the same of each column of each norm.
+
     Args:
         request: the evaluation.
         data: {"source", "split", "examples"} of what was evaluated.
         num_classes: K.
         versions: of the packages.
     """
-    threats = []
+    threats, engines = [], {}
     for threat in request.threats:
         attacks = []
         for name in request.columns(threat.norm):
@@ -33,13 +36,16 @@ def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> 
             how |= {"seed": request.seed, "engine": request.engine}
             step_size = request.step_sizes.get(threat.norm)
             _, description = build_evaluation_attack(name, step_size=step_size, **how)
-            attacks.append(asdict(description))
+            attack = asdict(description)
+            engines.setdefault(threat.norm, {})[name] = attack.pop("engine")
+            attacks.append(attack)
         epsilon = {"epsilon": fraction_text(threat.epsilon), "epsilon_decimal": float(threat.epsilon)}
         threats.append({"norm": threat.norm, **epsilon, "attacks": attacks})
     stated = {"data": data, "threats": threats, "seed": request.seed, "block_size": request.block_size}
-    stated |= {"engine": request.engine, "num_classes": num_classes}
+    norms = [threat.norm for threat in request.threats]
+    stated |= {"engine": engines_text(request.engine, norms), "num_classes": num_classes}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
-    return {**stated, "interval": "95 % Wilson", "hash": digest, "versions": versions}
+    return {**stated, "interval": "95 % Wilson", "hash": digest, "engines": engines, "versions": versions}
 
 
 def join(results: dict[Task, BlockResult]) -> dict:

@@ -14,10 +14,11 @@ from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
 from genray.core.rng import key_seed
 from genray.errors import ConfigError
-from genray.evaluation.engines import DEFAULT_ENGINE, ENGINES, PASSES
+from genray.evaluation.engines import ENGINES, PASSES, engine_of
 from genray.evaluation.robust import correct_flags, full_precision
 from genray.types import NORMS
 
+OURS = "genray"
 OWN = {
     "pgd20": {"num_steps": 20},
     "pgd100": {"num_steps": 100},
@@ -45,6 +46,7 @@ class AttackDescription:
         restarts: runs on an example that resists, those with another target included.
         passes, queries: forward and backward passes, and forward-only passes, on an example that resists.
         notes: where it is not what the name says, one line each.
+        engine: whose code runs it, a key of `ENGINES`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class AttackDescription:
     passes: int
     queries: int = 0
     notes: tuple[str, ...] = ()
+    engine: str = OURS
 
 
 def expand_names(names, norm) -> list[str]:
@@ -77,7 +80,7 @@ def expand_names(names, norm) -> list[str]:
     return [column for column in COLUMNS if column in wanted]
 
 
-def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size=None, engine=DEFAULT_ENGINE):
+def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size=None, engine=None):
     """The attack behind a column.
 
     Args:
@@ -89,7 +92,7 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
         seed: of the evaluation.
         step_size: of pgd20, pgd100, mim and cw; None: epsilon / 4 in every norm, which for linf 8/255 is the papers'
             2/255. The members of AutoAttack choose their own.
-        engine: key of `ENGINES`: who runs the members of AutoAttack.
+        engine: key of `ENGINES`: who runs the members of AutoAttack; None: the norm's default.
 
     Returns:
         (attack, description): attack is (model, x (N, C, H, W), y (N,), indices of the N examples in their data set)
@@ -99,6 +102,7 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
         ConfigError: an unknown name or norm, or an attack that is not defined for the norm.
     """
     _check(name, norm)
+    engine = engine_of(engine, norm)
     threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
     if name == "aa":
         return lambda *batch: cascade(*batch, seed=seed, engine=engine, **threat)[0], _describe_cascade(engine, threat)
@@ -111,7 +115,7 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
     return attack, _describe(name, own, engine, **threat)
 
 
-def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=DEFAULT_ENGINE):
+def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=None):
     """AutoAttack `standard` on one block: each member attacks only what all before it left correct.
 
     All members use one seed, `block_seed(seed, "aa", 0)`, as the authors' own cascade does.
@@ -138,7 +142,7 @@ def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=DE
     return adversarial, flags
 
 
-def stage(member, model, x, y, indices, *, position, norm, epsilon, num_classes, seed, engine=DEFAULT_ENGINE):
+def stage(member, model, x, y, indices, *, position, norm, epsilon, num_classes, seed, engine=None):
     """One member of the cascade on a batch of what is left.
 
     Args:
@@ -165,7 +169,9 @@ def _run(name, own, model, x, y, indices, *, key, first, seed, engine, threat):
     with full_precision():
         if own is not None:
             return own(model, x, y, ExampleDraw(seed, key, indices))
-        return ENGINES[engine](model, x, y, member=name, seed=block_seed(seed, key, first[0]), **threat)
+        return ENGINES[engine_of(engine, threat["norm"])](
+            model, x, y, member=name, seed=block_seed(seed, key, first[0]), **threat
+        )
 
 
 def _own_attack(name, *, norm, epsilon, num_classes, step_size=None):
@@ -187,7 +193,7 @@ def _describe(name, own, engine, *, norm, epsilon, num_classes):
     if name in ("apgd_t", "fab_t") and targets(name, norm, num_classes) < targets(name, norm, 1000):
         notes = (f"{name}: {targets(name, norm, num_classes)} targets, one less than the classes",)
     number, cost = runs(name, norm, num_classes), PASSES[engine](name, norm, num_classes)
-    return AttackDescription(name, norm, epsilon, member.loss, member.num_steps, None, number, *cost, notes)
+    return AttackDescription(name, norm, epsilon, member.loss, member.num_steps, None, number, *cost, notes, engine)
 
 
 def _replaced(name, num_classes):
@@ -204,8 +210,9 @@ def _describe_cascade(engine, threat):
     total = {field: sum(getattr(part, field) for part in parts) for field in fields}
     notes = tuple(note for part in parts for note in part.notes)
     return AttackDescription(
-        "aa", threat["norm"], threat["epsilon"], "cascade: " + ", ".join(CASCADE), step_size=None, notes=notes, **total
-    )
+        "aa", threat["norm"], threat["epsilon"], "cascade: " + ", ".join(CASCADE), step_size=None, notes=notes,
+        engine=engine, **total,
+    )  # fmt: skip
 
 
 def _check(name, norm):

@@ -1,15 +1,10 @@
-"""Which tasks an evaluation has, which of them are left, and how much work that is.
+"""Which tasks an evaluation has, and which of them are left.
 
 Everything is kept up to date as results come, one step a result: 50,000 images are tens of thousands of blocks.
 """
 
-from collections import Counter
-
-from genray.evaluation.engines import PASSES
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.suite import CASCADE
-
-FORWARDS_A_PASS = 3  # a backward pass costs about two forward passes
 
 
 class Todo:
@@ -23,14 +18,11 @@ class Todo:
 
     Attributes:
         results: task -> `BlockResult`; `finish` adds to it.
-        examples: (attack, norm) -> how many the known tasks have.
-        done: the same of the finished ones.
     """
 
     def __init__(self, request: Request, num_examples: int, stored=lambda tasks: {}):
         self.request, self.num_examples, self.stored = request, num_examples, stored
-        self.results, self.examples, self.done = {}, Counter(), Counter()
-        self.cascades = {}
+        self.results, self.cascades = {}, {}
         self.columns = [_Column(self, NATURAL, "none")]
         for threat in request.threats:
             for attack in request.columns(threat.norm):
@@ -55,7 +47,6 @@ class Todo:
     def finish(self, task: Task, result: BlockResult):
         """Keeps the result of a task."""
         self.results[task] = result
-        self.done[task.attack, task.norm] += self.size(task)
         if task.attack.startswith(STAGE):
             self.cascades[task.norm].go_on()
 
@@ -75,12 +66,7 @@ class _Column:
 
     def _begin(self):
         blocks = range(-(-self.todo.num_examples // self.todo.request.block_size))
-        self._add([Task(self.attack, self.norm, block) for block in blocks])
-
-    def _add(self, tasks):
-        self.tasks += tasks
-        for task in tasks:
-            self.todo.examples[task.attack, task.norm] += self.todo.size(task)
+        self.tasks += [Task(self.attack, self.norm, block) for block in blocks]
 
     def take(self):
         new = self.tasks[self.taken :]
@@ -100,7 +86,7 @@ class _Cascade(_Column):
         member, size = next(self.members, None), self.todo.request.block_size
         packed = [tuple(alive[start : start + size]) for start in range(0, len(alive), size)] if member else []
         self.stage = [Task(f"{STAGE}{member}", self.norm, block, examples) for block, examples in enumerate(packed)]
-        self._add(self.stage)
+        self.tasks += self.stage
 
     def go_on(self):
         """Begins the next member once all blocks of the one before are finished."""
@@ -112,34 +98,3 @@ class _Cascade(_Column):
                 return
             standing = [zip(task.examples, results[task].flags[task.attack]) for task in self.stage]
             self._attack([example for pairs in standing for example, stands in pairs if stands])
-
-
-def cost(attack: str, norm: str, stated: dict) -> float:
-    """What an example costs that resists, in forward passes; for telling the time left.
-
-    Args:
-        attack, norm: of a task.
-        stated: the `protocol`, whose attacks say their passes.
-    """
-    if attack.startswith(STAGE):
-        passes, queries = PASSES[stated["engine"]](attack.removeprefix(STAGE), norm, stated["num_classes"])
-    else:
-        attacks = {(t["norm"], a["name"]): a for t in stated["threats"] for a in t["attacks"]}
-        described = attacks.get((norm, attack), {"passes": 0, "queries": 0})
-        passes, queries = described["passes"], described["queries"]
-    return 1 + FORWARDS_A_PASS * passes + queries
-
-
-def expected_cost(todo: Todo, stated: dict) -> tuple[float, float]:
-    """(of what is finished, of all) in forward passes; members of the cascade that are not known yet are taken to
-    have the survivors of the last one that is."""
-    price = {kind: cost(*kind, stated) for kind in todo.examples}
-    done = sum(number * price[kind] for kind, number in todo.done.items())
-    total = sum(number * price[kind] for kind, number in todo.examples.items())
-    members = [f"{STAGE}{member}" for member in CASCADE]
-    for norm in {norm for attack, norm in todo.examples if attack in members}:
-        last = max(members.index(attack) for attack, of in todo.examples if of == norm and attack in members)
-        left = todo.examples[members[last], norm]
-        if todo.done[members[last], norm] < left:  # else nothing was left for later members
-            total += left * sum(cost(member, norm, stated) for member in members[last + 1 :])
-    return done, total

@@ -67,6 +67,27 @@ def units(learner: BaseLearnerConfig) -> float:
     return attack_units(learner) + 3 * _update_batches(learner) * (2 if learner.awp else 1)
 
 
+def last_evaluation_in_steps(setup, actors: int) -> float:
+    """How many training steps take as long as the final table of a run, estimated by units.
+
+    Args:
+        setup: the prepared run.
+        actors: that divide the test images; with 1 a step trains all learners, and evaluates after each epoch.
+    """
+    config = setup.config
+    image = 2 * config.evaluation.attack.num_steps + 2  # clean, under attack, and once more to see what came of it
+    steps = {name: units(lr) * config.training.batch_size for name, lr in config.base_learners.items()}
+    models = 2 + len(steps)  # theta_g of the best and of the last epoch
+    if actors > 1:
+        workers = fixed_workers(config)
+        slowest = max(cost / workers[name] for name, cost in steps.items())
+        return image * models * len(setup.splits["test"]) / actors / slowest
+    judged = 1 + len(steps) * config.evaluation.base_learners
+    images = len(setup.splits[config.evaluation.select_on]) * judged / config.evaluation.every_epochs
+    a_step = sum(steps.values()) + image * images / setup.plan.steps_per_epoch
+    return image * models * len(setup.splits["test"]) / a_step
+
+
 def attack_units(learner: BaseLearnerConfig) -> float:
     """Of that, what making the adversarial images takes."""
     attacks, objective = learner.all_attacks.values(), learner.objective.name

@@ -5,11 +5,13 @@ import torch
 from genray.config.schema import RunConfig
 from genray.core.allocator import keep_freed_memory
 from genray.core.determinism import deterministic
+from genray.core.threads import threads_kept, work_threads
 from genray.errors import PlacementError
 from genray.evaluation import Evaluator, chunks, join_flags
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
 from genray.learners.recovery import run_with_recovery
+from genray.models.flops import architecture_flops
 from genray.types import WeightSnapshot
 
 
@@ -27,19 +29,16 @@ def run_local(recorder, progress) -> dict:
     for line in alone_lines(recorder.setup.config):
         progress.say(line)
     recorder.begin(device_names(recorder.setup.config))
-    threads_before = torch.get_num_threads()
-    try:
-        with deterministic(recorder.setup.config.compute.deterministic):
-            return run_with_recovery(lambda setup, state: _run(setup, recorder, progress, state), recorder, progress)
-    finally:
-        torch.set_num_threads(threads_before)
+    with threads_kept(), deterministic(recorder.setup.config.compute.deterministic):
+        return run_with_recovery(lambda setup, state: _run(setup, recorder, progress, state), recorder, progress)
 
 
 def _run(setup, recorder, progress, state):
     plan, device = setup.plan, local_device(setup.config)
     learners = {name: _learner(name, setup, device) for name in setup.config.base_learners}
     glob = GlobalLearner(setup.config)
-    evaluator = Evaluator(setup.config, setup.build_network(), setup.splits, device, evaluation_threads(setup.config))
+    threads = evaluation_threads(setup.config, setup.architecture)
+    evaluator = Evaluator(setup.config, setup.build_network(), setup.splits, device, threads)
     first, theta_g = 0, None
     if state:
         first, theta_g = state["next_window"], WeightSnapshot(**state["theta_g"])
@@ -72,9 +71,8 @@ def _run(setup, recorder, progress, state):
 
 
 def _learner(name, setup, device):
-    return BaseLearner(
-        name, setup.plan, setup.build_network(), setup.splits["train"], device, learner_threads(setup.config, name)
-    )
+    threads = learner_threads(setup.config, setup.architecture, name)
+    return BaseLearner(name, setup.plan, setup.build_network(), setup.splits["train"], device, threads)
 
 
 def _judge(evaluator, judged, progress):
@@ -105,14 +103,22 @@ def local_device(config: RunConfig) -> str:
     return "cuda" if use_cuda else "cpu"
 
 
-def learner_threads(config: RunConfig, name: str) -> int:
-    """torch's threads for a learner: the whole part of its CPU share, at least 1 (as Ray sets them)."""
+def learner_threads(config: RunConfig, architecture: dict, name: str) -> int:
+    """torch's threads for a learner: as many as a batch is worth, within the whole part of its CPU share.
+
+    The same in both runtimes and for any number of workers, because the number of threads may change the last bits.
+    """
+    return work_threads(config.training.batch_size * architecture_flops(architecture), whole_cpus(config, name))
+
+
+def whole_cpus(config: RunConfig, name: str) -> int:
+    """The whole part of a learner's CPU share, at least 1."""
     return max(1, int(config.base_learners[name].resources.num_cpus))
 
 
-def evaluation_threads(config: RunConfig) -> int:
+def evaluation_threads(config: RunConfig, architecture: dict) -> int:
     """torch's threads for an evaluation: as many as the widest learner has."""
-    return max(learner_threads(config, name) for name in config.base_learners)
+    return max(learner_threads(config, architecture, name) for name in config.base_learners)
 
 
 def alone_lines(config: RunConfig) -> list[str]:

@@ -7,14 +7,16 @@ import torch
 from genray.attacks import temporary_mode
 from genray.config.schema import RunConfig
 from genray.config.unlabeled import TEACHER, teacher_config
+from genray.core.threads import threads_kept, work_threads
 from genray.data.splits import UNLABELED, Split
 from genray.errors import CheckpointError, RunFolderError
 from genray.evaluation import Accuracy, chunks
 from genray.evaluation.robust import full_precision
-from genray.learners.local_run import learner_threads
+from genray.learners.local_run import whole_cpus
 from genray.learners.setup import RunSetup
 from genray.models.checkpoint_file import read_file
 from genray.models.checkpoint_layouts import load_into, read_metadata
+from genray.models.flops import forward_flops
 from genray.models.load import model_file, model_of
 from genray.storage import Storage, without_secrets
 
@@ -82,16 +84,14 @@ def classify(network, images: torch.Tensor, config: RunConfig, device: str) -> t
     Returns:
         (M,) int64 on the CPU.
     """
-    network, threads = network.to(device), torch.get_num_threads()
-    torch.set_num_threads(learner_threads(teacher_config(config), TEACHER))
-    try:
-        with temporary_mode(network, training=False), full_precision():
-            parts = [
-                network(images[start:stop].to(device).float().div_(255)).argmax(1).cpu()
-                for start, stop in chunks(len(images), config.evaluation.batch_size)
-            ]
-    finally:
-        torch.set_num_threads(threads)
+    network, size = network.to(device), config.evaluation.batch_size
+    with threads_kept(), temporary_mode(network, training=False), full_precision():
+        flops = size * forward_flops(network, images[:1].to(device).float())
+        torch.set_num_threads(work_threads(flops, whole_cpus(teacher_config(config), TEACHER)))
+        parts = [
+            network(images[start:stop].to(device).float().div_(255)).argmax(1).cpu()
+            for start, stop in chunks(len(images), size)
+        ]
     return torch.cat(parts)
 
 

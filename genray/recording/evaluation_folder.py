@@ -113,6 +113,16 @@ class EvaluationFolder:
             self.writer.say(f"warning: {error}")
 
 
+def protocol_in(uri: str) -> dict:
+    """What an evaluation that is in a folder measures; {} where there is none, or none that can be read."""
+    storage = Storage(uri)
+    try:
+        found = json.loads(storage.read("request.json"))["protocol"] if storage.exists("request.json") else {}
+    except (ValueError, TypeError, KeyError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _difference(before, now, where=""):
     """The first place at which two pieces of plain data differ, in words; None where they are equal."""
     if isinstance(before, dict) and isinstance(now, dict):

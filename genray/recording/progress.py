@@ -2,7 +2,9 @@
 
 import os
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -11,6 +13,36 @@ from genray.console import Lasting
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
 SECONDS_BETWEEN_EPOCHS = 5.0  # epochs that follow faster than this are not all printed,
 SECONDS_OF_SILENCE = 30.0  # and off a terminal something is printed at least this often
+
+
+class _Bar(tqdm):
+    """A bar whose time left is told to it."""
+
+    seconds_left = None
+
+    @property
+    def format_dict(self):
+        ahead = max(self.total - self.n, 1e-9)
+        rate = ahead / self.seconds_left if self.seconds_left else None
+        return super().format_dict | ({"rate": rate} if rate else {})
+
+
+@contextmanager
+def repeated(call, seconds: float):
+    """Inside, calls it again and again from a thread of its own."""
+    over = threading.Event()
+
+    def run():
+        while not over.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Progress:
@@ -25,20 +57,30 @@ class Progress:
         self.bar = None
         self.phase("training", 0)
 
-    def phase(self, name: str, total: int, done: int = 0, unit: str = "steps"):
-        """Begins a phase of `total` units, `done` of which were finished before (a resumed run)."""
+    def phase(self, name: str, total: int, done: int = 0, unit: str = "steps", later: float = 0.0):
+        """Begins a phase of `total` units, `done` of which were finished before (a resumed run); after it comes work
+        that takes as long as `later` units."""
         self.close()
+        self.later, self.left = later, None
         self.name, self.total, self.initial, self.done, self.unit = name, total, done, done, unit
         self.began = self.last_line = time.perf_counter()
         if total and _columns(self.stream):
             options = {"file": self.stream, "bar_format": BAR, "desc": name, "unit": unit}
-            self.bar = tqdm(total=total, initial=done, **options)
+            self.bar = _Bar(total=total, initial=done, **options)
 
-    def steps(self, done: float):
-        """`done`: units finished by now; a fraction counts a learner that is further than another."""
-        self.done = max(self.done, done)
+    def steps(self, done: float, left: float | None = None):
+        """A look at the work.
+
+        Args:
+            done: units finished by now; a fraction counts a learner that is further than another.
+            left: seconds from now on; None: as the units were so far.
+        """
+        self.done, self.left = max(self.done, done), left
         if self.bar is not None:
+            self.bar.seconds_left = self._seconds_left()
             self.bar.update(self.done - self.bar.n)
+            if left is not None:  # told now and then, and the time left moves where the units do not
+                self.bar.refresh()
         elif time.perf_counter() - self.last_line >= SECONDS_OF_SILENCE:
             self._line(f"{self.name} {self.done:.0f}/{self.total} {self.unit}")
 
@@ -52,11 +94,15 @@ class Progress:
         self.say(text if self.bar is not None else f"{text}{self._remaining()}")
 
     def _remaining(self):
-        finished = self.done - self.initial
-        if finished <= 0 or self.done >= self.total:
-            return ""
-        seconds = (time.perf_counter() - self.began) / finished * (self.total - self.done)
-        return f"  about {tqdm.format_interval(seconds)} left"
+        seconds = self._seconds_left()
+        return "" if seconds is None else f"  about {tqdm.format_interval(seconds)} left"
+
+    def _seconds_left(self):
+        """None where nothing is known, or nothing left."""
+        finished, ahead = self.done - self.initial, self.total - self.done + self.later
+        if self.left is not None:
+            return self.left or None
+        return (time.perf_counter() - self.began) / finished * ahead if finished > 0 and ahead > 0 else None
 
     def say(self, text: str):
         """A line of its own."""

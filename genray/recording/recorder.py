@@ -10,6 +10,7 @@ import numpy as np
 from genray.core.flat import FlatWeights
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation import Accuracy, final_attacks, pgd_name
+from genray.learners.division import last_evaluation_in_steps
 from genray.learners.pseudo_labels import unlabeled_record
 from genray.learners.setup import RunSetup
 from genray.learners.tally import WindowStats
@@ -80,7 +81,8 @@ class RunRecorder:
         self.devices = devices
         if self.records:
             self._write_metrics()
-        self.progress.phase("training", self.setup.plan.total_steps, self.newest_step)
+        later = last_evaluation_in_steps(self.setup, len(devices))
+        self.progress.phase("training", self.setup.plan.total_steps, self.newest_step, later=later)
 
     def _create(self, devices):
         try:

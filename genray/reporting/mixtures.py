@@ -258,7 +258,7 @@ def _radii(args, config):
     found = own | given_by_norm("--epsilon", args.epsilon, norms)
     inputs.radii(norms, found)
     inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms))
-    inputs.engine_name(args.engine)
+    inputs.check_engine(args.engine)
     return found
 
 

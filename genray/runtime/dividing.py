@@ -75,7 +75,7 @@ def _measure(setup, auto, free) -> dict:
         "num_cpus": max(learner.resources.num_cpus for learner in learners),
         "num_gpus": max(_gpus_each(config, free)[name] for name in auto),
     }
-    threads = {name: learner_threads(config, name) for name in config.base_learners}
+    threads = {name: learner_threads(config, setup.architecture, name) for name in config.base_learners}
     task = ray.remote(max_retries=0, **resources)(_probe)
     small, arrays = pack(setup)
     ref = task.remote(ray.put(small), ray.put(arrays), threads)

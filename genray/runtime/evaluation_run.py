@@ -1,12 +1,14 @@
 """Evaluation on Ray: workers take blocks from one queue until there are none."""
 
 import os
+from contextlib import ExitStack
 
 import ray
 import torch
 
 from genray.core.flat import from_array
 from genray.errors import LearnerError, one_line
+from genray.evaluation.engines import copies_kept
 from genray.evaluation.job import run_task
 from genray.runtime.cluster import connected, node_resources
 from genray.runtime.pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
@@ -20,6 +22,8 @@ class EvaluationWorker(ModelWorker):
         ModelWorker.__init__(self, model, device)
         torch.set_num_threads(threads)
         self.data, self.num_classes = (from_array(images), from_array(labels)), num_classes
+        self.kept = ExitStack()  # as long as the actor lives
+        self.kept.enter_context(copies_kept(self.model))
 
     def run(self, task, request):
         return run_task(task, request, self.model, *self.data, self.num_classes, self.device)

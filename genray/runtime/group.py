@@ -61,13 +61,13 @@ class ActorGroup:
         workers = {name: len(places) for name, places in self.placement.learners.items()}
         self.seats = seats(workers, self.timeouts.share_attack)
         for seat in self.seats:
-            threads = learner_threads(self.setup.config, seat.learner)
+            threads = learner_threads(self.setup.config, self.setup.architecture, seat.learner)
             create = self._creator(BaseLearnerActor, self.placement.learners[seat.learner][seat.rank])
             self.actors.append(create(seat, small, arrays, threads, self.states.get(seat.learner)))
         for name in workers:
             self.learners[name] = LearnerActors([a for a, s in zip(self.actors, self.seats) if s.learner == name])
         self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
-        threads = evaluation_threads(self.setup.config)
+        threads = evaluation_threads(self.setup.config, self.setup.architecture)
         self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, arrays, threads)
         self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
         self._connect(max(1.0, deadline - time.monotonic()))

@@ -205,9 +205,9 @@ def _judging(evaluate, problems) -> Request | None:
         radii = inputs.radii(norms, evaluate.epsilon)
         threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
         steps = inputs.step_sizes(norms, evaluate.step_size)
-        engine = inputs.engine_name(evaluate.engine)
+        inputs.check_engine(evaluate.engine)
         size = {"block_size": evaluate.block_size} if evaluate.block_size else {}
-        request = Request(threats, tuple(evaluate.attacks), steps, engine=engine, **size)
+        request = Request(threats, tuple(evaluate.attacks), steps, engine=evaluate.engine, **size)
         for norm in norms:
             request.columns(norm)
     except ConfigError as error:

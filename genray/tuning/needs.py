@@ -8,9 +8,9 @@ import torch
 
 from genray.config import to_dict
 from genray.config.unlabeled import teacher_config
+from genray.core.threads import threads_kept
 from genray.errors import ConfigError
-from genray.evaluation.record import protocol
-from genray.evaluation.todo import FORWARDS_A_PASS, Todo, expected_cost
+from genray.evaluation.estimate import FORWARDS_A_PASS, resisting_cost
 from genray.learners.local_run import evaluation_threads
 from genray.learners.setup import RunSetup, prepare
 from genray.models import build_model
@@ -43,7 +43,7 @@ class Kind:
     def measured(self) -> tuple:
         """What the speed of a pass depends on."""
         config = self.setup.config
-        return str(self.architecture), config.training.batch_size, evaluation_threads(config)
+        return str(self.architecture), config.training.batch_size, evaluation_threads(config, self.architecture)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ class Needs:
             return 0.0
         size = min(self.grid.evaluate.get("examples", size), size)
         classes = len(kind.setup.class_names)
-        forwards = expected_cost(Todo(request, size), protocol(request, {}, classes, {}))[1]
-        return forwards / FORWARDS_A_PASS
+        return resisting_cost(request, size, classes) / FORWARDS_A_PASS
 
     def probe(self) -> dict:
         """Trial name -> seconds of one image's pass that trains, and of one that attacks.
@@ -174,14 +173,11 @@ def _learners_passes(config, num_train):
 
 def _seconds_a_pass(kind):
     config, architecture = kind.setup.config, kind.architecture
-    before = torch.get_num_threads()
-    torch.set_num_threads(evaluation_threads(config))
-    try:
+    with threads_kept():
+        torch.set_num_threads(evaluation_threads(config, architecture))
         network = build_model(**architecture, seed=0)
         copy = AttackCopy(network, fold=config.compute.fold_batch_norm, in_place=True)
         return tuple(_seconds_of_a_step(f, architecture, config.training.batch_size) for f in (network, copy))
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seconds_of_a_step(network, architecture, batch_size):

@@ -75,7 +75,7 @@ def check_evaluate(args):
     norms = args.norms.split(",")
     radii = inputs.radii(norms, given_by_norm("--epsilon", args.epsilon, norms) or None)
     inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
-    inputs.engine_name(args.engine)
+    inputs.check_engine(args.engine)
     assert all(expand_names(args.attacks.split(","), norm) is not None for norm in radii)
     assert args.data is None or args.data.partition(":")[0] in SOURCES
     three = ("natural", "linf", "l2")

@@ -1,5 +1,7 @@
 """Who runs AutoAttack's members: the same verdicts from each, and a model that stays as it was."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -126,6 +128,41 @@ def test_too_few_classes_are_refused(victim):
         with pytest.raises(ConfigError, match="apgd_t: expected at least 4 classes"):
             engine(model, x, y, member="apgd_t", norm="linf", epsilon=0.1, seed=0, num_classes=3)
         assert len(engine(model, x[:0], y[:0], member="fab_t", norm="l2", epsilon=1, seed=0, num_classes=10)) == 0
+
+
+def test_by_default_ours_runs_where_it_gives_the_packages_verdicts(victim):
+    model, x, y = victim
+    epsilon = {"linf": 0.1, "l2": 0.6, "l1": 1.5}
+    how = {"attacks": "pgd20,apgd_ce", "norms": "linf,l2,l1", "epsilon": epsilon}
+    stated = genray.evaluate(model, x[:6], y[:6], **how)["protocol"]
+    assert stated["engine"] == "genray (linf, l2), pyautoattack (l1)"
+    ran = {norm: of["apgd_ce"] for norm, of in stated["engines"].items()}
+    assert ran == {"linf": "genray", "l2": "genray", "l1": "pyautoattack"}
+    assert {of["pgd20"] for of in stated["engines"].values()} == {"genray"}
+    alone = genray.evaluate(model, x[:6], y[:6], **how | {"engine": "pyautoattack"})["protocol"]
+    assert alone["engine"] == "pyautoattack" and {of["apgd_ce"] for of in alone["engines"].values()} == {"pyautoattack"}
+
+
+def test_an_evaluation_copies_the_model_once_and_the_next_one_anew(victim, monkeypatch):
+    model, x, y = victim
+    made = []
+
+    class Recorded(AttackCopy):
+        def __init__(self, network, **options):
+            made.append(options["in_place"])
+            super().__init__(network, **options)
+
+    monkeypatch.setattr(engines, "AttackCopy", Recorded)
+    changed = copy.deepcopy(model)
+    how = {"attacks": "apgd_ce,apgd_t", "epsilon": 0.1, "block_size": 4}
+    before = genray.evaluate(changed, x, y, **how)
+    assert made == [True]
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.zero_()
+    assert genray.evaluate(changed, x, y, **how)["natural"] != before["natural"] and made == [True] * 2
+    changed.load_state_dict(model.state_dict())
+    assert genray.evaluate(changed, x, y, **how) == before and made == [True] * 3
 
 
 def test_an_evaluation_says_which_engine_it_used(victim):

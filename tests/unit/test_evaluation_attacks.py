@@ -307,7 +307,7 @@ def test_members_seeds_are_keyed_by_attack_and_first_index(monkeypatch):
         used.append((member, seed))
         return x
 
-    monkeypatch.setitem(suite.ENGINES, suite.DEFAULT_ENGINE, record)
+    monkeypatch.setitem(suite.ENGINES, "genray", record)
     model = network()
     x, y = (part.flip(0) for part in batch(model, 3))  # the first is misclassified: no survivor, but still the key
     for name in ("apgd_ce", "fab_t"):
