@@ -11,6 +11,7 @@ import genray
 from genray.config import load_config
 from genray.errors import PlacementError
 from genray.learners.setup import prepare
+from genray.runtime import dividing
 from genray.runtime.cluster import node_resources
 from genray.runtime.group import ActorGroup
 from genray.runtime.placement import make_placement, trial_bundles
@@ -109,7 +110,7 @@ def test_shares_are_what_ray_places(gpus, small_run):
         ray.shutdown()
 
 
-def test_sums_are_not_room(two_gpus):
+def test_sums_are_not_room(two_gpus, small_run):
     """Three times 0.6 is less than two GPUs, and no two of them lie on one."""
     sixths, halves = [{"GPU": 0.6}] * 3, [{"GPU": 0.5}] * 4
     assert not fit(sixths, node_resources()) and not placed(sixths, seconds=2)
@@ -119,6 +120,15 @@ def test_sums_are_not_room(two_gpus):
         assert fit(bundles, node_resources()) == placed(bundles, seconds=2), "as Ray, also where it is CPUs that lack"
     with pytest.raises(PlacementError, match=r"^trial a: wants 0 CPU, 1.8 GPU .* 1 nodes \(2 CPU, 2 GPU\)"):
         check_fits({"a": sixths})  # Tune would wait for it for ever
+    both = [f"base_learners.{name}.resources.num_gpus=0.6" for name in ("natural", "linf")]
+    auto = load_config(None, [*small_run, *both, "base_learners.linf.workers=auto"])
+    assert dividing._slots(auto, ["linf"], {"CPU": 8, "GPU": 3}) == 1, (
+        "the node has two GPUs, whatever is free elsewhere"
+    )
+    setup = prepare(load_config(None, [*small_run, *both, "base_learners.linf.workers=2"]))
+    crowded, roomy = (make_placement(setup.plan, 1000, {"CPU": 8, "GPU": gpus}) for gpus in (3, 4))
+    assert crowded.evaluator.bundle == 0, "no device of its own is left, although 1.8 of 3 are taken"
+    assert roomy.bundles[roomy.evaluator.bundle] == {"CPU": 1, "GPU": 1}
 
 
 def test_workers_of_a_node_with_many_gpus_and_few_cpus_find_room():

@@ -138,6 +138,15 @@ def test_passes_that_train_and_passes_that_attack_have_their_own_prices(tmp_path
     assert make_plan(found, [{"CPU": 1, "memory": 1e12}], 1, None).seconds == pytest.approx(by_hand)
 
 
+def test_a_trial_of_one_process_holds_the_gpu_that_its_widest_learner_wants(tmp_path):
+    def gpus(natural, linf, there=2):
+        wanted = {"base_learners.natural.resources.num_gpus": natural, "base_learners.linf.resources.num_gpus": linf}
+        ((bundle,),) = needs_of(tmp_path, set=wanted, runtime="local").bundles(there).values()
+        return bundle.get("GPU", 0)
+
+    assert [gpus("auto", "auto"), gpus("auto", "auto", there=0), gpus(0, 0), gpus(0.25, 0.5)] == [1, 0, 0, 0.5]
+
+
 def test_a_learner_wider_than_the_machine_is_refused(tmp_path):
     found = needs_of(tmp_path, grid={"base_learners.linf.resources.num_cpus": [1, 64]})
     check_private(found, 64)
