@@ -26,12 +26,13 @@ def run_with_recovery(attempt, recorder, progress):
             same signal after the same state.
         NonFiniteError: a learner's numbers failed, and training.on_non_finite forbids to try again.
     """
-    losses, since = [], recorder.newest_step
+    losses, since, rolled_back_to = [], recorder.newest_step, None
     while True:
         try:
             return attempt(recorder.setup, recorder.go_back())
         except NonFiniteError as error:
-            _roll_back(recorder, error, progress)
+            _roll_back(recorder, error, progress, again=recorder.newest_step == rolled_back_to)
+            rolled_back_to = recorder.newest_step
         except LostError as error:
             if recorder.newest_step != since:
                 losses, since = [], recorder.newest_step
@@ -40,8 +41,12 @@ def run_with_recovery(attempt, recorder, progress):
             _pause(losses, recorder, progress)
 
 
-def _roll_back(recorder, error, progress):
-    """Lowers the rate of the learner whose numbers failed, or gives up."""
+def _roll_back(recorder, error, progress, *, again):
+    """Lowers the rate of the learner whose numbers failed, or gives up.
+
+    Args:
+        again: numbers failed before since the newest state, which may be lost itself: one further back is tried.
+    """
     training, before = recorder.setup.config.training, recorder.setup.plan.rollbacks
     times = before.get(error.learner, 0)
     if training.on_non_finite == "halt" or not error.learner:
@@ -51,6 +56,8 @@ def _roll_back(recorder, error, progress):
         gave_up.learner = error.learner
         raise gave_up from None
     recorder.setup = recorder.setup.with_rollbacks({**before, error.learner: times + 1})
+    if again:
+        recorder.go_further_back()
     factor = training.rollback_lr_factor ** (times + 1)
     progress.say(f"{error}: back to step {recorder.newest_step} with {factor:g} times its learning rate")
 

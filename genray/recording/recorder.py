@@ -66,6 +66,17 @@ class RunRecorder:
         self.events = None
         return state
 
+    def go_further_back(self):
+        """Gives up the newest state for the one before it on storage; for the beginning of the run where there is none.
+
+        Raises:
+            StorageError: the storage does not answer within runtime.storage_timeout_s.
+        """
+        self.writer.flush(self.setup.config.runtime.storage_timeout_s)
+        self.folder.delete_state(self.newest_step)
+        state = self.folder.read_newest_state(self.progress.say)
+        self.newest, self.newest_step = (encode_state(state), state["step"]) if state else (None, 0)
+
     def begin(self, devices: list[str]):
         """Training begins, or begins again after `go_back`.
 

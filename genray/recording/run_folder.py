@@ -217,6 +217,11 @@ class RunFolder:
         for state in older[: max(0, len(older) - keep + 1)]:
             self.storage.delete(f"checkpoints/{state}")
 
+    def delete_state(self, step: int):
+        """Removes the checkpoint of a step, if there is one."""
+        if _state_name(step) in self._states():
+            self.storage.delete(f"checkpoints/{_state_name(step)}")
+
     def read_newest_state(self, say=None) -> dict | None:
         """The newest checkpoint that is whole, or None where there is none.
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from ray.exceptions import AuthenticationError
 
 from genray.console import say
 from genray.errors import PlacementError, one_line
+from genray.runtime.private import private_ray
 
 NAMESPACE = "genray"
 CONNECT_TIMEOUT_S = 5
@@ -51,11 +53,11 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers share this environment as it is
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    folder, on_sigterm = None, signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address is None:
         cpus = max(cores, int(-(-num_cpus // 1)))
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _system_config=STORE, **quiet)
+        folder = private_ray(num_cpus=cpus, include_dashboard=False, _system_config=STORE, **quiet)
     else:
         _join(address, quiet)
     try:
@@ -64,6 +66,8 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
         yield address is not None
     finally:
         within(SHUTDOWN_TIMEOUT_S, "the end of Ray", ray.shutdown)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def node_resources() -> list[dict]:

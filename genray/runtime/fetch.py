@@ -1,7 +1,7 @@
 """Answers of actors, with failures turned into errors that say who failed and whether the run can go on."""
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from genray.errors import GenrayError, LearnerError, LostError, one_line
 from genray.runtime.last_words import death_of
@@ -39,6 +39,8 @@ def fetch(ref, who: str, *, timeout_s: float, names: dict | None = None, field: 
 
 
 def _lost(error, who, names) -> LearnerError:
+    if isinstance(error, RuntimeEnvSetupError):  # the same wherever it is tried
+        return LearnerError(f"{who}: {one_line(error, 600)}")
     if not isinstance(error, RayActorError):
         return LostError(who, f"what it made was lost: {type(error).__name__}: {one_line(error)}")
     who = names.get(error.actor_id, who)

@@ -100,3 +100,13 @@ def test_streams_are_put_back_unless_they_failed(monkeypatch):
         print("more of it")
     assert isinstance(sys.stdout, Lasting)  # or Python fails when it ends
     assert good.getvalue().startswith("to the error output\nwarning: standard output: [Errno 28]")
+
+
+def test_a_process_that_crashes_says_by_which_signal_and_where(tmp_path):
+    line = [sys.executable, *TRAIN, str(tmp_path), "training.epochs=5000"]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob("digits/checkpoints/*.pt")), "a checkpoint")
+    process.send_signal(signal.SIGSEGV)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in err and "base_learner.py" in err

@@ -1,8 +1,10 @@
 """What a dead worker's stderr file tells, and the one line that stays of a long message."""
 
 import pytest
+from ray.exceptions import RuntimeEnvSetupError
 
-from genray.errors import one_line
+from genray.errors import LearnerError, LostError, one_line
+from genray.runtime.fetch import _lost
 from genray.runtime.last_words import tail, understood
 
 SEGV = """:job_id:01000000
@@ -58,6 +60,12 @@ def test_the_file_is_found_by_the_process_and_only_its_end_is_read(tmp_path):
     (tmp_path / "worker-abc-01000000-2.err").write_text("another process")
     assert tail(tmp_path, 12).endswith("the end") and len(tail(tmp_path, 12)) < 50_000
     assert tail(tmp_path, 3) == ""
+
+
+def test_an_environment_that_cannot_be_made_is_not_tried_again():
+    error = _lost(RuntimeEnvSetupError("no such package"), "evaluator", {})
+    assert isinstance(error, LearnerError) and not isinstance(error, LostError)
+    assert "no such package" in str(error)
 
 
 def test_a_message_that_is_cut_keeps_its_end():

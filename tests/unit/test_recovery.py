@@ -133,6 +133,29 @@ def test_a_resumed_run_remembers_its_rollbacks(tmp_path, small_run, monkeypatch)
     assert outcome(tmp_path / "parts")[0][-1]["learners"]["natural"]["rollbacks"] == 1
 
 
+def test_a_rollback_that_fails_again_goes_further_back(tmp_path, small_run, monkeypatch, capsys):
+    """The state of step 14 is lost itself: whoever took step 9 at the first rate ends in NaN."""
+    base = [*small_run, "base_learners.linf.lr=0.1"]
+    train(tmp_path / "planned", [*base, "base_learners.linf.lr=[[0, 0.1], [1/3, 0.1], [1/3, 0.025], [1, 0.025]]"])
+    real, taken = BaseLearner._take_step, []
+
+    def take_step(self, at):
+        loss, *others = real(self, at)
+        taken.append((self.name, at))
+        lost = (self.name, at) == ("linf", 16) and taken.count(("linf", 9)) == 1
+        return loss * float("nan") if lost else loss, *others
+
+    monkeypatch.setattr(BaseLearner, "_take_step", take_step)
+    train(tmp_path / "rolled_back", [*base, "training.on_non_finite=rollback", "training.max_rollbacks=2"])
+    said = capsys.readouterr().err
+    assert "back to step 14 with 0.5 times its learning rate" in said
+    assert "back to step 7 with 0.25 times its learning rate" in said
+    (records, *found), (planned, *expected) = outcome(tmp_path / "rolled_back"), outcome(tmp_path / "planned")
+    assert [r["learners"]["linf"].pop("rollbacks") for r in records] == [0, 2, 2]
+    assert [r["learners"]["linf"].pop("rollbacks") for r in planned] == [0, 0, 0]
+    assert records == planned and found == expected
+
+
 def test_rollbacks_are_limited(tmp_path, small_run, monkeypatch):
     made = inject_nan(monkeypatch, "natural", 9)
     overrides = [*small_run, "training.on_non_finite=rollback", "training.max_rollbacks=2"]
