@@ -120,10 +120,12 @@ def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int =
     test = data.test if config.evaluation.examples is None else data.test.first(config.evaluation.examples)
     splits = {"train": training.split, "validation": validation, "test": test}
     plan = make_plan(config, training.epoch_examples)
-    identity, repeated = identify(splits) if decode else ({}, [])
+    notes = *data.notes, *reading.notes, *fitting.notes
+    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, notes)
+    setup.build_network()  # raises where the images do not fit the model
+    if not decode:
+        return setup
+    identity, repeated = identify(splits)
     for note in repeated if progress else ():
         progress.say(f"data: {note}")
-    notes = *data.notes, *reading.notes, *repeated, *fitting.notes
-    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, notes, identity)
-    setup.build_network()  # raises where the images do not fit the model
-    return setup
+    return replace(setup, notes=(*notes, *repeated), identity=identity)
