@@ -28,7 +28,9 @@ def ask(tmp_path, surroundings):
         os.makedirs(ours["TMPDIR"])
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     environment |= {"RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), **ours}
-    return subprocess.run([sys.executable, "-c", ASKS], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment |= {"RAY_memory_monitor_refresh_ms": "0"}  # on a full machine it kills workers before they are known
+    line = [sys.executable, "-c", ASKS]
+    return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
