@@ -20,18 +20,8 @@ def workers():
 
 def test_kills_change_nothing(trained_run, tmp_path):
     whole, killed, said = tmp_path / "whole", tmp_path / "killed", tmp_path / "said.txt"
-    line = [
-        sys.executable,
-        "-m",
-        "genray.evaluate",
-        str(trained_run),
-        "--attacks",
-        "pgd100,mim,aa",
-        "--norms",
-        "linf,l2",
-    ]
-    line += ["--epsilon", "linf=0.1,l2=0.5", "--engine", "genray"]
-    line += ["--examples", "60", "--block-size", "4"]
+    line = f"-m genray.evaluate {trained_run} --attacks pgd20,pgd100,mim,cw --epsilon 0.1"
+    line = [sys.executable, *line.split(), "--examples", "60", "--block-size", "3"]
     subprocess.run([*line, "--output", whole], cwd=ROOT, check=True, capture_output=True)
     made = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": FAST})
     try:
