@@ -31,6 +31,7 @@ from genray.evaluation.robust import correct_flags
 from genray.evaluation.sources import config_of, data_of
 from genray.evaluation.suite import block_seed
 from genray.evaluation.todo import Todo
+from genray.storage import Storage
 from genray.types import ThreatModel, fraction_text
 
 # Our column, and what the package calls it.
@@ -74,7 +75,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    config = config_of(args.run)
+    config = config_of(Storage(args.run))
     data = load_image_data(**data_of(config))
     test, model = data.test.first(args.examples, "--examples"), genray.load_model(args.run)
     x, y = test.images.float() / 255, test.labels

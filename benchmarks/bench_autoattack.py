@@ -1,62 +1,99 @@
 """Our AutoAttack beside the authors' package, on one model and the same images: time, and every changed verdict.
 
     python benchmarks/bench_autoattack.py runs/cifar10_cpu --examples 256 --rounds 3
-    python benchmarks/bench_autoattack.py runs/digits --norms linf l2 l1 --columns aa --engines genray
+    python benchmarks/bench_autoattack.py runs/digits --norms linf l2 l1 --columns aa --ways pyautoattack genray
+    python benchmarks/bench_autoattack.py runs/digits --examples 360 --rounds 3 \
+        --ways pyautoattack:100:2 pyautoattack:100 genray:100 genray:256
 
-Both sides get the same seed, so both draw the same random numbers; the allocator is set for both alike. A verdict may
-change through rounding only: "saved" counts examples that the package breaks and ours does not, "broken" the reverse.
+A way is ENGINE[:BLOCK[:THREADS]]: by default all images are one block and threads follow the work; the first way is
+what the others are compared with. All get the same seed, so with equal blocks they draw the same random numbers; the
+allocator is set for all alike. A verdict may change through rounding only: "saved" counts examples that the first way
+breaks and another does not, "broken" the reverse. On a machine that others use, compare CPU seconds. "estimate" is the
+time left as it was told, from a minute on, over the true one: the lowest and the highest ratio.
 """
 
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import torch
 from common import machine, paired, peak_mib, text_of, write_json
 
 import genray
 from genray.config.values import parse_fraction
 from genray.core.allocator import keep_freed_memory
+from genray.core.threads import threads_kept
 from genray.data.datasets import load_image_data
-from genray.evaluation.engines import ENGINES
+from genray.evaluation.estimate import TimeLeft, look
 from genray.evaluation.inputs import RADII
 from genray.evaluation.job import Request, run_here
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
 from genray.evaluation.todo import Todo
+from genray.recording.progress import repeated
+from genray.storage import Storage
 from genray.types import ThreatModel
 
-REFERENCE = "pyautoattack"
+
+@dataclass
+class Run:
+    """One column on all images: time taken, (N,) flags, and told over true seconds left at moments after a minute."""
+
+    seconds: float
+    cpu_seconds: float
+    flags: np.ndarray
+    told: list
 
 
-def verdicts(engine, model, test, classes, threat, column):
-    """(seconds, (N,) flags): one column on all images as one block."""
-    request = Request((threat,), (column,), {}, block_size=len(test), engine=engine)
-    todo, began = Todo(request, len(test)), time.perf_counter()
-    for task, result in run_here(todo, model, test.images, test.labels, classes, "cpu"):
-        todo.finish(task, result)
-    return time.perf_counter() - began, join(todo.results)[threat.norm, column]
+def run(way, model, test, classes, threat, column):
+    engine, _, rest = way.partition(":")
+    block, _, threads = rest.partition(":")
+    request = Request((threat,), (column,), {}, block_size=int(block or len(test)), engine=engine)
+    fixed = mock.patch("genray.evaluation.job.work_threads", lambda *_: int(threads)) if threads else nullcontext()
+    with fixed, threads_kept() as most:
+        torch.set_num_threads(int(threads or most))
+        todo, left, told = Todo(request, len(test)), TimeLeft(request, len(test), classes), []
+        began, cpu = time.perf_counter(), time.process_time()
+        left.saw(look(model, test.images, test.labels, request))
+        with repeated(lambda: told.append((time.perf_counter() - began, left.left())), 1.0):
+            for task, result in run_here(todo, model, test.images, test.labels, classes, "cpu"):
+                todo.finish(task, result)
+                left.finished(task, result)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    told = [after / (seconds - at) for at, after in told if 60 <= at < 0.95 * seconds]
+    return Run(seconds, cpu, join(todo.results)[threat.norm, column], told)
 
 
 def compare(args, model, test, classes, threat, column):
-    """The record of one column in one norm; the engines take turns."""
-    engines = [REFERENCE, *args.engines]
-    seconds, flags = {engine: [] for engine in engines}, {}
+    """The record of one column in one norm; the ways take turns."""
+    runs = {way: [] for way in args.ways}
     for _ in range(args.rounds):
-        for engine in engines:
-            took, flags[engine] = verdicts(engine, model, test, classes, threat, column)
-            seconds[engine].append(took)
-    record = {"seconds": seconds, "standing": {e: int(f.sum()) for e, f in flags.items()}, "speedup": {}, "changed": {}}
-    for engine in args.engines:
-        record["speedup"][engine] = paired(seconds[REFERENCE], seconds[engine])
-        saved = int((flags[engine] & ~flags[REFERENCE]).sum())
-        broken = int((~flags[engine] & flags[REFERENCE]).sum())
-        record["changed"][engine] = {"saved": saved, "broken": broken}
+        for way in args.ways:
+            runs[way].append(run(way, model, test, classes, threat, column))
+    record, first = {}, runs[args.ways[0]]
+    for way, of in runs.items():
+        flags, told = of[0].flags, [ratio for each in of for ratio in each.told]
+        record[way] = {
+            "seconds": [each.seconds for each in of],
+            "cpu_seconds": [each.cpu_seconds for each in of],
+            "standing": int(flags.sum()),
+            "speedup": paired([each.seconds for each in first], [each.seconds for each in of]),
+            "cpu_speedup": paired([each.cpu_seconds for each in first], [each.cpu_seconds for each in of]),
+            "saved": int((flags & ~first[0].flags).sum()),
+            "broken": int((~flags & first[0].flags).sum()),
+            "estimate": [min(told), max(told)] if told else None,
+        }
+        found = record[way]
         print(
-            f"{threat.norm:4} {column:8} {engine:11} {statistics.median(seconds[engine]):8.1f} s  "
-            f"{text_of(record['speedup'][engine])} x faster, {record['standing'][engine]} of {len(test)} stand, "
-            f"{saved} saved, {broken} broken",
+            f"{threat.norm:4} {column:8} {way:18} {statistics.median(found['cpu_seconds']):8.1f} CPU s "
+            f"({text_of(found['cpu_speedup'])} x fewer), {statistics.median(found['seconds']):8.1f} s "
+            f"({text_of(found['speedup'])} x faster), {found['standing']} of {len(test)} stand, "
+            f"{found['saved']} saved, {found['broken']} broken, estimate {found['estimate']}",
             flush=True,
         )
     return record
@@ -68,7 +105,7 @@ def main():
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--norms", nargs="+", default=["linf"])
     parser.add_argument("--columns", nargs="+", default=["aa"], help="aa, apgd_ce, apgd_dlr, apgd_t, fab_t, square")
-    parser.add_argument("--engines", nargs="+", default=[n for n in ENGINES if n != REFERENCE], choices=list(ENGINES))
+    parser.add_argument("--ways", nargs="+", default=["pyautoattack", "genray", "genray-bf16"])
     parser.add_argument("--epsilon", help="of a single norm; default: the run's, or papers'")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
@@ -76,7 +113,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    config = config_of(args.run)
+    config = config_of(Storage(args.run))
     data, attack = load_image_data(**data_of(config)), config.evaluation.attack
     test, model = data.test.first(args.examples, "--examples"), genray.load_model(args.run)
     radii = RADII | {attack.norm: attack.epsilon} | ({args.norms[0]: args.epsilon} if args.epsilon else {})

@@ -37,6 +37,7 @@ from genray.models.load import load_model
 from genray.runtime.evaluation_run import run_on_workers
 from genray.runtime.group import ActorGroup
 from genray.runtime.placement import make_placement
+from genray.storage import Storage
 from genray.types import ThreatModel
 
 THREADS_CPUS = 0.5  # logical CPUs of an actor: one thread, and Ray starts few idle processes
@@ -58,7 +59,7 @@ def compare(args, variants, warm_up=0):
 
 def evaluation(args):
     """AutoAttack on the first test images of a run."""
-    config = config_of(args.run)
+    config = config_of(Storage(args.run))
     data, attack = load_image_data(**data_of(config)), config.evaluation.attack
     test, model = data.test.first(args.examples, "--examples"), load_model(args.run)
     threat, standing = ThreatModel(attack.norm, attack.epsilon), set()

@@ -34,6 +34,7 @@ from genray.learners.plan import make_plan
 from genray.learners.setup import memory_format
 from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
+from genray.storage import Storage
 
 UNITS = 26  # PGD-10 of input gradients 20, two updates of 3
 WAYS = {
@@ -261,7 +262,7 @@ def strength(args):
     from genray.data.datasets import load_image_data
     from genray.evaluation.sources import config_of, data_of
 
-    test = load_image_data(**data_of(config_of(args.run))).test.first(args.examples, "--examples")
+    test = load_image_data(**data_of(config_of(Storage(args.run)))).test.first(args.examples, "--examples")
     nhwc = genray.load_model(args.run).to(memory_format=torch.channels_last)
     copies = {"ours fp32": attacked(nhwc), "ours bf16": attacked(nhwc, torch.bfloat16)}
     attack, totals = GradientAttack("linf", EPSILON, STEP_SIZE, NUM_STEPS), {}

@@ -97,19 +97,34 @@ def _lean_copy(model, dtype, gradients):
         return model
 
 
+PACKAGE = "pyautoattack"  # the authors'
 ENGINES = {
     "genray": run_native,
     "genray-bf16": partial(run_native, bf16=True),
-    "pyautoattack": auto.run_member,
+    PACKAGE: auto.run_member,
 }
-PASSES = {"genray": native_passes, "genray-bf16": native_passes, "pyautoattack": auto.passes}
+PASSES = {"genray": native_passes, "genray-bf16": native_passes, PACKAGE: auto.passes}
 # Ours where it gives the package's verdicts in less time. In l1 it differs by choice (native/ascent.py).
-DEFAULT_ENGINES = {"linf": "genray", "l2": "genray", "l1": "pyautoattack"}
+DEFAULT_ENGINES = {"linf": "genray", "l2": "genray", "l1": PACKAGE}
 
 
 def engine_of(engine, norm) -> str:
     """The engine of a norm: the one that was chosen, or for None the norm's default."""
     return engine or DEFAULT_ENGINES[norm]
+
+
+def not_by_the_package(protocol, threat) -> str | None:
+    """Which of AutoAttack's columns of a record's threat model did not run in the authors' package, in words; or None.
+
+    Records of before have one engine for all norms and no `engines`.
+    """
+    engines = protocol.get("engines", {}).get(threat["norm"], {})
+    ran = {a["name"]: engines.get(a["name"], protocol["engine"]) for a in threat["attacks"]}
+    found = [name for name, engine in ran.items() if name in (*auto.MEMBERS, "aa") and engine != PACKAGE]
+    if not found:
+        return None
+    others = ", ".join(dict.fromkeys(ran[name] for name in found))
+    return f"{', '.join(found)}: run by {others}; published figures are of the authors' code (--engine {PACKAGE})"
 
 
 def engines_text(engine, norms) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genray.evaluation.checks import look_at_numbers
-from genray.evaluation.engines import engines_text
+from genray.evaluation.engines import engines_text, not_by_the_package
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.results import Accuracy
 from genray.evaluation.suite import CASCADE, build_evaluation_attack
@@ -147,7 +147,7 @@ def record_table(record: dict, published: dict | None = None) -> str:
         notes = dict.fromkeys(
             note for attack in threat["attacks"] for note in attack["notes"]
         )  # AA repeats its members'
-        lines += [f"  note: {note}" for note in notes]
+        lines += [f"  note: {note}" for note in (*notes, not_by_the_package(record["protocol"], threat)) if note]
     if "union" in record:
         value = record["union"]
         lines.append(f"union of all norms and attacks: {_percent(value)} {_interval(value)}")

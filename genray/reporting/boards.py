@@ -8,6 +8,7 @@ from fractions import Fraction
 from os.path import commonprefix
 
 from genray.config import RunConfig, to_dict
+from genray.evaluation.engines import not_by_the_package
 from genray.evaluation.published import TABLES, in_the_tables_ball, row_of_run
 from genray.reporting.found import Evaluation, Found, Run
 from genray.reporting.paper import paper_table
@@ -255,6 +256,7 @@ def _by_norm(record):
 
 def _facts(protocol, threats):
     notes = dict.fromkeys(note for threat in threats for attack in threat["attacks"] for note in attack["notes"])
+    notes |= dict.fromkeys(note for threat in threats if (note := not_by_the_package(protocol, threat)))
     return (f"protocol {protocol['hash']}, engine {protocol['engine']}, attack seed {protocol['seed']}", *notes)
 
 

@@ -128,7 +128,7 @@ ATTACK = {"name": text, "num_steps": whole, "notes": every(text), "loss?": text,
 EVALUATION = {
     "natural": accuracy, "union?": maybe(accuracy), "findings": every(text),
     "norms": each({"columns": each(accuracy), "union?": maybe(accuracy), "findings": every(text)}),
-    "protocol": {"hash": text, "engine": text, "seed": whole, "block_size?": whole,
+    "protocol": {"hash": text, "engine": text, "seed": whole, "block_size?": whole, "engines?": each(each(text)),
                  "data": {"source": text, "split?": text, "examples": whole, "fingerprint?": text},
                  "threats": every({**BALL, "attacks": every(ATTACK)})},
 }  # fmt: skip

@@ -11,6 +11,7 @@ from genray.data.datasets import load_image_data
 from genray.errors import ConfigError
 from genray.evaluation import engines
 from genray.evaluation.engines import ENGINES, PASSES
+from genray.evaluation.record import record_table
 from genray.models.attack_copy import AttackCopy
 
 THREATS = {"linf": 0.1, "l2": 0.6, "l1": 1.5}
@@ -141,6 +142,17 @@ def test_by_default_ours_runs_where_it_gives_the_packages_verdicts(victim):
     assert {of["pgd20"] for of in stated["engines"].values()} == {"genray"}
     alone = genray.evaluate(model, x[:6], y[:6], **how | {"engine": "pyautoattack"})["protocol"]
     assert alone["engine"] == "pyautoattack" and {of["apgd_ce"] for of in alone["engines"].values()} == {"pyautoattack"}
+
+
+def test_whose_code_ran_stands_beside_published_figures(victim):
+    model, x, y = victim
+    how = {"attacks": "pgd20,apgd_ce", "epsilon": 0.1}
+    ours, theirs = (genray.evaluate(model, x[:6], y[:6], **how, engine=e) for e in ("genray", "pyautoattack"))
+    published = {"row": "published AT", "values": {"natural": 85.0, "apgd_ce": 50.0}}
+    note = "note: apgd_ce: run by genray; published figures are of the authors' code (--engine pyautoattack)"
+    assert note in record_table(ours, published) and "run by" not in record_table(theirs, published)
+    del theirs["protocol"]["engines"]  # as records of before
+    assert "run by" not in record_table(theirs, published)
 
 
 def test_an_evaluation_copies_the_model_once_and_the_next_one_anew(victim, monkeypatch):
