@@ -160,7 +160,9 @@ class AveragingConfig(Section):
 
 
 class ResourcesConfig(Section):
-    num_cpus: Real = option(1.0, "CPUs of the learner's bundle; torch's threads: at most its whole part", gt=0, unit="CPUs")
+    num_cpus: Real = option(
+        1.0, "CPUs of the learner's bundle; torch's threads: at most its whole part", gt=0, unit="CPUs"
+    )
     num_gpus: Real | Literal["auto"] = option(
         "auto",
         "GPUs of each of the learner's workers: 1, a fraction, 0; auto: one each, shared when there are fewer",
