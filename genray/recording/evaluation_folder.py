@@ -92,6 +92,7 @@ class EvaluationFolder:
         for name in ("results.json", "results.parquet", "blocks") if self.replaces else ():
             if self.storage.exists(name):
                 self.storage.delete(name)
+        self.storage.remove_unfinished()  # of a process that was killed while it wrote
         self.storage.write("request.json", json.dumps(self.identity, indent=1).encode())
         self.begun = True
 

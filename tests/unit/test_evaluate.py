@@ -325,6 +325,8 @@ def test_finished_blocks_are_not_done_again_and_damaged_ones_are(model, digits, 
     blocks[4].write_bytes(b"")
     blocks[7].write_bytes(b'{"flags": 3}')
     (out / "results.json").unlink()
+    half = out / "blocks" / f"{blocks[0].name}.tmp-742388f4"  # of a process that was killed while it wrote
+    half.write_bytes(b'{"fla')
     done = []
 
     def counted(task, *args):
@@ -335,6 +337,7 @@ def test_finished_blocks_are_not_done_again_and_damaged_ones_are(model, digits, 
     genray.evaluate(model, *digits, **QUICK, output=str(out), resume=True)
     assert sorted(done) == sorted(blocks[i].stem for i in (0, 4, 7))
     assert (out / "results.json").read_bytes() == final
+    assert sorted((out / "blocks").iterdir()) == blocks  # and nothing else
 
 
 def test_a_block_that_cannot_be_written_stops_no_other(model, digits, record, tmp_path, monkeypatch, capsys):
