@@ -241,7 +241,7 @@ class Storage:
 
     def remove_unfinished(self):
         """Removes what a process that was killed while writing has left (local folders only)."""
-        for path in Path(self.root).rglob("*.tmp-*"):
+        for path in Path(self.root).rglob("*.tmp-*") if self.is_local else ():
             if _ASIDE.search(path.name):
                 path.unlink(missing_ok=True)
 

@@ -64,6 +64,7 @@ def check_folder(grid: Grid, storage: Any, resume: bool, overwrite: bool) -> Sto
 def begin_folder(grid: Grid, place: Storage, overwrite: bool) -> str:
     """Puts the grid's record in its folder, in place of an earlier grid that is to be overwritten; returns its name,
     for any process."""
+    place.remove_unfinished()
     if overwrite and place.exists(RECORD):
         for name in [*stated_trials(place), "tune", SUGGESTED]:
             if place.exists(name):
