@@ -16,7 +16,7 @@ from genray.errors import ConfigError
 from genray.learners.fitting import Fitting, batch_problems
 from genray.learners.plan import RunPlan, make_plan
 from genray.models import build_model
-from genray.models.thinned import thin_first
+from genray.models.guarded import guard_weight_gradients
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunSetup:
         """A new network with the run's initial weights: the same in every process, in memory order too, because flat
         weights are in the order of memory."""
         network = build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
-        return thin_first(network.to(memory_format=memory_format(self.config)))
+        return guard_weight_gradients(network.to(memory_format=memory_format(self.config)))
 
     @cached_property
     def weight_bytes(self) -> int:

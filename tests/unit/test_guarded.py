@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
-from genray.models.thinned import thin_first
+from genray.models.guarded import guard_weight_gradients
 
 
 @pytest.mark.parametrize("stride", [2, (2, 1), 3])
@@ -25,18 +25,23 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(stride, bias, s
     pull = torch.randn_like(expected)
     inputs = (x, *convolution.parameters())
     wanted = torch.autograd.grad((expected * pull).sum(), inputs)
-    found = thin_first(convolution)(x)
+    plain = convolution(x)
+    (plain_gradient,) = torch.autograd.grad((plain * pull.float()).sum(), x)
+    found = guard_weight_gradients(convolution)(x)
     assert torch.allclose(found.double(), expected, atol=1e-6)
-    for mine, theirs in zip(torch.autograd.grad((found * pull.float()).sum(), inputs), wanted):
+    gradients = torch.autograd.grad((found * pull.float()).sum(), inputs)
+    assert torch.equal(found, plain) and torch.equal(gradients[0], plain_gradient)
+    for mine, theirs in zip(gradients, wanted):
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 DIES_ALONE = """
 import torch
-from genray.models.thinned import thin_first
+from genray.models.guarded import guard_weight_gradients
 torch.manual_seed(0)
 for channels in (4, 8, 12):
-    network = thin_first(torch.nn.Conv2d(channels, 16, 1, stride=2, bias=False)).to(memory_format=torch.channels_last)
+    network = torch.nn.Conv2d(channels, 16, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+    guard_weight_gradients(network)
     x = torch.rand(2, channels, 64, 64).to(memory_format=torch.channels_last)
     for _ in range(5):
         network(x).sum().backward()
