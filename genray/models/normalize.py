@@ -35,8 +35,9 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        mean = torch.as_tensor(mean, dtype=torch.float32).flatten()
-        std = torch.as_tensor(std, dtype=torch.float32).flatten()
+        # On the CPU also where a network is built without memory (on "meta"): the numbers are looked at.
+        mean = torch.as_tensor(mean, dtype=torch.float32, device="cpu").flatten()
+        std = torch.as_tensor(std, dtype=torch.float32, device="cpu").flatten()
         if len(mean) != len(std) or len(mean) == 0:
             raise ConfigError(f"normalisation: expected as many means as stds, got {len(mean)} and {len(std)}")
         if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):

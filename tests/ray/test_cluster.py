@@ -109,8 +109,8 @@ def test_killed_learner_ends_the_run_with_its_name(cluster, tmp_path, small_run)
     assert_clean()
 
 
-def test_wrong_address_is_one_line(genray_command):
-    done = genray_command("train", "--address", "127.0.0.1:1")
+def test_wrong_address_is_one_line(genray_command, tmp_path):
+    done = genray_command("train", "--address", "127.0.0.1:1", "--storage", tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "--address 127.0.0.1:1: no Ray cluster answers there" in done.stderr

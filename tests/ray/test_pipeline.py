@@ -1,6 +1,7 @@
 """The driver's part of the Ray runtime, on a Ray of its own but with learners that only pretend."""
 
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,7 @@ class Standing:
 def standing_group():
     learners = {"natural": Standing.remote(), "linf": Standing.remote()}
     everyone = {f"base_learners.{name}": actor for name, actor in learners.items()}
-    return SimpleNamespace(learners=learners, everyone=everyone, fetch=fetch)
+    return SimpleNamespace(learners=learners, everyone=everyone, fetch=partial(fetch, timeout_s=60))
 
 
 def test_a_stalled_learner_is_named():

@@ -291,7 +291,7 @@ def test_few_classes(classes):
 def test_notes_of_the_cascade_and_of_its_members_are_printed_once():
     x, y = stripes(3, 6)
     table = record_table(genray.evaluate(Linear(3), x, y, attacks="apgd_t,fab_t,aa", epsilon=0.05))
-    assert table.count("note: apgd_t") == 1 and table.count("note: fab_t") == 1
+    assert table.count("note: apgd_t: ") == 1 and table.count("note: fab_t: ") == 1
 
 
 def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypatch):

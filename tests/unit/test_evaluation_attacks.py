@@ -267,7 +267,8 @@ def test_own_columns_do_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_descriptions_of_the_members(norm):
-    made = {n: build_evaluation_attack(n, norm=norm, epsilon=0.1, **COMMON)[1] for n in COLUMNS[4:]}
+    how = {"norm": norm, "epsilon": 0.1, "engine": "pyautoattack", **COMMON}
+    made = {n: build_evaluation_attack(n, **how)[1] for n in COLUMNS[4:]}
     assert [(d.name, d.norm, d.epsilon, d.step_size, d.notes) for d in made.values()] == [
         (n, norm, 0.1, None, ()) for n in COLUMNS[4:]
     ]
@@ -334,7 +335,8 @@ def test_cascade_is_the_packages_standard_version(norm, package, epsilon, picked
     model = network()
     x, y = (part[picked] for part in batch(model, 64))
     indices = torch.arange(20, 26)
-    found, flags = cascade(model, x, y, indices, norm=norm, epsilon=epsilon, num_classes=10, seed=2)
+    how = {"norm": norm, "epsilon": epsilon, "num_classes": 10, "seed": 2, "engine": "pyautoattack"}
+    found, flags = cascade(model, x, y, indices, **how)
     reference = AutoAttack(model, norm=package, eps=epsilon, seed=block_seed(2, "aa", 0), version="standard")
     with torch.random.fork_rng():
         expected = reference.run_standard_evaluation(x, y)[0]

@@ -19,7 +19,7 @@ Fatal Python error: Segmentation fault
 
 Stack (most recent call first):
   File "/usr/lib/ctypes.py", line 519 in string_at
-  File "/work/die.py", line 10 in die
+  File "/home/me/die.py", line 10 in die
   File "/usr/lib/site-packages/ray/_private/worker.py", line 1069 in main_loop
 
 Extension modules: msgpack._cmsgpack, google._upb._message (total: 2)
@@ -38,7 +38,7 @@ Fatal Python error: Aborted
             SEGV,
             "SIGSEGV",
             "warning: eight of nine | Fatal Python error: Segmentation fault | "
-            'File "/usr/lib/ctypes.py", line 519 in string_at | File "/work/die.py", line 10 in die',
+            'File "/usr/lib/ctypes.py", line 519 in string_at | File "/home/me/die.py", line 10 in die',
         ),
         (
             ABORT,

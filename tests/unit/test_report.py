@@ -123,11 +123,15 @@ def write_study(folder):
     (folder / "results.json").write_text(json.dumps(record))
 
 
+# What other tests have put into the run that all of them share.
+OTHERS = shutil.ignore_patterns("evaluation", "evaluations", "mixtures")
+
+
 @pytest.fixture(scope="module")
 def lab(trained_run, digits, tmp_path_factory):
     """A real run with two real evaluations, a grid, and things that are not right."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(trained_run, folder / "digits")
+    shutil.copytree(trained_run, folder / "digits", ignore=OTHERS)
     model, (x, y) = genray.load_model(trained_run), digits
     for epsilon, where in (("0.1", "digits/evaluation"), ("0.05", "apart")):
         genray.evaluate(model, x[:60], y[:60], attacks="pgd20,mim", epsilon=epsilon, engine="genray",
@@ -530,7 +534,7 @@ def test_seeds_count_once(tmp_path):
 
 def test_evaluations_side_by_side_are_one_row(trained_run, digits, tmp_path):
     """In the old place and in the new ones; a number that differs from one that is shown is said to be left out."""
-    run, (x, y) = shutil.copytree(trained_run, tmp_path / "digits"), digits
+    run, (x, y) = shutil.copytree(trained_run, tmp_path / "digits", ignore=OTHERS), digits
     asked = {"evaluation": {"attacks": "pgd20"}, "evaluations/mim-linf-1": {"attacks": "mim"}}
     asked["evaluations/pgd20-linf-2"] = {
         "attacks": "pgd20",
