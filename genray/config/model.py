@@ -23,7 +23,6 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError, core_schema
 
 from genray.config.values import Schedule, number_to_yaml, parse_fraction
-from genray.errors import ConfigError
 
 ONE_BY_ONE = "fields are checked one by one, not what they may not be together"
 RANGES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -194,23 +193,6 @@ def json_schema(model) -> dict:
     return model.model_json_schema(schema_generator=_Untitled)
 
 
-def read(model, data, where=""):
-    """Plain data as a section.
-
-    Args:
-        model: the section's class.
-        data: what a YAML or JSON file holds.
-        where: path of the data, in front of each field's.
-
-    Raises:
-        ConfigError: one line for every mistake.
-    """
-    value, problems = collect(model, data, where)
-    if problems:
-        raise ConfigError(problems)
-    return value
-
-
 def collect(model, data, where=""):
     """(section, problems): the section is None where a value could not be read.
 
@@ -255,12 +237,13 @@ def _lines(model, error, where):
     kind, given, context, loc = error["type"], error["input"], error.get("ctx", {}), error["loc"]
     if kind == "missing" and isinstance(loc[-1], int):  # an item of a list
         kind, loc = "too_short", loc[:-1]
-    path, node, tags = _path(model, loc)
+    path, node, above = _path(model, loc)
     at = _join(where, path)
     if kind == "together":
         return [f"{at}.{problem}" if at else problem for problem in context["problems"]]
     if kind in UNKNOWN:
-        return [f"{at}: unknown key{did_you_mean(path[-1], _properties(model, path, tags))}"]
+        known = [name for member in _members(json_schema(model), above) for name in member.get("properties", {})]
+        return [f"{at}: unknown key{did_you_mean(path[-1], known)}"]
     if kind == "missing":
         return [f"{at}: missing, expected {words(node)}"]
     if loc and loc[-1] == "[key]":
@@ -275,23 +258,20 @@ def _lines(model, error, where):
 
 
 def _path(model, loc):
-    """(keys of the data, JSON Schema of the field, whether a key is a tag of pydantic's) of an error's place."""
+    """(keys of the data, JSON Schema of the field, JSON Schema of what holds it) of an error's place."""
     root = json_schema(model)
-    node, path, tags = root, [], []
+    node, above, path = root, root, []
     for part in loc:
         if part == "[key]":
             break
         inner, is_key = _child(root, node, part)
         if is_key:
             path.append(part)
-        else:
-            tags.append((len(path), part))
+            above = node
         if inner is None:
-            if not is_key:
-                break
-            return path, {}, tags
+            return path, {} if is_key else node, above
         node = inner
-    return path, node, tags
+    return path, node, above
 
 
 def _child(root, node, part):
@@ -331,18 +311,6 @@ def _members(root, node):
     yield node
     for member in node.get("anyOf", []):
         yield from _members(root, member)
-
-
-def _properties(model, path, tags):
-    root = json_schema(model)
-    node = root
-    for i in range(len(path)):
-        for at, tag in tags:
-            if at == i:
-                node = _child(root, node, tag)[0] or node
-        if i < len(path) - 1:
-            node = _child(root, node, path[i])[0]
-    return [name for member in _members(root, node) for name in member.get("properties", {})]
 
 
 def _choices(node):
