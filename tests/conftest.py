@@ -129,7 +129,9 @@ def trained_run(tmp_path_factory):
     overrides += ["evaluation.attack.epsilon=0.1"]
     storage = tmp_path_factory.mktemp("trained")
     genray.train(None, overrides, runtime="local", storage=str(storage))
-    return storage / "digits"
+    files = sorted(storage.rglob("*"))
+    yield storage / "digits"
+    assert sorted(storage.rglob("*")) == files, "a test has written into the run that all tests share"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,12 +31,12 @@ def command(*argv):
 
 def evaluated(capsys, model, *argv):
     """The record, and what was printed: (results.json, stdout, stderr)."""
-    out = model.parent / "evaluated" if not model.is_dir() else model / "evaluated"
-    shutil.rmtree(out, ignore_errors=True)
     capsys.readouterr()
-    assert command(model, *argv, "--output", out) == 0
+    with tempfile.TemporaryDirectory() as out:
+        assert command(model, *argv, "--output", out) == 0
+        record = json.loads((Path(out) / "results.json").read_text())
     printed = capsys.readouterr()
-    return json.loads((out / "results.json").read_text()), printed.out, printed.err
+    return record, printed.out, printed.err
 
 
 # ---- variants that no tensor tells apart
