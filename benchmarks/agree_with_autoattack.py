@@ -30,7 +30,7 @@ from genray.evaluation.record import join
 from genray.evaluation.robust import correct_flags
 from genray.evaluation.sources import config_of, data_of
 from genray.evaluation.suite import block_seed
-from genray.evaluation.todo import Todo
+from genray.evaluation.task_queue import Todo
 from genray.storage import Storage
 from genray.types import ThreatModel, fraction_text
 

@@ -34,7 +34,7 @@ from genray.evaluation.inputs import RADII
 from genray.evaluation.job import Request, run_here
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
-from genray.evaluation.todo import Todo
+from genray.evaluation.task_queue import Todo
 from genray.recording.progress import repeated
 from genray.storage import Storage
 from genray.types import ThreatModel

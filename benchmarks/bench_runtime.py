@@ -22,11 +22,11 @@ from common import interleave, machine, paired, text_of, write_json
 import genray
 from genray.config import load_config, to_dict
 from genray.learners.base_learner import BaseLearner
-from genray.learners.setup import prepare
 from genray.recording import RunRecorder
-from genray.runtime.cluster import connected
-from genray.runtime.group import ActorGroup
-from genray.runtime.placement import make_placement
+from genray.run.setup import prepare
+from genray.runtime.ray.actor_group import ActorGroup
+from genray.runtime.ray.cluster import connected
+from genray.runtime.ray.placement import make_placement
 from genray.storage import Storage
 
 NATURAL, ROBUST = "base_learners.natural=null", "base_learners.linf=null"

@@ -29,14 +29,14 @@ from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import Request
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
-from genray.evaluation.todo import Todo
+from genray.evaluation.task_queue import Todo
+from genray.interop.load import load_model
 from genray.learners.base_learner import BaseLearner
-from genray.learners.division import plan_lines, units
-from genray.learners.setup import prepare
-from genray.models.load import load_model
-from genray.runtime.evaluation_run import run_on_workers
-from genray.runtime.group import ActorGroup
-from genray.runtime.placement import make_placement
+from genray.run.allocation import plan_lines, units
+from genray.run.setup import prepare
+from genray.runtime.ray.actor_group import ActorGroup
+from genray.runtime.ray.evaluation import run_on_workers
+from genray.runtime.ray.placement import make_placement
 from genray.storage import Storage
 from genray.types import ThreatModel
 

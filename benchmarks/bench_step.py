@@ -30,10 +30,10 @@ from genray.config import load_config
 from genray.core.allocator import keep_freed_memory
 from genray.data.splits import Split
 from genray.learners.base_learner import BaseLearner
-from genray.learners.plan import make_plan
-from genray.learners.setup import memory_format
 from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
+from genray.run.plan import make_plan
+from genray.run.setup import memory_format
 from genray.storage import Storage
 
 UNITS = 26  # PGD-10 of input gradients 20, two updates of 3

@@ -12,13 +12,10 @@ __all__ = ["__version__", "evaluate", "export", "load_model", "report", "train",
 
 
 def __getattr__(name):
-    # These are modules (for `python -m genray.train`) that can also be called.
-    if name in ("evaluate", "export", "report", "train", "tune"):
-        from importlib import import_module
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return import_module(f".{name}", __name__)
-    if name == "load_model":
-        from genray.models.load import load_model
-
-        return load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    where = "genray.interop.load" if name == "load_model" else f"genray.cli.{name}"
+    globals()[name] = getattr(import_module(where), name)
+    return globals()[name]

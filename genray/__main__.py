@@ -7,12 +7,12 @@ from genray import __version__
 from genray.config.model import did_you_mean
 
 COMMANDS = {
-    "train": ("genray.train", "train a run: genray train configs/digits.yaml training.epochs=10"),
-    "evaluate": ("genray.evaluate", "measure robustness: genray evaluate runs/digits --attacks pgd20,cw"),
-    "tune": ("genray.tune", "compare runs: genray tune configs/ablations/mixing_and_interval.yaml"),
-    "report": ("genray.report", "tables and plots of what is there: genray report runs"),
-    "export": ("genray.export", "a model for other programs: genray export runs/digits --layout onnx"),
-    "config": ("genray.config.__main__", "JSON Schema and reference of configurations: genray config schema"),
+    "train": ("genray.cli.train", "train a run: genray train configs/digits.yaml training.epochs=10"),
+    "evaluate": ("genray.cli.evaluate", "measure robustness: genray evaluate runs/digits --attacks pgd20,cw"),
+    "tune": ("genray.cli.tune", "compare runs: genray tune configs/ablations/mixing_and_interval.yaml"),
+    "report": ("genray.cli.report", "tables and plots of what is there: genray report runs"),
+    "export": ("genray.cli.export", "a model for other programs: genray export runs/digits --layout onnx"),
+    "config": ("genray.cli.config", "JSON Schema and reference of configurations: genray config schema"),
 }
 
 
@@ -32,7 +32,7 @@ def main(argv=None) -> int:
         hint = did_you_mean(name, COMMANDS)
         print(f"genray: error: expected a command of {', '.join(COMMANDS)}, got {name!r}{hint}", file=sys.stderr)
         return 2
-    from genray.command_line import run_command
+    from genray.cli.parser import run_command
 
     module = import_module(COMMANDS[name][0])
     return run_command(module.main, module.parse_args(argv[1:]))

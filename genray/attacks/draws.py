@@ -2,8 +2,8 @@
 
 import torch
 
-from genray.core.crew import Part
 from genray.core.rng import generator
+from genray.parallel.process_group import Part
 
 
 class StreamDraw:

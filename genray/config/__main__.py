@@ -1,32 +1,5 @@
-"""Writes what editors and readers need of configurations: `python -m genray.config schema > run.schema.json`.
+"""`python -m genray.config`."""
 
-`schema` is the JSON Schema of a run's YAML, `grid-schema` that of a grid of `genray.tune`, `reference` the page of all
-fields of a run.
-"""
+from genray.cli import run_module
 
-import argparse
-import json
-import sys
-
-from genray.config.grid_file import GridFile
-from genray.config.model import json_schema
-from genray.config.reference import reference
-from genray.config.schema import RunConfig
-
-
-def main(args):
-    if args.what == "reference":
-        print(reference(), end="")
-    else:
-        print(json.dumps(json_schema(GridFile if args.what == "grid-schema" else RunConfig), indent=1))
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(prog="genray.config", description=__doc__)
-    parser.add_argument("what", choices=["schema", "grid-schema", "reference"])
-    parser.set_defaults(debug=False)
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    main(parse_args(sys.argv[1:]))
+run_module(__name__, "config")

@@ -10,11 +10,11 @@ from genray.data.fingerprint import fingerprint
 from genray.errors import CheckpointError, ConfigError
 from genray.evaluation.job import as_pixels
 from genray.evaluation.robust import correct_flags
+from genray.interop.checkpoint_file import read_file
+from genray.interop.checkpoint_layouts import UNKNOWN_NORMALIZATION, load_into, open_checkpoint, read_metadata
+from genray.interop.load import load_model, model_of
 from genray.models import build_model
-from genray.models.checkpoint_file import read_file
-from genray.models.checkpoint_layouts import UNKNOWN_NORMALIZATION, load_into, open_checkpoint, read_metadata
 from genray.models.fit import fitting_architectures, listed
-from genray.models.load import load_model, model_of
 from genray.models.normalize import NORMALIZATIONS
 from genray.storage import Storage
 from genray.types import ThreatModel

@@ -6,20 +6,20 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from genray.attacks import StreamDraw
-from genray.core.crew import ALONE, Crew, Part
 from genray.core.flat import FlatWeights, from_array, to_array
 from genray.core.mixing import accumulate_, ema_update_
 from genray.core.rng import generator, host_generator, key_seed
 from genray.core.schedules import ema_decay
 from genray.errors import NonFiniteError
 from genray.learners.crafting import Batch, Crafter, Source
-from genray.learners.passes import Passes
-from genray.learners.plan import RunPlan
+from genray.learners.execution import Passes
 from genray.learners.stopwatch import Stopwatch
-from genray.learners.tally import Tally, WindowStats
 from genray.learners.weight_perturbation import WeightPerturbation
-from genray.models.whole_batch import across_batches
+from genray.learners.window_statistics import Tally, WindowStats
 from genray.objectives import TrainingStep, build_objective
+from genray.parallel.process_group import ALONE, Crew, Part
+from genray.parallel.whole_batch import across_batches
+from genray.run.plan import RunPlan
 from genray.types import WeightSnapshot
 
 

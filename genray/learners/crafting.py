@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from genray.attacks import FriendlyAttack, StreamDraw
-from genray.core.crew import Crew, Part
 from genray.core.rng import generator, host_generator
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
-from genray.learners.passes import Passes
-from genray.learners.plan import RunPlan
-from genray.learners.setup import memory_format
+from genray.learners.execution import Passes
 from genray.objectives import Objective, build_objective
+from genray.parallel.process_group import Crew, Part
+from genray.run.plan import RunPlan
+from genray.run.setup import memory_format
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from genray.core.crew import ALONE
+from genray.parallel.process_group import ALONE
 
 TINY = 1e-20  # in the denominator, as in the authors' code
 

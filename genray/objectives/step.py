@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from genray.attacks import StreamDraw
-from genray.core.crew import ALONE, Crew, Part
+from genray.parallel.process_group import ALONE, Crew, Part
 
 
 @dataclass

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from genray.core.flat import FlatWeights
 from genray.errors import CheckpointError
+from genray.interop.checkpoint_file import read_file
+from genray.interop.checkpoint_layouts import load_into, read_metadata
 from genray.models import build_model
-from genray.models.checkpoint_file import read_file
-from genray.models.checkpoint_layouts import load_into, read_metadata
 from genray.recording.run_folder import LEARNERS, RunFolder
 from genray.storage import Storage
 from genray.types import WeightSnapshot

@@ -1,8 +1,8 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
 from genray.core.memory import bytes_text, free_memory
-from genray.learners.pseudo_labels import unlabeled_lines, unlabeled_record
-from genray.learners.setup import RunSetup
+from genray.run.pseudo_labels import unlabeled_lines, unlabeled_record
+from genray.run.setup import RunSetup
 from genray.types import ThreatModel
 
 MIB = 2**20

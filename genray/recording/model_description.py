@@ -1,7 +1,7 @@
-"""What a model file says of its model beside the weights; `genray.models.origin` is the way back."""
+"""What a model file says of its model beside the weights; `genray.interop.origin` is the way back."""
 
 from genray.data.fingerprint import fingerprint
-from genray.models.origin import threat_records
+from genray.interop.origin import threat_records
 from genray.types import ThreatModel
 
 IMAGES = 100  # first test images that tell the data; few, so that a shorter test split can still be compared

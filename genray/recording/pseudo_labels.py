@@ -9,7 +9,10 @@ import torch
 from genray.config.unlabeled import TEACHER, teacher_config
 from genray.core.seal import check_seal, seal
 from genray.errors import CheckpointError, one_line
-from genray.learners.pseudo_labels import (
+from genray.interop.checkpoint_layouts import load_into
+from genray.recording.run_folder import RunFolder
+from genray.recording.writer import Writer
+from genray.run.pseudo_labels import (
     awaits_labels,
     load_teacher,
     unlabeled_images,
@@ -17,10 +20,7 @@ from genray.learners.pseudo_labels import (
     unlabeled_record,
     with_labels,
 )
-from genray.learners.setup import RunSetup
-from genray.models.checkpoint_layouts import load_into
-from genray.recording.run_folder import RunFolder
-from genray.recording.writer import Writer
+from genray.run.setup import RunSetup
 
 FILE = "pseudo_labels.npy"
 

@@ -10,16 +10,16 @@ import numpy as np
 from genray.core.flat import FlatWeights
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation import Accuracy, final_attacks, pgd_name
-from genray.learners.division import last_evaluation_in_steps
-from genray.learners.pseudo_labels import unlabeled_record
-from genray.learners.setup import RunSetup
-from genray.learners.tally import WindowStats
+from genray.learners.window_statistics import WindowStats
 from genray.recording.model_description import describe_model
 from genray.recording.progress import Progress
 from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encode_state, versions
 from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
+from genray.run.allocation import last_evaluation_in_steps
+from genray.run.pseudo_labels import unlabeled_record
+from genray.run.setup import RunSetup
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
 TIMES = ("seconds", "attack_seconds", "averaging_seconds", "transfer_seconds", "waiting_seconds")  # of `WindowStats`

@@ -1,6 +1,6 @@
 """Results as text."""
 
-from genray.learners.pseudo_labels import unlabeled_lines
+from genray.run.pseudo_labels import unlabeled_lines
 
 
 def results_table(results: dict) -> str:

@@ -5,14 +5,14 @@ from fractions import Fraction
 from functools import partial
 
 from genray.errors import ConfigError
+from genray.evaluation.mixture_record import study_table
 from genray.evaluation.published import published_row
 from genray.reporting import plots, run_plots
-from genray.reporting.boards import READING, Board, board_table, boards
+from genray.reporting.comparison import READING, Board, board_table, boards
 from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
 from genray.reporting.found import Found
 from genray.reporting.gallery import Gallery, draw_gallery
 from genray.reporting.mixture_plot import draw_parts
-from genray.reporting.mixture_record import study_table
 from genray.reporting.paper import tables_of
 from genray.reporting.record_tables import attacks_table, models_table, time_table, versions_line
 from genray.reporting.style import MISSING

@@ -17,7 +17,7 @@ from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError, DataError
 from genray.evaluation.robust import full_precision, pgd_name
 from genray.evaluation.sources import data_of
-from genray.models.load import load_model
+from genray.interop.load import load_model
 from genray.recording.run_folder import LEARNERS
 from genray.reporting.style import draw, label_text
 from genray.reporting.table import one_line

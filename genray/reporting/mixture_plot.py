@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from genray.reporting.mixture_record import CHOSEN_ON
+from genray.evaluation.mixture_record import CHOSEN_ON
 from genray.reporting.style import BLUE, GREY, MARKERS, MISSING, ORANGE, VERMILION, draw, label_text, legend_below
 from genray.reporting.table import head_of
 

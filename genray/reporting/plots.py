@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from genray.errors import ConfigError
-from genray.reporting.pareto import pareto
+from genray.evaluation.pareto import pareto
 from genray.reporting.style import BLUE, GREY, colours_of, draw, label_text, legend_below
 from genray.reporting.table import head_of
 from genray.reporting.trials import METHOD, Trials, groups, varying

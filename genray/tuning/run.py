@@ -18,7 +18,7 @@ from genray.storage import Storage
 from genray.tuning.checks import check_fits, check_visible
 from genray.tuning.grid import RECORD, SUGGESTED, Grid, stated_trials
 from genray.tuning.loggers import logger_callbacks
-from genray.tuning.needs import Needs
+from genray.tuning.resources import Needs
 from genray.tuning.search import suggestions
 from genray.tuning.trial import run_trial
 from genray.tuning.watch import Watch, cause, trial_name

@@ -8,7 +8,7 @@ from ray import tune
 from genray.recording import Progress, RunFolder
 from genray.storage import Storage
 from genray.tuning.grid import stated_trials
-from genray.tuning.needs import Needs
+from genray.tuning.resources import Needs
 
 
 def trial_name(trial) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from genray.config import load_config
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
-from genray.learners.setup import prepare
+from genray.run.setup import prepare
 
 FILE = Path(__file__).parent / "digits_cpu.json"
 STEPS, EVERY = 20, 5  # theta_g is handed back every 5 steps

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import genray
-from genray.command_line import run_command
+from genray.cli.parser import run_command
+from genray.cli.train import main, parse_args
 from genray.config import load_config, to_yaml
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from genray.recording import RunFolder
-from genray.train import main, parse_args
 
 CONFIGS, STATES, MODELS, STORED, PARQUETS = 220, 60, 60, 60, 80
 ODD_VALUES = [

@@ -16,9 +16,9 @@ import genray
 from genray.config import load_config
 from genray.data.splits import Split
 from genray.errors import LearnerError
-from genray.learners.setup import prepare
 from genray.recording import Progress, RunFolder, RunRecorder
-from genray.runtime.ray_run import run_on_ray
+from genray.run.setup import prepare
+from genray.runtime.ray.driver import run_on_ray
 
 pytestmark = pytest.mark.ray
 MIB = 2**20

@@ -14,10 +14,10 @@ import ray
 from conftest import ROOT
 
 import genray
-from genray.command_line import run_command
+from genray.cli.evaluate import main, parse_args
+from genray.cli.parser import run_command
 from genray.errors import GenrayError
-from genray.evaluate import main, parse_args
-from genray.runtime import evaluation_run
+from genray.runtime.ray import evaluation as evaluation_run
 
 pytestmark = pytest.mark.ray
 
@@ -163,8 +163,8 @@ def test_nothing_is_started_where_everything_is_finished(model, digits, tmp_path
 KILLER = """
 import os, random, signal, sys, time
 import torch, pyautoattack
-from genray.command_line import run_command
-from genray.evaluate import main, parse_args
+from genray.cli.parser import run_command
+from genray.cli.evaluate import main, parse_args
 import genray.evaluation.sources, genray.evaluation.record, genray.recording.evaluation_folder, sklearn.datasets
 import genray.evaluation.inputs, genray.recording.progress, genray.recording.run_folder, genray.evaluation.checks
 

@@ -10,12 +10,12 @@ from ray.util.placement_group import placement_group, remove_placement_group
 import genray
 from genray.config import load_config
 from genray.errors import PlacementError
-from genray.learners.setup import prepare
-from genray.runtime import dividing
-from genray.runtime.cluster import node_resources
-from genray.runtime.group import ActorGroup
-from genray.runtime.placement import make_placement, trial_bundles
-from genray.runtime.shares import equal_workers, fit, gpus_each
+from genray.run.setup import prepare
+from genray.runtime.ray import allocation as dividing
+from genray.runtime.ray.actor_group import ActorGroup
+from genray.runtime.ray.cluster import node_resources
+from genray.runtime.ray.gpu_shares import equal_workers, fit, gpus_each
+from genray.runtime.ray.placement import make_placement, trial_bundles
 from genray.tuning.checks import check_fits
 
 pytestmark = pytest.mark.ray

@@ -12,12 +12,12 @@ from conftest import run_outcome, wait_for
 import genray
 from genray.config import load_config
 from genray.errors import NonFiniteError, PlacementError
-from genray.learners.division import divide
-from genray.learners.setup import prepare
-from genray.runtime.crews import EVERYONE, Team, seats, teams
-from genray.runtime.dividing import Division
-from genray.runtime.group import ActorGroup
-from genray.runtime.placement import make_placement, trial_bundles
+from genray.parallel.torch_groups import EVERYONE, Team, seats, teams
+from genray.run.allocation import divide
+from genray.run.setup import prepare
+from genray.runtime.ray.actor_group import ActorGroup
+from genray.runtime.ray.allocation import Division
+from genray.runtime.ray.placement import make_placement, trial_bundles
 
 pytestmark = pytest.mark.ray
 L, N = "base_learners.linf", "base_learners.natural"

@@ -17,7 +17,7 @@ from conftest import ROOT, SMALL_RUN, run_outcome, wait_for
 
 import genray
 from genray import evaluate, export, report, train, tune
-from genray.command_line import run_command
+from genray.cli.parser import run_command
 from genray.storage import Storage
 
 moto_server = pytest.importorskip("moto.server")

@@ -10,9 +10,9 @@ import ray
 import genray
 from genray.config import load_config
 from genray.errors import LostError
-from genray.learners.setup import prepare
-from genray.runtime.fetch import fetch
-from genray.runtime.ray_run import STATE_COPIES, Pipeline, Watch
+from genray.run.setup import prepare
+from genray.runtime.ray.driver import STATE_COPIES, Pipeline, Watch
+from genray.runtime.ray.fetch import fetch
 
 pytestmark = pytest.mark.ray
 

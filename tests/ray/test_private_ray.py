@@ -10,7 +10,7 @@ from conftest import ROOT
 pytestmark = pytest.mark.ray
 ASKS = """
 import ray
-from genray.runtime.cluster import connected
+from genray.runtime.ray.cluster import connected
 with connected(None):
     print(ray.get(ray.remote(lambda: 6 * 7).remote()))
 """

@@ -13,10 +13,10 @@ from conftest import descendants
 from ray.util import placement_group_table
 
 import genray
+from genray.cli.tune import _check_ended, _run_all
 from genray.config import to_dict
 from genray.errors import GenrayError, PlacementError
 from genray.reporting.trials import read_trials
-from genray.tune import _check_ended, _run_all
 from genray.tuning.grid import load_grid
 from genray.tuning.run import Outcome
 

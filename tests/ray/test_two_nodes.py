@@ -8,9 +8,9 @@ from ray.cluster_utils import Cluster
 import genray
 from genray.config import load_config
 from genray.errors import PlacementError
-from genray.learners.setup import prepare
-from genray.runtime.group import ActorGroup
-from genray.runtime.placement import make_placement
+from genray.run.setup import prepare
+from genray.runtime.ray.actor_group import ActorGroup
+from genray.runtime.ray.placement import make_placement
 
 pytestmark = pytest.mark.ray
 

@@ -5,7 +5,7 @@ import traceback
 
 import torch
 
-from genray.runtime import crews
+from genray.parallel import torch_groups as crews
 
 
 def together(workers: dict, work, share_attack=False):

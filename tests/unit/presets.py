@@ -6,7 +6,7 @@ from pathlib import Path
 
 from genray.config.load import DEFAULT_CONFIG, load_config
 from genray.config.schema import RunConfig
-from genray.learners.plan import make_plan
+from genray.run.plan import make_plan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import genray
+from genray.cli.export import parse_args as export_args
+from genray.cli.train import parse_args as train_args
 from genray.config import load_config
 from genray.config.arguments import Count, checked
 from genray.data.datasets import load_image_data
 from genray.errors import ConfigError, DataError, InputError
-from genray.export import parse_args as export_args
-from genray.train import parse_args as train_args
 
 CALLS = {
     "train runtime": (genray.train, (), {"runtime": "lcoal"}, "runtime: expected one of ray, local", "local"),
@@ -92,7 +92,7 @@ def test_commands_say_what_was_probably_meant(parse, line, says, capsys):
 
 @pytest.mark.parametrize("name", ["20240501", "2024-11-30", "7", "no", "007", "0x10", "1_000", "true", "1.50", "null"])
 def test_a_name_is_text(name, capsys):
-    from genray.train import main
+    from genray.cli.train import main
 
     main(train_args(["--dry-run", "--runtime", "local", "--name", name, "training.epochs=1"]))
     assert load_config(yaml_of(capsys.readouterr().out)).name == name

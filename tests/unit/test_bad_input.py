@@ -10,9 +10,9 @@ import torch
 import yaml
 from PIL import Image
 
-from genray.command_line import run_command
+from genray.cli.parser import run_command
+from genray.cli.train import main, parse_args
 from genray.config import DEFAULT_CONFIG
-from genray.train import main, parse_args
 
 L = "base_learners.linf"
 N = "base_learners.natural"

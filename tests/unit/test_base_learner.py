@@ -15,8 +15,8 @@ from genray.data.datasets import load_image_data
 from genray.data.loader import BatchLoader
 from genray.errors import NonFiniteError
 from genray.learners.base_learner import BaseLearner
-from genray.learners.plan import make_plan
 from genray.models import build_model
+from genray.run.plan import make_plan
 from genray.types import WeightSnapshot
 
 NUM_TRAIN, BATCH, EPOCHS, STEPS = 80, 32, 3, 9  # three steps an epoch, the last of 16 images

@@ -12,8 +12,8 @@ from test_models import build, randomised
 from torch import nn
 
 from genray.errors import CheckpointError, ConfigError
+from genray.interop.checkpoint_layouts import load_into, open_checkpoint, read_checkpoint, read_metadata
 from genray.models import CIFAR10_MEAN, CIFAR10_STD, MODELS
-from genray.models.checkpoint_layouts import load_into, open_checkpoint, read_checkpoint, read_metadata
 from genray.models.fit import fitting_architectures
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

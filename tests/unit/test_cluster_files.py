@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 import yaml
 
+from genray.cli.evaluate import parse_args as parse_evaluation
+from genray.cli.train import parse_args
 from genray.config import load_config
-from genray.evaluate import parse_args as parse_evaluation
-from genray.train import parse_args
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

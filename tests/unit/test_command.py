@@ -18,7 +18,7 @@ import torch
 from conftest import CTRL_C, ROOT, every_write_made, tensorboard_events
 
 import genray
-from genray.command_line import Terminated, run_command
+from genray.cli.parser import Terminated, run_command
 from genray.errors import ConfigError, DataError, RunFolderError
 
 
@@ -139,7 +139,7 @@ def test_model_predicts_what_the_table_says(tmp_path, small_run):
     from sklearn.datasets import load_digits
 
     from genray.config import load_config
-    from genray.learners.setup import prepare
+    from genray.run.setup import prepare
 
     results = genray.train(None, small_run, runtime="local", storage=str(tmp_path))
     model, test = genray.load_model(tmp_path / "digits"), prepare(load_config(None, small_run)).splits["test"]
@@ -240,7 +240,7 @@ def test_what_is_no_run_is_not_overwritten(tmp_path):
 def test_a_finished_run_shows_its_table_at_once(tmp_path, small_run, genray_command):
     """And without Ray, whose start would take its time: none of its modules is there."""
     genray.train(None, small_run, runtime="local", storage=str(tmp_path))
-    code = "import sys; sys.modules['ray'] = None; from genray.train import *; main(parse_args(sys.argv[1:]))"
+    code = "import sys; sys.modules['ray'] = None; from genray.cli.train import *; main(parse_args(sys.argv[1:]))"
     line = [sys.executable, "-c", code, "--resume", "--storage", str(tmp_path), *small_run]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

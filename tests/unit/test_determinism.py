@@ -7,7 +7,7 @@ import genray
 from genray.config import load_config
 from genray.core.determinism import deterministic
 from genray.learners.base_learner import BaseLearner
-from genray.learners.setup import prepare
+from genray.run.setup import prepare
 
 SHORT = ["training.epochs=1", "data.train_examples=60", "data.test_examples=10", "data.validation_examples=10"]
 
@@ -47,7 +47,7 @@ def test_a_run_computes_with_kernels_that_repeat(tmp_path, monkeypatch):
 
 
 def test_actors_do_the_same(monkeypatch):
-    from genray.runtime import actors
+    from genray.runtime.ray import actors
 
     monkeypatch.setattr(actors, "actor_device", lambda wanted: "cpu")
     setup = prepare(load_config(None, [*SHORT, "compute.deterministic=true"]))

@@ -19,7 +19,7 @@ from conftest import ROOT
 from pages import PAGES, Block, blocks, commands, simple_commands
 
 import genray
-from genray.command_line import run_command
+from genray.cli.parser import run_command
 from genray.config import load_config
 from genray.data.datasets import SOURCES
 from genray.evaluation import inputs
@@ -117,7 +117,7 @@ DRY = [(m, a) for m, a in CALLS if "--dry-run" in a and "genray.train" == m]
 
 @pytest.mark.parametrize("argv", [argv for _, argv in DRY if "/data/mine" not in " ".join(argv)], ids=str)
 def test_dry_runs_run(argv, capsys):
-    from genray.train import main, parse_args
+    from genray.cli.train import main, parse_args
 
     assert run_command(main, parse_args(list(argv))) == 0
     out = capsys.readouterr().out

@@ -12,7 +12,7 @@ import genray
 from genray.attacks import ExampleDraw, GradientAttack
 from genray.evaluation.estimate import Look, TimeLeft, look, resisting_cost
 from genray.evaluation.job import BlockResult, Request
-from genray.evaluation.todo import Todo
+from genray.evaluation.task_queue import Todo
 from genray.recording import progress
 from genray.types import ThreatModel
 

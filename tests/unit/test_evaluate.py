@@ -18,8 +18,8 @@ from torch import nn
 
 import genray
 from genray.attacks import ExampleDraw, GradientAttack
-from genray.command_line import run_command
-from genray.evaluate import main, parse_args
+from genray.cli.evaluate import main, parse_args
+from genray.cli.parser import run_command
 from genray.evaluation.job import Request, run_task
 from genray.evaluation.record import protocol, record_table
 from genray.evaluation.suite import COLUMNS

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import genray
-from genray.command_line import run_command
+from genray.cli.evaluate import main, parse_args
+from genray.cli.parser import run_command
 from genray.errors import InputError
-from genray.evaluate import main, parse_args
 from genray.models import build_model
 
 QUICK = ["--attacks", "pgd20", "--examples", "4", "--epsilon", "0.1"]

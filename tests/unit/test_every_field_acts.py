@@ -19,9 +19,9 @@ from genray.config.objectives import OBJECTIVES
 from genray.config.optimizers import OPTIMIZERS
 from genray.config.reference import reference
 from genray.errors import GenrayError
-from genray.learners.setup import prepare
 from genray.models import build_model
-from genray.runtime.placement import make_placement
+from genray.run.setup import prepare
+from genray.runtime.ray.placement import make_placement
 
 TINY = [
     "name=tiny",

@@ -10,12 +10,12 @@ from PIL import Image
 from published_classes import BasicBlock, Normalised, PreActBlock, RawPreActBlock, ResNet, SmallCNN, WideResNet
 
 import genray
-from genray.command_line import run_command
+from genray.cli.export import main, parse_args
+from genray.cli.parser import run_command
 from genray.errors import GenrayError
-from genray.export import main, parse_args
+from genray.interop.checkpoint_layouts import load_into
+from genray.interop.onnx_file import onnx_bytes
 from genray.models import build_model
-from genray.models.checkpoint_layouts import load_into
-from genray.models.onnx_file import onnx_bytes
 from genray.recording.run_folder import model_bytes
 
 THREATS = [{"norm": "linf", "epsilon": "8/255"}]
@@ -114,7 +114,7 @@ def test_the_other_codes_class_gives_the_same_logits(case, tmp_path):
 @torch.no_grad()
 def test_an_exported_file_is_evaluated_like_any_checkpoint(tmp_path):
     """Images lie in the folders of the classes that the run's model gives them, every fourth one aside."""
-    from genray.evaluate import main, parse_args
+    from genray.cli.evaluate import main, parse_args
 
     architecture = {"name": "wrn_28_10", "width": 1, **CIFAR, "num_classes": 3, **STATISTICS}
     file = genray.export(write_model(tmp_path / "model.pt", **architecture), "robustbench")

@@ -10,8 +10,8 @@ from torch import nn
 from genray.attacks import FriendlyAttack, GradientAttack, StreamDraw
 from genray.config import load_config
 from genray.learners.base_learner import BaseLearner
-from genray.learners.plan import make_plan
-from genray.learners.setup import prepare
+from genray.run.plan import make_plan
+from genray.run.setup import prepare
 
 N, SHAPE, SIZE, CLASSES, EPSILON, KAPPA = 40, (2, 3, 3), 18, 5, 0.1, 0.03
 

@@ -14,8 +14,8 @@ from genray.config import load_config
 from genray.core.flat import FlatWeights
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
-from genray.learners.plan import make_plan
-from genray.learners.setup import RunSetup, prepare
+from genray.run.plan import make_plan
+from genray.run.setup import RunSetup, prepare
 
 L, N = "base_learners.linf", "base_learners.natural"
 STEPS, K = 20, 2

@@ -12,7 +12,7 @@ import genray
 from genray.evaluation.job import BlockResult, Request, Task, run_here
 from genray.evaluation.record import join
 from genray.evaluation.suite import CASCADE, cascade
-from genray.evaluation.todo import Todo
+from genray.evaluation.task_queue import Todo
 from genray.types import ThreatModel
 
 LINF, L2 = ThreatModel("linf", Fraction(1, 5)), ThreatModel("l2", Fraction(1))

@@ -4,8 +4,8 @@ import pytest
 from ray.exceptions import RuntimeEnvSetupError
 
 from genray.errors import LearnerError, LostError, one_line
-from genray.runtime.fetch import _lost
-from genray.runtime.last_words import tail, understood
+from genray.runtime.ray.fetch import _lost
+from genray.runtime.ray.worker_logs import tail, understood
 
 SEGV = """:job_id:01000000
 :actor_name:A

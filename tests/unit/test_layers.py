@@ -17,20 +17,29 @@ LAYERS = [
     {"storage"},
     {"config"},
     {"core"},
+    {"parallel"},
     {"models", "data", "attacks", "objectives"},
-    {"learners", "evaluation"},
-    {"recording"},
+    {"interop"},
+    {"run", "learners"},
+    {"evaluation", "recording"},
     {"runtime"},
     {"tuning"},
     {"reporting"},
-    {"command_line"},
+    {"cli"},
     {"train", "evaluate", "tune", "report", "export"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# The local runtime evaluates, an objective names its attack, a grid trains and evaluates; the reverse is a circle.
-SIBLINGS = {("learners", "evaluation"), ("objectives", "attacks"), ("tune", "train"), ("tune", "evaluate")}
+# An objective names its attack; the reverse is a circle.
+SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run"), ("run", "evaluation")}
+SIBLINGS |= {
+    ("evaluation", "recording"),
+    ("recording", "evaluation"),
+    ("evaluation", "runtime"),
+    ("evaluation", "reporting"),
+}
 USES_RAY = {"runtime", "tuning"}
+COMMANDS = {"train", "evaluate", "tune", "report", "export"}  # run, not imported
 
 
 def modules():
@@ -68,6 +77,8 @@ def at_import_time(tree):
 def layer(name):
     """First part below `genray`; empty for the package itself and for what is not ours."""
     parts = name.split(".")
+    if parts[-1] == "__main__":
+        return "__main__"
     return parts[1] if parts[0] == "genray" and len(parts) > 1 else ""
 
 
@@ -154,7 +165,7 @@ def loaded_after(code):
 
 def test_importing_genray_starts_nothing_heavy():
     loaded = loaded_after("import genray; genray.__version__")
-    assert "genray" in loaded and not loaded & {"torch", "ray", "numpy", "yaml", "torchvision", "genray.train"}
+    assert "genray" in loaded and not loaded & {"torch", "ray", "numpy", "yaml", "torchvision", "genray.cli"}
 
 
 def test_configuration_is_read_without_torch():
@@ -164,7 +175,7 @@ def test_configuration_is_read_without_torch():
 
 @pytest.mark.parametrize("installed", [True, False], ids=["ray installed", "ray absent"])
 def test_everything_else_is_imported_without_ray(installed):
-    names = [name for name in MODULES if layer(name) not in USES_RAY and not name.endswith("__main__")]
+    names = [name for name in MODULES if layer(name) not in USES_RAY | COMMANDS and not name.endswith("__main__")]
     block = "" if installed else "import sys; sys.modules['ray'] = None\n"
     loaded = loaded_after(f"{block}import importlib\nfor name in {names!r}: importlib.import_module(name)")
     assert set(names) <= loaded and "torch" in loaded

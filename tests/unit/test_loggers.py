@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from genray.command_line import run_command
-from genray.tune import main, parse_args
+from genray.cli.parser import run_command
+from genray.cli.tune import main, parse_args
 from genray.tuning.grid import load_grid
 
 pytest.importorskip("ray", reason="grids run on Ray")

@@ -15,13 +15,13 @@ from conftest import every_write_made
 from torch import nn
 
 import genray
-from genray.command_line import run_command
+from genray.cli.evaluate import main, parse_args
+from genray.cli.parser import run_command
 from genray.core.mixing import weighted_sum
 from genray.data.datasets import load_image_data, validation_split
-from genray.evaluate import main, parse_args
 from genray.evaluation.job import run_task
+from genray.evaluation.mixture_record import build_row, choose, curve_table, mark_pareto
 from genray.evaluation.mixtures import Mixture, mix, parse_mixtures
-from genray.reporting.mixture_record import build_row, choose, curve_table, mark_pareto
 
 TWO, THREE = ("natural", "linf"), ("natural", "linf", "l2")
 QUICK = ["--attacks", "pgd20", "--examples", 40, "--block-size", 20]

@@ -17,9 +17,9 @@ from genray.core.rng import host_generator
 from genray.data.datasets import load_image_data
 from genray.errors import ConfigError
 from genray.learners.base_learner import BaseLearner
-from genray.learners.plan import make_plan
 from genray.models import build_model
 from genray.objectives import TrainingStep, build_objective
+from genray.run.plan import make_plan
 
 N, CLASSES = 12, 5
 PGD = {"norm": "linf", "epsilon": 0.1, "step_size": 0.04, "num_steps": 3}

@@ -8,18 +8,18 @@ import yaml
 
 import genray
 from genray.errors import ConfigError, PlacementError
-from genray.learners.passes import Passes
+from genray.learners.execution import Passes
 
 pytest.importorskip("ray", reason="grids run on Ray")
 
 import ray
 
-from genray.runtime.cluster import connected
-from genray.tune import plan_text
-from genray.tuning import needs as module
+from genray.cli.tune import plan_text
+from genray.runtime.ray.cluster import connected
+from genray.tuning import resources as module
 from genray.tuning.checks import check_private
 from genray.tuning.grid import load_grid
-from genray.tuning.needs import Needs, fits_at_once, make_plan
+from genray.tuning.resources import Needs, fits_at_once, make_plan
 
 TINY = {
     "training.epochs": 2,

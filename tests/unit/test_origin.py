@@ -11,10 +11,10 @@ from PIL import Image
 from published_classes import BasicBlock, PreActBlock, RawPreActBlock, ResNet, SoftplusPreActBlock
 
 import genray
-from genray.command_line import run_command
-from genray.evaluate import main, parse_args
+from genray.cli.evaluate import main, parse_args
+from genray.cli.parser import run_command
+from genray.interop.checkpoint_layouts import load_into, read_metadata
 from genray.models import build_model
-from genray.models.checkpoint_layouts import load_into, read_metadata
 
 QUICK = ["--attacks", "pgd20", "--examples", "20"]
 VARIANTS = {  # name -> (the other code's network, our network)

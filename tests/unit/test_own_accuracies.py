@@ -7,7 +7,7 @@ import torch
 
 import genray
 from genray.config import load_config
-from genray.learners.setup import prepare
+from genray.run.setup import prepare
 
 SHORT = ["training.epochs=2", "data.train_examples=300", "data.test_examples=20", "data.validation_examples=60"]
 

@@ -7,7 +7,7 @@ import torch
 
 from genray.config import load_config
 from genray.core.flat import FlatWeights
-from genray.learners.passes import Passes
+from genray.learners.execution import Passes
 from genray.models import build_model
 from genray.models.tracing import overwriting
 

@@ -9,11 +9,11 @@ from presets import CONFIGS, PRESETS, launch_line, load, overrides_in
 from genray.config.load import load_config
 from genray.config.unlabeled import teacher_config
 from genray.data.splits import ImageData, Split
-from genray.learners import setup
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
-from genray.learners.pseudo_labels import awaits_labels, classify, unlabeled_images, with_labels
 from genray.recording.dry_run import plan_text
+from genray.run import setup
+from genray.run.pseudo_labels import awaits_labels, classify, unlabeled_images, with_labels
 
 SHAPES = {"digits": (10, 1, 8), "cifar100": (100, 3, 32), "mnist": (10, 1, 28)}  # others: 10 colours of 32 x 32
 BATCH = 8

@@ -14,18 +14,18 @@ import pytest
 from conftest import ROOT, run_outcome, tensorboard_events, wait_for
 
 import genray
-from genray.command_line import run_command
+from genray.cli.parser import run_command
+from genray.cli.train import main, parse_args
 from genray.config import load_config
 from genray.errors import LearnerError, LostError, NonFiniteError, RunFolderError, StorageError
-from genray.learners import recovery
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
-from genray.learners.recovery import run_with_recovery
-from genray.learners.setup import prepare
 from genray.recording import Progress, RunFolder, RunRecorder
 from genray.recording.writer import Writer
+from genray.run.setup import prepare
+from genray.runtime import recovery
+from genray.runtime.recovery import run_with_recovery
 from genray.storage import Storage
-from genray.train import main, parse_args
 
 STEPS_PER_EPOCH = 7  # of the small run
 

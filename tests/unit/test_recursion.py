@@ -7,7 +7,7 @@ import torch
 from genray.config import load_config
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
-from genray.learners.setup import prepare
+from genray.run.setup import prepare
 
 
 def recursion_step(theta_g, robust, natural, s, gamma, limit):

@@ -25,17 +25,16 @@ from matplotlib.figure import Figure
 
 import genray
 from genray.attacks import ExampleDraw, GradientAttack
-from genray.command_line import run_command
+from genray.cli.parser import run_command
+from genray.cli.report import main, parse_args
 from genray.config import load_config, to_dict
 from genray.data.splits import Split
 from genray.errors import InputError, StorageError
 from genray.evaluation.published import TABLES
-from genray.learners.setup import prepare
 from genray.recording.table import results_table
-from genray.report import main, parse_args
 from genray.reporting import checked, run_plots
-from genray.reporting.boards import board_table, boards
 from genray.reporting.build import build_report
+from genray.reporting.comparison import board_table, boards
 from genray.reporting.found import find
 from genray.reporting.gallery import Side, _Looker, default_sides, make_gallery, side_of
 from genray.reporting.page import as_page
@@ -44,6 +43,7 @@ from genray.reporting.plots import heat_map
 from genray.reporting.run_plots import times
 from genray.reporting.table import Cell, Table, TableRow, as_csv, as_latex, as_markdown
 from genray.reporting.trials import read_trials
+from genray.run.setup import prepare
 from genray.types import fraction_text
 
 HOSTILE = "<script>alert('x')</script> $\\frac{a}{b_|`*"

@@ -16,15 +16,15 @@ from genray.config.load import load_stored_config, read_yaml
 from genray.config.objectives import RstObjective
 from genray.data.datasets import load_image_data
 from genray.data.splits import Split
-from genray.learners import pseudo_labels
-from genray.learners import setup as run_setup
 from genray.learners.base_learner import BaseLearner
-from genray.learners.plan import make_plan
-from genray.learners.setup import prepare
 from genray.models import build_model
 from genray.objectives import TrainingStep, build_objective
 from genray.recording import RunRecorder
 from genray.recording.table import results_table
+from genray.run import pseudo_labels
+from genray.run import setup as run_setup
+from genray.run.plan import make_plan
+from genray.run.setup import prepare
 
 CLASSES, SIZE = 5, 12
 
@@ -283,8 +283,8 @@ def test_ray_gives_the_same_bits(finished, tmp_path, monkeypatch, capfd):
     """Actors that get the packed mixture, and a cluster that classifies in tasks and loses a worker meanwhile."""
     import ray
 
-    from genray.runtime import labelling
-    from genray.runtime.actors import pack, unpack
+    from genray.runtime.ray import labelling
+    from genray.runtime.ray.actors import pack, unpack
 
     class Dying(labelling.LabellingWorker):
         def run(self, start, stop):

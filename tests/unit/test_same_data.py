@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 import genray
+from genray.cli.train import dry_run
 from genray.core import memory
 from genray.data.datasets import load_image_data
 from genray.data.fingerprint import fingerprint, identify
@@ -24,9 +25,8 @@ from genray.data.splits import Split
 from genray.errors import DataError, RunFolderError
 from genray.recording import RunFolder
 from genray.recording.progress import Progress
-from genray.reporting.boards import boards
+from genray.reporting.comparison import boards
 from genray.reporting.found import find
-from genray.train import dry_run
 
 CONFIG = {
     "name": "a",

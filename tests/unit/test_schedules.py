@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from genray.config import load_config
 from genray.core.schedules import RedistributionRule, Window, ema_decay, piecewise_linear, plan_windows
-from genray.learners.plan import make_plan
+from genray.run.plan import make_plan
 
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
 

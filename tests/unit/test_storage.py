@@ -17,8 +17,8 @@ from pyarrow import fs
 from genray.config import load_config, to_dict
 from genray.core.seal import SEAL_BYTES, seal
 from genray.errors import CheckpointError, RunFolderError
+from genray.interop.load import load_model
 from genray.models import build_model
-from genray.models.load import load_model
 from genray.recording.run_folder import RunFolder, encode_state, first_difference
 from genray.recording.table import results_table
 from genray.storage import Storage, without_secrets

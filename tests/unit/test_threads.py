@@ -8,9 +8,9 @@ import genray
 from genray.config import load_config
 from genray.core.threads import threads_kept, work_threads
 from genray.evaluation import job
-from genray.learners.local_run import evaluation_threads, learner_threads
 from genray.models import build_model
 from genray.models.flops import architecture_flops, forward_flops
+from genray.run.devices import evaluation_threads, learner_threads
 
 DIGITS = {"name": "small_cnn", "num_classes": 10, "in_channels": 1, "image_size": (8, 8), "width": None, "mean": None,
           "batch_norm": True, "std": None}  # fmt: skip

@@ -20,8 +20,8 @@ from genray.data.reading import Reading
 from genray.data.splits import Split
 from genray.data.unlabeled import dropped_labels, load_unlabeled
 from genray.errors import DataError
-from genray.learners.setup import prepare
 from genray.models import build_model
+from genray.run.setup import prepare
 
 # --- dropped labels ---------------------------------------------------------------------------------------------------
 

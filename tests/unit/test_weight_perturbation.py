@@ -14,8 +14,8 @@ from genray.core.flat import FlatWeights
 from genray.data.datasets import load_image_data
 from genray.data.loader import BatchLoader
 from genray.learners.base_learner import BaseLearner
-from genray.learners.plan import make_plan
 from genray.learners.weight_perturbation import WeightPerturbation
+from genray.run.plan import make_plan
 
 NUM_TRAIN, BATCH, PER_EPOCH, EPOCHS = 80, 32, 3, 3
 # In l2, because signs would turn the last bit of a gradient into a whole step.

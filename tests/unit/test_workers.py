@@ -12,16 +12,16 @@ from torch import nn
 from genray.attacks.gradient import input_gradient
 from genray.attacks.losses import cross_entropy
 from genray.config import load_config
-from genray.core.crew import ALONE, Crew, Part
 from genray.core.flat import FlatWeights
 from genray.errors import ConfigError, LostError
 from genray.learners.base_learner import BaseLearner
 from genray.learners.crafting import share_crafting
-from genray.learners.division import divide, idle_shares, units
-from genray.learners.setup import prepare
 from genray.models.attack_copy import AttackCopy
-from genray.models.whole_batch import across_batches
 from genray.objectives import Objective
+from genray.parallel.process_group import ALONE, Crew, Part
+from genray.parallel.whole_batch import across_batches
+from genray.run.allocation import divide, idle_shares, units
+from genray.run.setup import prepare
 
 # Three steps an epoch, the last of 16 images: with three workers the parts of a batch are 10, 11, 11 or 5, 5, 6.
 RUN = [

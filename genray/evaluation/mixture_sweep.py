@@ -1,0 +1,306 @@
+"""`python -m genray.evaluate RUN --mixtures 0:1:0.1`: operating points of a finished run, without training again."""
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from genray.errors import CheckpointError, ConfigError
+from genray.evaluation import inputs
+from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
+from genray.evaluation.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
+from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
+from genray.evaluation.sources import config_of, given_by_norm, look_at_data
+from genray.evaluation.suite import expand_names
+from genray.interop.load import load_model
+from genray.interop.origin import Origin
+from genray.learners.global_learner import GlobalLearner
+from genray.models import build_model
+from genray.recording.base_learners import load_base_learners
+from genray.recording.evaluation_folder import check_place
+from genray.recording.model_description import describe_model
+from genray.recording.progress import Progress
+from genray.recording.run_folder import model_bytes
+from genray.recording.writer import write_all
+from genray.reporting.mixture_plot import AGAIN, draw_curve
+from genray.reporting.style import MissingMatplotlib
+from genray.run.setup import prepare
+from genray.storage import Storage
+from genray.types import fraction_text
+
+SPLITS = (CHOSEN_ON, "test")
+
+
+def evaluate_mixtures(args, measure):
+    """Does what `--mixtures` and `--save-mixture` ask for and prints it.
+
+    Args:
+        args: of `python -m genray.evaluate`.
+        measure: (model, split, radii, folder, data) -> record of one model's evaluation.
+
+    Raises:
+        InputError: something asked for is wrong; nothing was evaluated or written.
+    """
+    study = Study(args)
+    if study.mixtures:
+        _show(study, study.evaluate(measure))
+    if study.saved:
+        print(f"wrote {study.save()}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the table: its row's kind and name, its folder's name, and the weights of a mixture."""
+
+    kind: str
+    name: str
+    key: str
+    mixture: Mixture | None = None
+
+
+class Study:
+    """A run's mixtures: the models, and where what is found about them goes.
+
+    Args:
+        args: of `python -m genray.evaluate`.
+
+    Raises:
+        InputError: an argument is wrong or something of the run is absent.
+    """
+
+    def __init__(self, args):
+        self.args, self.place = args, Storage(args.model)
+        config = config_of(self.place)
+        _check_options(args, config)
+        names, self.gamma_of = tuple(config.base_learners), gamma_learner(config)
+        self.mixtures = parse_mixtures(args.mixtures, names, self.gamma_of) if args.mixtures is not None else []
+        self.saved = _saved(args.save_mixture, names, self.gamma_of)
+        self.radii = _radii(args, config)
+        self.setup = prepare(_with_data(config, args.data))
+        self.config = self.setup.config
+        self.splits = _splits(args, self.setup)
+        self.learners = load_base_learners(self.place, self.setup)
+        self.counters_of = names[GlobalLearner(config).counter_index]
+        self.storage = Storage(args.output or self.place / "mixtures")
+        self.storage.check_writable()
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What is known of the models: by the run's model file, where there is one."""
+        found = Origin.of(describe_model(self.setup))
+        if self.place.is_file("model.pt"):
+            written = load_model(self.place / "model.pt").origin
+            found = replace(found, data=written.data, class_names=written.class_names or found.class_names)
+        test = self.setup.splits["test"]
+        return replace(found, findings=look_at_data(found, self.setup.class_names, test, self.config.data.source))
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """The mixtures, then for comparison the base learners with their own statistics and the run's theta_g."""
+        found = [Entry("mixture", self._name(mixture), mixture.key, mixture) for mixture in self.mixtures]
+        there = {mixture.only for mixture in self.mixtures} if self.args.batch_norm == "mix" else set()
+        found += [
+            Entry("base learner", f"base learner {name}", f"learner-{name}")
+            for name in self.learners.states
+            if name not in there
+        ]
+        if self.place.is_file("model.pt"):
+            found.append(Entry("theta_g", "theta_g (model.pt)", "theta_g"))
+        return found
+
+    def _name(self, mixture):
+        gamma = self.gamma_of and dict(mixture.weights)[self.gamma_of]
+        name = str(mixture) if self.gamma_of is None else f"gamma {fraction_text(gamma)}"
+        same = mixture.only and self.args.batch_norm == "mix"
+        return f"{name} = base learner {mixture.only}" if same else name
+
+    def model(self, entry: Entry):
+        """The network of an entry, in eval mode."""
+        if entry.kind == "theta_g":
+            network = load_model(self.place / "model.pt")
+            network.origin = self.origin
+            return network
+        network = build_model(**self.setup.architecture)
+        network.origin = self.origin
+        if entry.mixture is None:
+            network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
+            return network.eval()
+        network.load_state_dict(mix(self.learners.states, entry.mixture, self.counters_of))
+        if self.args.batch_norm == "reestimate":
+            reestimate_batch_norm(network, clean_batches(self.config, self.setup.splits["train"], "cpu"))
+        return network.eval()
+
+    def save(self) -> str:
+        """Writes the mixture of `--save-mixture` as a file like `model.pt`; returns its path."""
+        network = self.model(Entry("mixture", "", "", self.saved))
+        description = {
+            **describe_model(self.setup),
+            "data": dict(self.origin.data),
+            "step": self.learners.step,
+            "mixture": {name: fraction_text(weight) for name, weight in self.saved.weights},
+            "batch_norm": self.args.batch_norm,
+        }
+        name = f"{self.saved.key}.pt"
+        self.storage.write(name, model_bytes(network.state_dict(), description))
+        return str(Storage(self.storage.absolute) / name)
+
+    # --- measuring ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, measure) -> dict:
+        """Evaluates every model on every split.
+
+        Args:
+            measure: as in `evaluate_mixtures`.
+        """
+        left = self._left()
+        splits, done = {}, 0
+        with _shared_ray(self.args, bool(left)):
+            for split, examples in self.splits.items():
+                rows = []
+                for entry in self.entries():
+                    folder = f"{split}/{entry.key}"
+                    if folder in left:
+                        done += 1
+                        Progress().say(f"{done}/{len(left)}: {entry.name}, {split} images")
+                    data = {"source": self.config.data.source, "split": split}
+                    record = measure(self.model(entry), examples, self.radii, self.storage / folder, data)
+                    rows.append(
+                        build_row(entry.kind, entry.name, entry.mixture and dict(entry.mixture.weights), record)
+                    )
+                mark_pareto(rows)
+                splits[split] = {"protocol": record["protocol"], "rows": rows}
+        results = self._results(splits)
+        return results
+
+    def _left(self):
+        """Evaluations that are not finished; refuses those that are there where nothing is to go on."""
+        folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
+        for folder in folders:
+            check_place(self.storage / folder, self.args.resume, self.args.overwrite)
+        if self.args.overwrite:
+            return folders
+        return [folder for folder in folders if not self.storage.exists(f"{folder}/results.json")]
+
+    def _results(self, splits):
+        return {
+            "run": self.config.name,
+            "data": self.config.data.source,
+            "learners": list(self.learners.states),
+            "gamma_of": self.gamma_of,
+            "step": self.learners.step,
+            "total_steps": self.setup.plan.total_steps,
+            "batch_norm": self.args.batch_norm,
+            "norms": self.args.norms.split(","),
+            "chosen": choose(splits[CHOSEN_ON]["rows"]) if CHOSEN_ON in splits else None,
+            "theta_g_selected_on": self.config.evaluation.select_on,
+            "splits": splits,
+        }
+
+
+def _show(study, results):
+    """Prints the tables and writes `results.json`, `curve.csv` and a plot a split."""
+    for split in results["splits"]:
+        print(curve_table(results, split), end="\n\n")
+    if results["step"] < results["total_steps"]:
+        print(f"the run has not ended: base learners of step {results['step']} of {results['total_steps']}")
+    files = {
+        "results.json": (json.dumps(results, indent=1) + "\n").encode(),
+        "curve.csv": curve_csv(results).encode(),
+    }
+    try:
+        for split in results["splits"]:
+            files |= {f"curve_{split}.{ending}": drawn for ending, drawn in draw_curve(results, split).items()}
+    except MissingMatplotlib:
+        print(AGAIN)
+    write_all(study.storage, files)
+    print(f"everything is in {study.storage}")
+
+
+def _check_options(args, config):
+    option = "--mixtures" if args.mixtures is not None else "--save-mixture"
+    if config is None:
+        raise CheckpointError(
+            f"{option}: expected a run folder, which holds the base learners, got the file {args.model}"
+        )
+    problems = [
+        f"{name}: has no effect on a run folder, whose model is known"
+        for name, value in (
+            ("--arch", args.arch),
+            ("--width", args.width),
+            ("--normalize", args.normalize),
+            ("--weights", args.weights),
+        )
+        if value is not None
+    ]
+    if problems:
+        raise ConfigError(problems)
+    if args.mixtures is not None and not any(expand_names(args.attacks.split(","), n) for n in args.norms.split(",")):
+        raise ConfigError(
+            f"--attacks: expected at least one attack beside natural with --mixtures, got {args.attacks!r}"
+        )
+
+
+def _saved(text, names, gamma_of):
+    if text is None:
+        return None
+    points = parse_mixtures(text, names, gamma_of, "--save-mixture")
+    if len(points) > 1:
+        raise ConfigError(f"--save-mixture: expected one mixture, got {len(points)} in {text!r}")
+    return points[0]
+
+
+def _radii(args, config):
+    """norm -> radius as given or as the run's; this and what else evaluations are told is right, or an error now."""
+    norms, attack = args.norms.split(","), config.evaluation.attack
+    own = {attack.norm: attack.epsilon} if attack.norm in norms else {}
+    found = own | given_by_norm("--epsilon", args.epsilon, norms)
+    inputs.radii(norms, found)
+    inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms))
+    inputs.check_engine(args.engine)
+    return found
+
+
+def _with_data(config, text):
+    """The run's configuration, with its data where `--data` says they lie, and all test images."""
+    config = config.replace(evaluation=config.evaluation.replace(examples=None))
+    if text is None:
+        return config
+    source, _, path = text.partition(":")
+    if source != config.data.source:
+        raise ConfigError(
+            f"--data: expected the run's own source {config.data.source} with --mixtures, because its training and "
+            f"validation images are needed, got {source!r}"
+        )
+    return config.replace(data=config.data.replace(path=path or config.data.path))
+
+
+def _splits(args, setup):
+    """Split name -> examples; by default validation, where the run holds any out, and test."""
+    names = SPLITS if args.split is None else tuple(dict.fromkeys(args.split.split(",")))
+    for name in names:
+        if name not in SPLITS:
+            raise ConfigError(f"--split: expected {' or '.join(SPLITS)}, or both with a comma, got {name!r}")
+    if len(setup.splits[CHOSEN_ON]) == 0 and CHOSEN_ON in names:
+        if args.split is not None:
+            raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
+        names = ("test",)
+    found = {name: setup.splits[name] for name in SPLITS if name in names}
+    if args.examples is not None:
+        largest = max(found.values(), key=len)
+        largest.first(args.examples, "--examples")  # a split with fewer is taken whole
+        found = {name: split.first(min(args.examples, len(split))) for name, split in found.items()}
+    return found
+
+
+@contextmanager
+def _shared_ray(args, needed):
+    """One Ray for all evaluations: starting one takes longer than many a block."""
+    if args.workers is None or not needed:
+        yield
+        return
+    from genray.runtime.ray.cluster import connected
+
+    with connected(args.address, num_cpus=args.workers or os.cpu_count() or 1):
+        yield

@@ -1,0 +1,57 @@
+"""A trained model from a run folder or a `model.pt`."""
+
+import torch
+
+from genray.config.arguments import Place, checked
+from genray.errors import CheckpointError, ConfigError, one_line
+from genray.interop.checkpoint_file import ModelFile, read_file
+from genray.interop.checkpoint_layouts import load_into, read_metadata
+from genray.models import build_model
+from genray.storage import Storage
+
+
+@checked
+def load_model(path: Place, device="cpu") -> torch.nn.Module:
+    """Loads the model of a genray run.
+
+    Args:
+        path: a run folder, or a `model.pt` in one: a local path or a URI.
+        device: where the model is put.
+
+    Returns:
+        The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
+
+    Raises:
+        ConfigError: torch has no such device.
+        CheckpointError: absent, corrupt, or not written by genray (for other files: `build_model`, `load_into`).
+        RunFolderError: the URI cannot be understood, or the storage does not answer.
+    """
+    place = _device(device)
+    return model_of(read_file(model_file(Storage(path)))).to(place)
+
+
+def model_file(place: Storage) -> Storage:
+    """The model of a run folder, or the model file itself."""
+    return place / "model.pt" if place.is_folder() else place
+
+
+def model_of(file: ModelFile) -> torch.nn.Module:
+    """The network in a file that was read, as `load_model` gives it, on the CPU."""
+    architecture = read_metadata(file).get("architecture")
+    if not isinstance(architecture, dict):
+        raise CheckpointError(f"{file.where}: expected a model written by genray, which says its architecture")
+    try:
+        model = build_model(**architecture)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{file.where}: its architecture cannot be built: {error}") from None
+    load_into(model, file)
+    return model.eval()
+
+
+def _device(name):
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all of these
+        raise ConfigError(
+            f"device: expected cpu, cuda or another device of torch, got {name!r}: {one_line(error)}"
+        ) from None

@@ -1,0 +1,63 @@
+"""What a learner counts while it runs a window."""
+
+from dataclasses import dataclass
+
+import torch
+
+from genray.parallel.process_group import Crew
+
+
+@dataclass(frozen=True)
+class WindowStats:
+    """What a learner did in a window; sums over its training images, on the inputs it trained on.
+
+    Attributes:
+        seconds: the window took, and of these
+        attack_seconds: crafting adversarial images, and
+        averaging_seconds: the learner's average and its share of theta_g; the rest are its optimiser steps.
+        transfer_seconds: before the window, copying its share out of the device's memory and theta_g into it.
+        waiting_seconds: since its last window, apart from that: for theta_g, for other learners, for its next call.
+    """
+
+    start: int
+    stop: int
+    loss_sum: float
+    num_correct: int
+    num_examples: int
+    learning_rate: float
+    seconds: float
+    attack_seconds: float = 0.0
+    averaging_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+
+
+class Tally:
+    """Losses and right answers of a window, kept on the device so that no step waits for it.
+
+    Args:
+        crew: the processes that share the batches.
+        device: where the numbers are.
+    """
+
+    def __init__(self, crew: Crew, device):
+        self.crew = crew
+        self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+        self.num_correct = torch.zeros((), device=device, dtype=torch.int64)
+        self.num_examples, self.losses, self.shares = 0, [], []
+
+    def add(self, loss, correct, part):
+        """A step's: the mean loss of a part of the batch and how many of it were right."""
+        self.losses.append(loss)
+        self.shares.append(part.share)
+        self.loss_sum += loss.double() * len(part)
+        self.num_correct += correct
+        self.num_examples += part.total
+
+    def settle(self):
+        """Adds up what the processes counted, once a window: `losses` are then those of whole batches."""
+        self.losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        if self.crew.size > 1:
+            self.losses = self.crew.sum_(self.losses * torch.tensor(self.shares).to(self.losses))
+            self.crew.sum_(self.loss_sum)
+            self.crew.sum_(self.num_correct)

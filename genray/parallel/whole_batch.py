@@ -1,0 +1,97 @@
+"""Layers that look across a batch, for a network that is trained by several processes on parts of one batch.
+
+BatchNorm normalises by the mean and variance of the whole batch, and dropout draws the masks of the whole batch and
+takes its rows. With both, n processes compute what one computes on the batch, but for the order of sums. torch's own
+SyncBatchNorm does the first on CUDA only.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genray.parallel.process_group import Crew, Part
+
+
+class WholeBatch:
+    """What the layers know.
+
+    Attributes:
+        crew: who trains the network.
+        part: of the batch of now that this process has; set before each step.
+    """
+
+    def __init__(self, crew: Crew):
+        self.crew, self.part = crew, Part(0, 0, 0)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def across_batches(network: nn.Module, crew: Crew) -> WholeBatch:
+    """Makes a network's BatchNorm and dropout layers work on whole batches, in place; parameters and buffers stay.
+
+    In eval mode they do what they did before.
+    """
+    batch = WholeBatch(crew)
+    for module in network.modules():
+        if type(module) in REPLACED and crew.size > 1:
+            module.__class__, module.batch = REPLACED[type(module)], batch
+    return batch
+
+
+class WholeBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over everybody's part; for the standard kind, affine and with running statistics."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps, self.batch.crew)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)  # unbiased, as torch keeps it
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """(y, mean, variance, number of values) of x (N, C, H, W), in train mode; one sum over the crew each way."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, crew):
+        variances, means = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        everybody = means.new_zeros(crew.size, 3, len(means))  # Chan's formula wants each one's mean and variance
+        everybody[crew.rank] = torch.stack([torch.full_like(means, x.numel() // len(means)), means, variances])
+        counts, means, variances = crew.sum_(everybody).unbind(1)
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
+        ctx.crew = crew
+        ctx.mark_non_differentiable(mean, variance, count)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        x, weight, mean, scale, count = ctx.saved_tensors
+        gradient, per_channel = gradient.float(), (1, -1, 1, 1)
+        normalised = (x.float() - mean.view(per_channel)) * scale.view(per_channel)
+        mine = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
+        shift, slope = (ctx.crew.sum_(mine.clone()) / count).view(2, *(1, -1, 1, 1)).unbind(0)
+        to_x = (gradient - shift - normalised * slope) * (weight * scale).view(per_channel)
+        # Those of weight and bias are summed over the crew with all others.
+        return to_x.to(x.dtype), mine[1], mine[0], None, None
+
+
+class WholeBatchDropout(nn.Dropout):
+    """Dropout with the masks that one process would draw for the whole batch."""
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        part = self.batch.part
+        if len(x) != len(part):
+            raise ValueError(f"dropout: expected the {len(part)} examples of this part of the batch, got {len(x)}")
+        return x * part.of(F.dropout(x.new_ones(part.total, *x.shape[1:]), self.p))
+
+
+REPLACED = {nn.BatchNorm2d: WholeBatchNorm, nn.Dropout: WholeBatchDropout}

@@ -1,0 +1,50 @@
+"""The device and the number of threads of each learner, before a run starts."""
+
+import torch
+
+from genray.config.schema import RunConfig
+from genray.core.threads import work_threads
+from genray.errors import PlacementError
+from genray.models.flops import architecture_flops
+
+
+def local_device(config: RunConfig) -> str:
+    """Where a local run computes.
+
+    Raises:
+        PlacementError: device is cuda and torch sees none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PlacementError("device: expected cpu or auto, because torch sees no CUDA device here, got cuda")
+    no_gpus = all(learner.resources.num_gpus == 0 for learner in config.base_learners.values())
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available() and not no_gpus)
+    return "cuda" if use_cuda else "cpu"
+
+
+def learner_threads(config: RunConfig, architecture: dict, name: str) -> int:
+    """torch's threads for a learner: as many as a batch is worth, within the whole part of its CPU share.
+
+    The same in both runtimes and for any number of workers, because the number of threads may change the last bits.
+    """
+    return work_threads(config.training.batch_size * architecture_flops(architecture), whole_cpus(config, name))
+
+
+def whole_cpus(config: RunConfig, name: str) -> int:
+    """The whole part of a learner's CPU share, at least 1."""
+    return max(1, int(config.base_learners[name].resources.num_cpus))
+
+
+def evaluation_threads(config: RunConfig, architecture: dict) -> int:
+    """torch's threads for an evaluation: as many as the widest learner has."""
+    return max(learner_threads(config, architecture, name) for name in config.base_learners)
+
+
+def alone_lines(config: RunConfig) -> list[str]:
+    """What the plan says where the configuration has several processes do what one does here."""
+    divided = config.runtime.share_attack or any(learner.workers != 1 for learner in config.base_learners.values())
+    return ["workers and runtime.share_attack: this process does the work of all, with the same result"] * divided
+
+
+def device_names(config: RunConfig) -> list[str]:
+    """What a local run computes on, for the records."""
+    return [torch.cuda.get_device_name() if local_device(config) == "cuda" else "cpu"]

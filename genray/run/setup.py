@@ -1,0 +1,131 @@
+"""Everything a run needs before its first step, the same for both runtimes."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from genray.config.schema import RunConfig
+from genray.core.rng import key_seed
+from genray.data.datasets import load_image_data, validation_split
+from genray.data.fingerprint import identify
+from genray.data.reading import Reading
+from genray.data.request import PARTS
+from genray.data.unlabeled import with_unlabeled
+from genray.errors import ConfigError
+from genray.models import build_model
+from genray.models.guarded import guard_weight_gradients
+from genray.run.fitting import Fitting, batch_problems
+from genray.run.plan import RunPlan, make_plan
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Attributes:
+    plan: the run's plan, with its configuration.
+    splits: {"train", "validation", "test"} -> `Split`; the validation part is taken out of the training images.
+    class_names: one a class.
+    dropped_labels: true labels of the images without a label of their own, in order; None where they are not known.
+        Only to count right pseudo-labels by: no learner is given them.
+    notes: how the data was read, one line each.
+    identity: {split: {"examples", "fingerprint"}}; empty where the images are not decoded.
+    """
+
+    plan: RunPlan
+    splits: dict
+    class_names: tuple[str, ...]
+    dropped_labels: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
+    identity: dict = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.plan.config
+
+    @property
+    def architecture(self) -> dict:
+        """The arguments of `build_model` that give the run's network."""
+        model, images = self.config.model, self.splits["train"].images
+        return {
+            "name": model.name,
+            "num_classes": len(self.class_names),
+            "in_channels": images.shape[1],
+            "image_size": tuple(images.shape[2:]),
+            "width": model.width,
+            "batch_norm": model.batch_norm,
+            "mean": model.mean,
+            "std": model.std,
+        }
+
+    def with_rollbacks(self, rollbacks: dict):
+        """The same run, with the learning rates that these rollbacks leave."""
+        return replace(self, plan=replace(self.plan, rollbacks=dict(rollbacks)))
+
+    def build_network(self):
+        """A new network with the run's initial weights: the same in every process, in memory order too, because flat
+        weights are in the order of memory."""
+        network = build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
+        return guard_weight_gradients(network.to(memory_format=memory_format(self.config)))
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of one learner's flat float32 weights, which is what it hands over at the end of a window."""
+        tensors = self.build_network().state_dict().values()
+        return 4 * sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+
+
+def memory_format(config: RunConfig) -> torch.memory_format:
+    """Of images and convolution weights."""
+    return torch.channels_last if config.compute.channels_last else torch.contiguous_format
+
+
+def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int = 1, progress=None) -> RunSetup:
+    """Loads the data, splits it, checks it against the configuration and plans the run.
+
+    Args:
+        config: the run's; the setup's own names the Parquet columns that were found.
+        follows: its fields that are lowered to what the data hold, as in `Fitting`.
+        decode: False reads no images, only what is known of them: they are tensors on torch's device "meta".
+        copies, progress: as of `load_image_data`.
+
+    Raises:
+        DataError, ConfigError: the data is absent or does not fit the configuration.
+    """
+    fitting = Fitting(config, follows)
+    data = load_image_data(
+        config.data.source,
+        path=config.data.path,
+        image_column=config.data.image_column,
+        label_column=config.data.label_column,
+        download=config.data.download,
+        image_size=config.data.image_size,
+        train_examples=config.data.train_examples,
+        test_examples=config.data.test_examples,
+        decode=PARTS if decode else (),
+        copies=copies,
+        progress=progress,
+        check=fitting.check,
+    )
+    for note in fitting.notes if progress else ():
+        progress.say(f"note: {note}")
+    config = fitting.config.replace(data=fitting.config.data.replace(**data.columns))
+    validation = config.data.validation_examples, config.data.validation_seed
+    train, validation = validation_split(data.train, *validation, in_place=True)
+    reading = Reading(progress)
+    training = with_unlabeled(train, config.data, reading)
+    reading.report()
+    problems = list(batch_problems(config, training.epoch_examples))
+    if problems:
+        raise ConfigError(problems)
+    test = data.test if config.evaluation.examples is None else data.test.first(config.evaluation.examples)
+    splits = {"train": training.split, "validation": validation, "test": test}
+    plan = make_plan(config, training.epoch_examples)
+    notes = *data.notes, *reading.notes, *fitting.notes
+    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, notes)
+    setup.build_network()  # raises where the images do not fit the model
+    if not decode:
+        return setup
+    identity, repeated = identify(splits)
+    for note in repeated if progress else ():
+        progress.say(f"data: {note}")
+    return replace(setup, notes=(*notes, *repeated), identity=identity)

@@ -1,0 +1,142 @@
+"""All actors of one run: started together or not at all, watched, and ended on every path out."""
+
+import time
+from contextlib import suppress
+
+import ray
+from ray.util.placement_group import remove_placement_group
+
+from genray.errors import PlacementError
+from genray.parallel.torch_groups import LOOPBACK, seats, teams
+from genray.run.devices import evaluation_threads, learner_threads
+from genray.runtime.ray.actors import ACTOR_OPTIONS, BaseLearnerActor, EvaluatorActor, GlobalLearnerActor, pack
+from genray.runtime.ray.cluster import within
+from genray.runtime.ray.fetch import fetch
+from genray.runtime.ray.placement import Place, Placement, reserve, strategy_for
+from genray.runtime.ray.worker_group import LearnerActors
+
+STOP_TIMEOUT_S = 15
+
+
+class ActorGroup:
+    """The base learners, the global learner and the evaluator of a run, in one placement group.
+
+    Use as a context manager: whatever happens inside, the actors and the placement group are gone afterwards.
+
+    Args:
+        setup: the prepared run.
+        placement: who goes where.
+        states: learner name -> state to start from, or empty.
+        on_wait: as in `reserve`.
+        images: reference to the arrays that `pack` gave; None puts them into the object store.
+
+    Raises:
+        PlacementError: the group could not be placed or its actors did not start in time.
+        LostError: a process died meanwhile.
+    """
+
+    def __init__(self, setup, placement: Placement, states: dict, on_wait=None, images=None):
+        self.setup, self.placement, self.states, self.on_wait = setup, placement, states, on_wait
+        self.images = images
+        self.timeouts = setup.config.runtime
+        self.group = self.global_learner = self.evaluator = None
+        self.learners, self.seats, self.actors, self.in_step = {}, [], [], False
+
+    def __enter__(self):
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self._stop()
+
+    def _start(self):
+        deadline = time.monotonic() + self.timeouts.startup_timeout_s
+        self.group = self.placement.group or reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
+        small, arrays = pack(self.setup)
+        arrays, small = self.images or ray.put(arrays), ray.put(small)
+        workers = {name: len(places) for name, places in self.placement.learners.items()}
+        self.seats = seats(workers, self.timeouts.share_attack)
+        for seat in self.seats:
+            threads = learner_threads(self.setup.config, self.setup.architecture, seat.learner)
+            create = self._creator(BaseLearnerActor, self.placement.learners[seat.learner][seat.rank])
+            self.actors.append(create(seat, small, arrays, threads, self.states.get(seat.learner)))
+        for name in workers:
+            self.learners[name] = LearnerActors([a for a, s in zip(self.actors, self.seats) if s.learner == name])
+        self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
+        threads = evaluation_threads(self.setup.config, self.setup.architecture)
+        self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, arrays, threads)
+        self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
+        self._connect(max(1.0, deadline - time.monotonic()))
+
+    def _creator(self, cls, place: Place):
+        actor = ray.remote(max_restarts=0, max_task_retries=0, **ACTOR_OPTIONS)(cls)
+        strategy = strategy_for(self.group, place)
+        return actor.options(num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy).remote
+
+    def _await_start(self, timeout_s) -> dict:
+        waiting = {name: actor.whereabouts.remote() for name, actor in self.workers.items()}
+        done, late = ray.wait(list(waiting.values()), num_returns=len(waiting), timeout=timeout_s)
+        if late:
+            names = ", ".join(name for name, ref in waiting.items() if ref in late)
+            raise PlacementError(
+                f"{names}: not started within runtime.startup_timeout_s ({self.timeouts.startup_timeout_s:g} s)"
+            )
+        return {name: self.fetch(ref, name) for name, ref in waiting.items()}
+
+    def _connect(self, timeout_s):
+        """Lets the actors meet that work together."""
+        there = [self.whereabouts[name] for name in self._names()]
+        found = teams(self.seats, there)
+        self.in_step = bool(found)
+        if not found:
+            return
+        # Actors of one machine have nothing to tell to others.
+        one_node = len({where["node"] for where in there}) == 1
+        addresses = [LOOPBACK if one_node else where["address"] for where in there]
+        meeting = self.actors[0].open_store.remote(addresses[0])
+        joined = [actor.join.remote(found, meeting, at) for actor, at in zip(self.actors, addresses)]
+        _, late = ray.wait(joined, num_returns=len(joined), timeout=timeout_s)
+        if late:
+            names = ", ".join(seat.who for seat, ref in zip(self.seats, joined) if ref in late)
+            raise PlacementError(
+                f"{names}: could not connect with the others within runtime.startup_timeout_s "
+                f"({self.timeouts.startup_timeout_s:g} s); their nodes have to reach each other"
+            )
+        for seat, ref in zip(self.seats, joined):
+            self.fetch(ref, seat.who)
+
+    def _names(self):
+        """Of the learners' actors, without `base_learners.`."""
+        return [seat.who.removeprefix("base_learners.") for seat in self.seats]
+
+    @property
+    def workers(self) -> dict:
+        """Every actor that holds a network, by name."""
+        return {**dict(zip(self._names(), self.actors)), "evaluator": self.evaluator}
+
+    @property
+    def everyone(self) -> dict:
+        """Every actor by the name it has in messages."""
+        learners = {seat.who: actor for seat, actor in zip(self.seats, self.actors)}
+        return {**learners, "global learner": self.global_learner, "evaluator": self.evaluator}
+
+    def fetch(self, ref, who: str):
+        """As `fetch`, with the run's time-out and names."""
+        names = {actor._actor_id.hex(): name for name, actor in self.everyone.items()}
+        return fetch(ref, who, timeout_s=self.timeouts.stall_timeout_s, names=names)
+
+    def _stop(self):
+        within(STOP_TIMEOUT_S, "the end of the actors", self._end_actors)
+        self.learners, self.actors, self.group, self.global_learner, self.evaluator = {}, [], None, None, None
+
+    def _end_actors(self):
+        for actor in [*self.actors, self.global_learner, self.evaluator]:
+            if actor is not None:
+                with suppress(ValueError):  # never started
+                    ray.kill(actor)
+        if self.group is not None and self.placement.group is None:
+            remove_placement_group(self.group)

@@ -1,0 +1,175 @@
+"""Ray actors: each forwards to a plain object of `learners` or `evaluation` and knows nothing itself."""
+
+import os
+from functools import cached_property
+
+import ray
+import torch
+
+from genray.core.allocator import keep_freed_memory
+from genray.core.determinism import use_deterministic_kernels
+from genray.core.flat import from_array
+from genray.data.splits import Split
+from genray.errors import PlacementError
+from genray.evaluation import Evaluator
+from genray.learners.base_learner import BaseLearner
+from genray.learners.crafting import share_crafting
+from genray.learners.global_learner import GlobalLearner
+from genray.parallel import torch_groups as crews
+from genray.run.setup import RunSetup
+
+# A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
+# that waits for its arguments, unless calls may run out of order; the `after` references keep the order that matters.
+ACTOR_OPTIONS = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
+
+
+def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
+    """A setup without its images and without dropped labels, and the images as arrays: the form that is shared by a
+    node without copies."""
+    arrays = {
+        name: [None if tensor is None else tensor.numpy() for tensor in (split.images, split.labels, split.labelled)]
+        for name, split in setup.splits.items()
+    }
+    return RunSetup(setup.plan, {}, setup.class_names), arrays
+
+
+def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
+    """The setup that `pack` took apart; its images are read-only."""
+    splits = {
+        name: Split(*(None if array is None else from_array(array) for array in parts))
+        for name, parts in arrays.items()
+    }
+    return RunSetup(setup.plan, splits, setup.class_names)
+
+
+def actor_device(wanted: str) -> str:
+    """The device of the calling actor: the GPU that Ray gave it, or the CPU.
+
+    `num_gpus=0` does not hide a node's GPUs from a process, so what torch sees is not what the actor may use.
+    """
+    if not ray.get_gpu_ids() or wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if wanted == "cuda":
+        raise PlacementError(f"device: expected cpu, because torch sees no CUDA device on {os.uname().nodename}")
+    return "cpu"
+
+
+class _Worker:
+    """What all actors that hold a network share: their device and an evaluator."""
+
+    def __init__(self, setup: RunSetup, arrays: dict, threads: int):
+        self.setup, self.threads = unpack(setup, arrays), threads
+        if setup.config.compute.deterministic:
+            use_deterministic_kernels()
+        self.device = actor_device(setup.config.device)
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+
+    @cached_property
+    def evaluator(self):
+        return Evaluator(self.setup.config, self.setup.build_network(), self.setup.splits, self.device, self.threads)
+
+    def whereabouts(self) -> dict:
+        """Node, process and device, for the plan and for tests of the pinning."""
+        name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
+        node = ray.get_runtime_context().get_node_id()
+        gpu_ids = [str(i) for i in ray.get_gpu_ids()]
+        address = ray.util.get_node_ip_address()
+        found = {"node": node, "address": address, "pid": os.getpid(), "gpu_ids": gpu_ids}
+        return {**found, "device": self.device, "name": name}
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> int:
+        """Finished steps, of an actor that takes any; answers while another call runs."""
+        return 0
+
+    def evaluate_chunk(self, snapshot, split, start, stop):
+        return self.evaluator.evaluate_chunk(snapshot, split, start, stop)
+
+
+class BaseLearnerActor(_Worker):
+    """One base learner, or one of its workers, which all hold the same state.
+
+    `after` arguments only order calls: a method runs once what it comes after is done.
+    """
+
+    def __init__(self, seat: crews.Seat, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None):
+        super().__init__(setup, arrays, threads)
+        self.seat, self.own, self.everyone = seat, seat.own, seat.everyone
+        train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
+        options = {"crew": self.own, "pack": self.everyone is not None}
+        self.learner = BaseLearner(seat.learner, setup.plan, network, train, self.device, threads, **options)
+        if self.everyone:
+            guest = self.setup.build_network()
+            self.learner.shared_crafting = share_crafting(self.learner, self.everyone, seat.owners, train, guest)
+        if state is not None:
+            self.learner.load_state_dict(state)
+
+    def open_store(self, address: str) -> tuple:
+        """As `crews.open_store`; (address, port)."""
+        return address, crews.open_store(address)
+
+    def join(self, all_teams: dict, meeting: tuple, address: str):
+        """Connects the actor with those it works with."""
+        mine = {self.seat.learner: self.own, crews.EVERYONE: self.everyone}
+        crews.join(self.seat, mine, all_teams, meeting, address, self.setup.config.runtime.stall_timeout_s)
+
+    @ray.method(num_returns=2)
+    def run_window(self, start, stop, hands_over, after=None):
+        """Runs a window; returns its stats, and the contribution to theta_g where one is wanted."""
+        stats = self.learner.run_window(start, stop)
+        # Ray copies a result into the object store before the actor's next call runs: one copy is enough.
+        return stats, self.learner.contribution(private=False) if hands_over else None
+
+    def load_global(self, theta_g, after=None):
+        self.learner.load_global(theta_g)
+
+    @ray.method(num_returns=2)
+    def state_dict(self, after=None):
+        """Something for the next call to come after, and the state."""
+        return None, self.learner.state_dict()
+
+    @ray.method(num_returns=2)
+    def model_snapshot(self, after=None):
+        """The same of its own model."""
+        return None, self.learner.model_snapshot()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> int:
+        """Finished steps."""
+        return self.learner.step
+
+
+class GlobalLearnerActor:
+    """The global learner: pulls the contributions from the object store and sums them."""
+
+    def __init__(self, setup: RunSetup):
+        keep_freed_memory()
+        self.learner = GlobalLearner(setup.config)
+
+    def combine(self, *contributions):
+        return self.learner.combine(list(contributions))
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> int:
+        """As that of the others: it is alive."""
+        return 0
+
+
+class EvaluatorActor(_Worker):
+    """Evaluates theta_g while the learners go on."""
+
+    @ray.method(num_returns=2)
+    def evaluate(self, theta_g, split):
+        """(correct, examples) an attack, and the weights as evaluated."""
+        shipped = self.evaluator.finalize(theta_g)
+        return self.evaluator.evaluate(shipped, split), shipped
+
+    def evaluate_own(self, snapshot, split):
+        """(correct, examples) an attack, of a base learner's own model."""
+        return self.evaluator.evaluate(snapshot, split)
+
+    def finalize(self, theta_g):
+        return self.evaluator.finalize(theta_g)

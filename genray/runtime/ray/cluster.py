@@ -1,0 +1,119 @@
+"""Starting a Ray of our own on this machine, or joining one, and leaving it as it was."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from genray.console import say
+from genray.errors import PlacementError, one_line
+from genray.runtime.ray.private_cluster import private_ray
+
+NAMESPACE = "genray"
+CONNECT_TIMEOUT_S = 5
+# Ray says the same of a wrong token as of a wrong port.
+TOKEN_HINT = "one with tokens wants RAY_AUTH_MODE=token and its token, in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+SHUTDOWN_TIMEOUT_S = 30
+# Objects that nobody needs are freed at once and not in batches: the next weights then go into pages that are there
+# already, which halves a hand-over.
+STORE = {"free_objects_batch_size": 1}
+
+
+@contextmanager
+def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
+    """A Ray connection for the duration of a run.
+
+    Args:
+        address: None starts a private Ray on this machine; "auto" or "host:port" joins one. An
+            existing connection of this process is used and left open.
+        num_cpus: logical CPUs that a private Ray has at least: several learners may share a core.
+        widest: CPUs of the learner that wants most; more than this machine's cores are refused by a private Ray.
+
+    Yields:
+        Whether nodes may yet join: a cluster may have an autoscaler, a Ray of our own has none.
+
+    Raises:
+        PlacementError: no cluster answers at the address, or it does not let us in, or a learner is too wide.
+    """
+    if ray.is_initialized():
+        yield True
+        return
+    cores = os.cpu_count() or 1
+    if address is None and widest > cores:
+        raise PlacementError(
+            f"base_learners: one wants {widest:g} CPU, this machine has {cores}; lower its resources.num_cpus, or join "
+            "a cluster with --address"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers share this environment as it is
+    folder, on_sigterm = None, signal.getsignal(signal.SIGTERM)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    if address is None:
+        cpus = max(cores, int(-(-num_cpus // 1)))
+        folder = private_ray(num_cpus=cpus, include_dashboard=False, _system_config=STORE, **quiet)
+    else:
+        _join(address, quiet)
+    try:
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init put its own, which ends the process on the spot
+        yield address is not None
+    finally:
+        within(SHUTDOWN_TIMEOUT_S, "the end of Ray", ray.shutdown)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def node_resources() -> list[dict]:
+    """Of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def within(timeout_s, what, call):
+    """Calls `call()`, but goes on without it after `timeout_s`: cleaning up must not hang, whatever died before."""
+    problems = []
+
+    def attempt():
+        try:
+            call()
+        except Exception as error:  # what is left of a broken cluster can raise anything
+            problems.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=attempt, name=f"genray: {what}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        problems.append(f"not done within {timeout_s:g} s, left behind")
+    for problem in problems:
+        say(f"warning: {what}: {one_line(problem)}")
+
+
+def _join(address, quiet):
+    _check_answers(address)
+    # The nodes run the driver's genray, whatever version they have themselves.
+    package = str(Path(__file__).parents[1])
+    try:
+        ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
+        raise PlacementError(
+            f"--address {address}: no Ray cluster lets us in: {one_line(error)}; {TOKEN_HINT}"
+        ) from None
+
+
+def _check_answers(address):
+    """Looks whether anything listens at host:port, because Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or "/" in host:
+        raise PlacementError(f"--address: expected auto or HOST:PORT, got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise PlacementError(f"--address {address}: no Ray cluster answers there: {error}") from None

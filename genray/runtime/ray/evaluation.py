@@ -1,0 +1,72 @@
+"""Evaluation on Ray: workers take blocks from one queue until there are none."""
+
+import os
+from contextlib import ExitStack
+
+import ray
+import torch
+
+from genray.core.flat import from_array
+from genray.errors import LearnerError, one_line
+from genray.evaluation.engines import copies_kept
+from genray.evaluation.job import run_task
+from genray.runtime.ray.cluster import connected, node_resources
+from genray.runtime.ray.gpu_shares import equal_workers
+from genray.runtime.ray.worker_pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
+
+
+class EvaluationWorker(ModelWorker):
+    """Holds the model and the data; runs one task at a time."""
+
+    def __init__(self, model, images, labels, num_classes, threads, device):
+        ModelWorker.__init__(self, model, device)
+        torch.set_num_threads(threads)
+        self.data, self.num_classes = (from_array(images), from_array(labels)), num_classes
+        self.kept = ExitStack()  # as long as the actor lives
+        self.kept.enter_context(copies_kept(self.model))
+
+    def run(self, task, request):
+        return run_task(task, request, self.model, *self.data, self.num_classes, self.device)
+
+
+def run_on_workers(
+    first, todo, model, images, labels, num_classes, *, workers, address=None, device="auto", limits=None
+):
+    """Yields (task, result) as workers finish them, in any order; Ray is left when the generator is closed.
+
+    A worker that dies or hangs puts its task back and is replaced where the cluster has room; the others go on. A task
+    gives the same result wherever and however often it is run.
+
+    Args:
+        first: the tasks that were taken of `todo`, at least one.
+        todo: a `Todo`, which gives more as results are told to it.
+        num_classes: as in `run_task`.
+        model: on the CPU; copied to every worker.
+        images, labels: tensors; shared by the workers of a node.
+        workers: how many; 0 for one a GPU, or one a CPU where there is no GPU; one where there is neither yet.
+        address: as in `genray.train`.
+        device: "auto" takes the GPUs that are there, "cuda" asks for one a worker although none may be there yet.
+        limits: how long is waited, and how often tried again; None for those of `Limits`.
+
+    Raises:
+        PlacementError: no cluster answers, or it has room for no worker.
+        GenrayError: a task failed, or lost its workers more often than `limits` allow; the message says which.
+    """
+    with connected(address, num_cpus=workers or os.cpu_count() or 1) as may_grow:
+        number, share = equal_workers(node_resources(), workers, len(first), device)
+        remote = ray.remote(**WORKER_OPTIONS, **share)(EvaluationWorker)
+        shared = [ray.put(item) for item in (model, images.numpy(), labels.numpy())]
+        pool = Pool(
+            "evaluation",
+            number,
+            share,
+            start=lambda: remote.remote(*shared, num_classes, 1, device),
+            arguments=lambda task: (task, todo.request),
+            name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",
+            limits=limits or Limits(),
+            may_grow=may_grow,
+        )
+        try:
+            yield from pool.results(first, todo.take)
+        except LearnerError as error:
+            raise LearnerError(f"{one_line(error, 1000)}; --resume keeps what is finished") from None

@@ -1,0 +1,249 @@
+"""Where the actors go: one bundle a base learner's worker, one for the global learner, a place for the evaluator."""
+
+import time
+from dataclasses import dataclass, replace
+
+import ray
+from ray.util import get_current_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from genray.errors import PlacementError
+from genray.run.allocation import fixed_workers
+from genray.run.plan import RunPlan
+from genray.runtime.ray.cluster import node_resources
+from genray.runtime.ray.gpu_shares import fit, gpus_each
+
+# The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
+COPIES_IN_GLOBAL_LEARNER = 4
+DRIVER_BUNDLE = {"memory": float(64 << 20)}
+SHARED_GPU_SHARE = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one actor goes: a bundle of the group and what it takes of it."""
+
+    bundle: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Attributes:
+    bundles: resources of each bundle; the base learners' workers' in order, then the global learner's, then the
+        evaluator's where it has one of its own.
+    learners: name -> a `Place` for each of its workers.
+    global_learner, evaluator: their `Place`.
+    strategy: Ray's placement strategy.
+    group: the placement group that holds the bundles already (a Tune trial's), or None.
+    """
+
+    bundles: list[dict]
+    learners: dict[str, tuple[Place, ...]]
+    global_learner: Place
+    evaluator: Place
+    strategy: str
+    group: object = None
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(bundle.get("CPU", 0) for bundle in self.bundles)
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(bundle.get("GPU", 0) for bundle in self.bundles)
+
+
+def make_placement(
+    plan: RunPlan, weight_bytes: int, available: dict, workers: dict | None = None, auto: float | None = None
+) -> Placement:
+    """Bundles for a run.
+
+    Args:
+        plan: the run's plan.
+        weight_bytes: size of one learner's flat weights.
+        available: the cluster's resources ("CPU", "GPU").
+        workers: learner name -> how many; None: as configured, and one where that is `auto`.
+        auto: GPUs of a worker with num_gpus: auto; None: what `available` has for it.
+    """
+    workers = workers or fixed_workers(plan.config)
+    wanted = [plan.config.base_learners[name].resources.num_gpus for name, n in workers.items() for _ in range(n)]
+    gpus = gpus_each(wanted, plan.config.device, available.get("GPU", 0), auto)
+    learners, bundles = {}, []
+    for name, number in workers.items():
+        cpus, first = plan.config.base_learners[name].resources.num_cpus, len(bundles)
+        learners[name] = tuple(Place(at, cpus, gpus[at]) for at in range(first, first + number))
+        bundles += [_bundle(cpus, place.num_gpus) for place in learners[name]]
+    global_place = Place(len(bundles), 0, 0)
+    bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
+    evaluator = _place_evaluator(plan, learners, bundles, available)
+    strategy = plan.config.runtime.placement.upper()
+    return Placement(bundles, learners, global_place, evaluator, strategy)
+
+
+def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dict]:
+    """What a Tune trial of this run reserves: a bundle for its driver, which only waits, then those of the run.
+
+    Its evaluator shares a learner's bundle, so that more trials fit. `workers: auto` is one: it is the trials that fill
+    the devices.
+
+    Args:
+        num_gpus: of the cluster, for learners with num_gpus: auto.
+    """
+    return [DRIVER_BUNDLE, *make_placement(plan, weight_bytes, {"GPU": num_gpus}).bundles]
+
+
+def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
+    """The places in the group that this process's Tune trial reserved; None outside of one.
+
+    A trial may train more than one run (RST's teacher comes first), so each of the run's bundles is looked for among
+    those of the trial.
+
+    Raises:
+        PlacementError: the trial does not hold what the run needs; nothing is placed outside of it.
+    """
+    group = get_current_placement_group()
+    if group is None or group.bundle_specs[0] != DRIVER_BUNDLE:
+        return None
+    held = group.bundle_specs
+    for gpus in sorted({bundle["GPU"] for bundle in held if bundle.get("GPU")}, reverse=True) or [0.0]:
+        wanted = make_placement(plan, weight_bytes, {}, auto=gpus)
+        at = _fitted(wanted.bundles, held)
+        if at:
+            return _moved(wanted, at, group)
+    raise PlacementError(f"the trial holds {held[1:]}, its run needs {wanted.bundles}")
+
+
+def _fitted(wanted, held):
+    """Index of the held bundle that each wanted one takes, the first that is large enough; None if one finds none."""
+    taken = [0]
+    for bundle in wanted:
+        fits = (
+            i for i, there in enumerate(held) if i not in taken and all(there.get(k, 0) >= bundle[k] for k in bundle)
+        )
+        taken.append(next(fits, None))
+    return None if None in taken else taken[1:]
+
+
+def _moved(placement, at, group):
+    def move(place):
+        return replace(place, bundle=at[place.bundle])
+
+    learners = {name: tuple(map(move, places)) for name, places in placement.learners.items()}
+    others = move(placement.global_learner), move(placement.evaluator)
+    return Placement(placement.bundles, learners, *others, placement.strategy, group)
+
+
+def _bundle(cpus, gpus):
+    return {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
+
+
+def _place_evaluator(plan, learners, bundles, available) -> Place:
+    """A device of its own where one is free; else a small part of the learner's that makes no adversarial examples,
+    which leaves its device idle most of the time."""
+    own = _bundle(1, 1 if any(place.num_gpus for places in learners.values() for place in places) else 0)
+    if fit([*(bundle for bundle in bundles if "memory" not in bundle), own], [available]):
+        bundles.append(own)
+        return Place(len(bundles) - 1, own["CPU"], own.get("GPU", 0))
+    host = min(learners, key=lambda name: plan.config.base_learners[name].is_robust)
+    place, *others = learners[host]
+    if not place.num_gpus:
+        return Place(place.bundle, 0, 0)
+    share = min(SHARED_GPU_SHARE, place.num_gpus / 2)
+    learners[host] = (replace(place, num_gpus=round(place.num_gpus - share, 4)), *others)
+    return Place(place.bundle, 0, share)
+
+
+def reserve(placement: Placement, timeout_s: float, on_wait=None):
+    """Waits for the whole group, or says what is missing.
+
+    Args:
+        timeout_s: runtime.startup_timeout_s.
+        on_wait: told once what is missing while a cluster that is too small may still grow; None: it will not grow.
+
+    Raises:
+        PlacementError: not placed within `timeout_s`, or soon where the cluster is too small and will not grow.
+    """
+    group = placement_group(placement.bundles, strategy=placement.strategy)
+    pending, first = [group.ready()], min(timeout_s, GRACE_S)
+    ready, _ = ray.wait(pending, timeout=first)
+    if not ready and (on_wait or _fits(placement)):
+        if on_wait:
+            on_wait(f"waiting up to {timeout_s:g} s for the cluster: {_shortage(placement)}")
+        ready, _ = ray.wait(pending, timeout=timeout_s - first)
+    if ready:
+        return group
+    remove_placement_group(group)
+    raise PlacementError(_missing(placement, timeout_s))
+
+
+GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
+
+
+def _fits(placement):
+    return fit(placement.bundles, node_resources())
+
+
+RELEASE_TIMEOUT_S = 10.0
+
+
+def free_at_the_start() -> dict:
+    """Resources that are free; a run that was just killed may need a moment to let go of the GPUs, and without them
+    this one would be placed on CPUs."""
+    began = time.monotonic()
+    while True:
+        free = ray.available_resources()
+        gpus_taken = ray.cluster_resources().get("GPU", 0) >= 1 > free.get("GPU", 0)
+        if not gpus_taken or time.monotonic() - began > RELEASE_TIMEOUT_S:
+            return free
+        time.sleep(0.1)
+
+
+def free_again(lost: Placement, timeout_s: float) -> dict:
+    """Resources that are free once a lost group has let go of its own; a node may have gone with it.
+
+    Raises:
+        PlacementError: the group had GPUs, and none came back within `timeout_s`: on CPUs the run would go on with
+            other bits, and hardly move.
+    """
+    began = time.monotonic()
+    while True:
+        total, free = ray.cluster_resources(), ray.available_resources()
+        wanted = {"CPU": lost.num_cpus, "GPU": lost.num_gpus}
+        released = all(free.get(kind, 0) >= min(much, total.get(kind, 0)) for kind, much in wanted.items())
+        has_gpu = not lost.num_gpus or total.get("GPU", 0) >= 1
+        waited = time.monotonic() - began
+        if has_gpu and (released or waited > RELEASE_TIMEOUT_S):
+            return free
+        if waited > timeout_s:
+            raise PlacementError(f"no GPU came back within runtime.startup_timeout_s ({timeout_s:g} s)")
+        time.sleep(0.1)
+
+
+def _shortage(placement):
+    total, free = ray.cluster_resources(), ray.available_resources()
+    wants = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
+    short = [
+        f"{amount:g} {kind} wanted, {total.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free"
+        for kind, amount in wants.items()
+        if free.get(kind, 0) < amount
+    ]
+    learners = ", ".join(
+        f"{name} {f'{len(places)} x ' * (len(places) > 1)}{places[0].num_cpus:g} CPU {places[0].num_gpus:g} GPU"
+        for name, places in placement.learners.items()
+    )
+    return f"{'; '.join(short) or f'no nodes hold all its bundles at once: {placement.bundles}'} ({learners})"
+
+
+def _missing(placement, timeout_s):
+    return (
+        f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add nodes, "
+        f"or raise runtime.startup_timeout_s ({timeout_s:g})"
+    )
+
+
+def strategy_for(group, place: Place):
+    """Ray's scheduling strategy that puts an actor in its bundle."""
+    return PlacementGroupSchedulingStrategy(group, place.bundle, placement_group_capture_child_tasks=False)

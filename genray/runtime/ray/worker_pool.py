@@ -1,0 +1,262 @@
+"""Workers that take tasks from one queue. One that is lost is replaced, and its task goes to another."""
+
+import threading
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import ray
+
+from genray.console import say
+from genray.core.allocator import keep_freed_memory
+from genray.errors import LostError, PlacementError
+from genray.runtime.ray.actors import actor_device
+from genray.runtime.ray.fetch import fetch
+from genray.runtime.ray.placement import GRACE_S
+
+POLL_S = 1.0
+MOVES_S = 0.01  # of computing: less is what a thread takes that only waits
+LOST = object()
+
+
+class ModelWorker:
+    """Holds a model, in an actor of its own; a subclass's `run` does a task.
+
+    Args:
+        model: on the CPU; goes to the worker's device.
+        device: as of a run.
+    """
+
+    def __init__(self, model, device: str):
+        keep_freed_memory()
+        self.device = actor_device(device)
+        self.model, self.clock = model.to(self.device), None
+
+    def ready(self):
+        """Answers once the worker is there."""
+
+    def work(self, *task):
+        self.clock = time.pthread_getcpuclockid(threading.get_ident())
+        return self.run(*task)
+
+    @ray.method(concurrency_group="control")
+    def seconds(self) -> float:
+        """That the thread that works has computed so far; answers while it does."""
+        return time.clock_gettime(self.clock) if self.clock else 0.0
+
+
+WORKER_OPTIONS = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"control": 1}}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long is waited, and how often something is tried again.
+
+    Attributes:
+        startup_timeout_s: for a worker, while there is none.
+        stall_timeout_s: how long a worker may go without computing anything, or without an answer.
+        max_failures: losses that are made up for: of workers by one task, and of one worker in a row.
+        section: where messages say that these are set: "runtime.".
+    """
+
+    startup_timeout_s: float = 120.0
+    stall_timeout_s: float = 1800.0
+    max_failures: int = 5
+    section: str = ""
+
+
+@dataclass
+class _Seat:
+    """A place for a worker, who may change.
+
+    Attributes:
+        reference: what it works on; None while it is idle.
+        task: the task of that; None while the worker starts.
+        asked, seconds, moved: the question how long it computed, the last answer, and when that grew.
+        losses: in a row, with no task finished in between.
+    """
+
+    who: str
+    actor: object = None
+    reference: object = None
+    task: object = None
+    there: bool = False
+    asked: object = None
+    seconds: float = 0.0
+    moved: float = field(default_factory=time.monotonic)
+    losses: int = 0
+
+
+class Pool:
+    """Equal workers.
+
+    Args:
+        what: they do, for messages: "evaluation".
+        number: of workers.
+        share: what each holds, {"num_cpus", "num_gpus"}.
+        start: () -> a new worker's actor, of a `ModelWorker` with `WORKER_OPTIONS`.
+        arguments: task -> what `run` of a worker gets.
+        name: task -> what messages call it.
+        limits: as above.
+        may_grow: nodes may yet join the cluster.
+    """
+
+    def __init__(self, what, number, share, *, start, arguments, name, limits: Limits, may_grow: bool):
+        self.what, self.share, self.start, self.arguments, self.name = what, share, start, arguments, name
+        self.limits, self.may_grow, self.told = limits, may_grow, False
+        self.seats = [_Seat(f"{what} worker {i + 1} of {number}") for i in range(number)]
+        self.queue, self.losses, self.crashes, self.any_started = deque(), Counter(), {}, False
+        self.last_there = self.looked = time.monotonic()
+
+    def results(self, first, more=lambda: ()):
+        """Yields (task, result) as workers finish them, in any order; the workers end with the generator.
+
+        Args:
+            first: tasks, at least one.
+            more: () -> those that became known by the results that were yielded.
+
+        Raises:
+            PlacementError: no worker started in time.
+            LearnerError: a task failed, or was lost more often than the limits allow; the message names it.
+        """
+        self.queue.extend(first)
+        try:
+            for seat in self.seats:
+                self._fill(seat)
+            while self.queue or any(seat.task is not None for seat in self.seats):
+                if time.monotonic() - self.looked >= POLL_S:
+                    self._look()
+                self._hand_out()
+                for seat in self._ready():
+                    task, result = seat.task, self._result(seat)
+                    self._hand_out()  # before the result is looked at, so that nobody waits for that
+                    if task is not None and result is not LOST:
+                        yield task, result
+                        self.queue.extend(more())
+                        self._hand_out()
+        finally:
+            for seat in self.seats:
+                self._end(seat)
+
+    def _ready(self) -> list:
+        """Seats whose worker started, finished a task or died."""
+        at = {seat.reference: seat for seat in self.seats if seat.reference is not None}
+        done, _ = ray.wait(list(at), num_returns=1, timeout=POLL_S)
+        return [at[reference] for reference in done]
+
+    def _result(self, seat):
+        """What a seat's worker has made; LOST if it was lost."""
+        task, reference = seat.task, seat.reference
+        try:
+            result = self._fetch(reference, seat)
+        except LostError as error:
+            self._lose(seat, error)
+            return LOST
+        seat.task = seat.reference = None
+        seat.there = self.any_started = True
+        seat.losses = 0 if task is not None else seat.losses
+        return result
+
+    def _fetch(self, reference, seat):
+        field = f"{self.limits.section}stall_timeout_s"
+        return fetch(reference, self._doing(seat), timeout_s=self.limits.stall_timeout_s, field=field)
+
+    def _doing(self, seat):
+        return seat.who if seat.task is None else f"{seat.who}, {self.name(seat.task)}"
+
+    def _hand_out(self):
+        for seat in self.seats:
+            if self.queue and seat.there and seat.reference is None:
+                seat.task = self.queue.popleft()
+                seat.reference = seat.actor.work.remote(*self.arguments(seat.task))
+                seat.moved = time.monotonic()
+
+    def _fill(self, seat):
+        """Starts a worker; it waits for room without keeping others."""
+        seat.actor, seat.there, seat.asked, seat.seconds = self.start(), False, None, 0.0
+        seat.reference = seat.actor.ready.remote()
+
+    def _end(self, seat):
+        if seat.actor is not None:
+            with suppress(ValueError):  # never started
+                ray.kill(seat.actor)
+        seat.actor = seat.reference = None
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def _lose(self, seat, error: LostError):
+        """Puts the task back, last, so that one that ends its worker each time keeps the least from being done."""
+        task, seat.losses, limit = seat.task, seat.losses + 1, self.limits.max_failures
+        self._end(seat)
+        seat.task, seat.there = None, False
+        if task is not None:
+            self.losses[task] += 1
+            self.queue.append(task)
+            if error.signal and self.crashes.setdefault(task, error) is not error:  # the same computation each time
+                raise LostError(self.what, f"{self.name(task)} crashed its worker twice; the last was {error}")
+            if self.losses[task] > limit:
+                raise self._too_often(f"{self.name(task)} lost its worker {limit + 1} times", error)
+        if seat.losses <= limit:
+            self._fill(seat)
+        elif all(other.actor is None for other in self.seats):
+            raise self._too_often(f"every worker was lost {limit + 1} times in a row", error)
+        again = "another one is started" if seat.actor is not None else "it is not started again"
+        say(f"{error}; {again} (loss {seat.losses} of {limit} in a row)")
+
+    def _too_often(self, what, error):
+        limit = f"{self.limits.section}max_failures: {self.limits.max_failures}"
+        return LostError(self.what, f"{what} ({limit}); the last was {error}")
+
+    def _look(self):
+        """Notices workers that died idle or that hang, and that there are none."""
+        now = time.monotonic()
+        unseen = max(0.0, now - self.looked - 2 * POLL_S)  # nobody looked: whoever takes the results was busy
+        self.looked, self.last_there = now, self.last_there + unseen
+        there = [seat for seat in self.seats if seat.there]
+        for seat in there:
+            seat.moved += unseen
+            seat.asked = seat.asked or seat.actor.seconds.remote()
+        asked = [seat.asked for seat in there]
+        answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else ()
+        for seat in there:
+            try:
+                if seat.asked in answered:
+                    seconds = self._fetch(seat.asked, seat)
+                    seat.asked = None
+                    if seconds > seat.seconds + MOVES_S:
+                        seat.seconds, seat.moved = seconds, now
+                if seat.task is not None and now - seat.moved > self.limits.stall_timeout_s:
+                    limit = f"{self.limits.section}stall_timeout_s ({self.limits.stall_timeout_s:g} s)"
+                    raise LostError(self._doing(seat), f"has computed nothing within {limit}")
+            except LostError as error:
+                self._lose(seat, error)
+        if any(seat.there for seat in self.seats):
+            self.last_there = now
+        else:
+            self._await_one(now - self.last_there)
+
+    def _await_one(self, waited):
+        """Refuses to wait for a worker for longer than the limit, or for room that a Ray of our own will never have.
+
+        Raises:
+            PlacementError, or LostError where there were workers before.
+        """
+        limit = self.limits.startup_timeout_s
+        if waited < min(GRACE_S, limit):
+            return
+        total = ray.cluster_resources()
+        holds = {"CPU": self.share["num_cpus"], "GPU": self.share["num_gpus"]}
+        wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in holds.items() if amount)
+        there = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in holds)
+        what = f"{wanted} wanted for each of {len(self.seats)} workers, {there} in the cluster"
+        lacks = any(total.get(kind, 0) < amount for kind, amount in holds.items())
+        if lacks and self.may_grow and not self.told:
+            say(f"waiting up to {limit:g} s for the cluster: {what}")
+            self.told = True
+        if waited < limit and (self.may_grow or not lacks):
+            return
+        field = f"{self.limits.section}startup_timeout_s"
+        if self.any_started:
+            raise LostError(self.what, f"no worker came back within {field} ({limit:g} s): {what}")
+        raise PlacementError(f"{self.what}: no worker started within {field} ({limit:g} s): {what}")
