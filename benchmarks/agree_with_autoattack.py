@@ -30,7 +30,7 @@ from genray.evaluation.record import join
 from genray.evaluation.robust import correct_flags
 from genray.evaluation.sources import config_of, data_of
 from genray.evaluation.suite import block_seed
-from genray.evaluation.task_queue import Todo
+from genray.evaluation.task_queue import TaskQueue
 from genray.storage import Storage
 from genray.types import ThreatModel, fraction_text
 
@@ -54,7 +54,7 @@ def direct_flags(model, x, y, norm, epsilon, column, seed):
 def our_flags(model, images, labels, classes, threat, column, engine):
     """(N,) bool: correct under our evaluation, as `genray.evaluate` runs it."""
     request = Request((threat,), (column,), {}, block_size=len(labels), engine=engine)
-    todo = Todo(request, len(labels))
+    todo = TaskQueue(request, len(labels))
     for task, result in run_here(todo, model, images, labels, classes, "cpu"):
         todo.finish(task, result)
     return torch.from_numpy(join(todo.results)[threat.norm, column])

@@ -34,7 +34,7 @@ from genray.evaluation.inputs import RADII
 from genray.evaluation.job import Request, run_here
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
-from genray.evaluation.task_queue import Todo
+from genray.evaluation.task_queue import TaskQueue
 from genray.recording.progress import repeated
 from genray.storage import Storage
 from genray.types import ThreatModel
@@ -57,7 +57,7 @@ def run(way, model, test, classes, threat, column):
     fixed = mock.patch("genray.evaluation.job.work_threads", lambda *_: int(threads)) if threads else nullcontext()
     with fixed, threads_kept() as most:
         torch.set_num_threads(int(threads or most))
-        todo, left, told = Todo(request, len(test)), TimeLeft(request, len(test), classes), []
+        todo, left, told = TaskQueue(request, len(test)), TimeLeft(request, len(test), classes), []
         began, cpu = time.perf_counter(), time.process_time()
         left.saw(look(model, test.images, test.labels, request))
         with repeated(lambda: told.append((time.perf_counter() - began, left.left())), 1.0):

@@ -29,7 +29,7 @@ from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import Request
 from genray.evaluation.record import join
 from genray.evaluation.sources import config_of, data_of
-from genray.evaluation.task_queue import Todo
+from genray.evaluation.task_queue import TaskQueue
 from genray.interop.load import load_model
 from genray.learners.base_learner import BaseLearner
 from genray.run.allocation import plan_lines, units
@@ -66,7 +66,7 @@ def evaluation(args):
     request = Request((threat,), ("aa",), {}, block_size=args.block_size, engine=args.engine)
 
     def attacked_by(workers):
-        todo = Todo(request, len(test))
+        todo = TaskQueue(request, len(test))
         found = run_on_workers(todo.take(), todo, model, test.images, test.labels, data.num_classes, workers=workers)
         for task, result in found:
             todo.finish(task, result)

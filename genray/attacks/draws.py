@@ -3,7 +3,7 @@
 import torch
 
 from genray.core.rng import generator
-from genray.parallel.process_group import Part
+from genray.parallel.process_group import Shard
 
 
 class StreamDraw:
@@ -11,12 +11,12 @@ class StreamDraw:
 
     Args:
         stream: the generator.
-        part: of the batch, where several processes share it: each draws for the whole batch and takes its rows, so
+        shard: of the batch, where several processes share it: each draws for the whole batch and takes its rows, so
             that all together use the numbers that one alone would.
     """
 
-    def __init__(self, stream: torch.Generator, part: Part | None = None):
-        self.stream, self.part = stream, part
+    def __init__(self, stream: torch.Generator, shard: Shard | None = None):
+        self.stream, self.shard = stream, shard
 
     def uniform(self, like):
         """One number for each of `like`, whose rows are examples."""
@@ -32,16 +32,16 @@ class StreamDraw:
 
     def permutation(self, like):
         """(N,) int64, for each example another one of the batch, in a random order of all."""
-        total = self.part.total if self.part else len(like)
+        total = self.shard.total if self.shard else len(like)
         return self._part_of(torch.randperm(total, generator=self.stream, device=like.device), like)
 
     def _rows(self, draw, like):
-        total = self.part.total if self.part else len(like)
+        total = self.shard.total if self.shard else len(like)
         shape = (total, *like.shape[1:])
         return self._part_of(draw(shape, generator=self.stream, device=like.device, dtype=like.dtype), like)
 
     def _part_of(self, rows, like):
-        mine = self.part.of(rows) if self.part else rows
+        mine = self.shard.of(rows) if self.shard else rows
         if len(mine) != len(like):
             raise ValueError(f"draws for {len(mine)} examples wanted by {len(like)}")
         return mine

@@ -92,7 +92,7 @@ def evaluate(
     from genray.evaluation.estimate import TimeLeft
     from genray.evaluation.job import Request, as_pixels, default_block_size
     from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
-    from genray.evaluation.task_queue import Todo
+    from genray.evaluation.task_queue import TaskQueue
     from genray.interop.origin import origin_of
     from genray.recording.evaluation_folder import EvaluationFolder, fingerprint, protocol_in
     from genray.recording.progress import Progress
@@ -131,7 +131,7 @@ def evaluate(
     cluster = {"workers": workers, "address": address, "device": device, "limits": limits}
     left = TimeLeft(request, len(labels), classes, together=1 if workers is None else workers or os.cpu_count() or 1)
     stored = (lambda tasks: left.stored(folder.finished(tasks))) if folder else (lambda tasks: {})
-    todo = Todo(request, len(labels), stored)
+    todo = TaskQueue(request, len(labels), stored)
     try:
         with closing(_run(todo, model, images, labels, classes, cluster, left)) as found:
             for task, result in _shown(found, left):

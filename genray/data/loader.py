@@ -108,7 +108,7 @@ class BatchLoader:
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
             images = self._augmentation(images, rng.generator(self.device, *key))
-        # Division, not a product with 1/255: v / 255 is the value every published model was trained on.
+        # DeviceAllocator, not a product with 1/255: v / 255 is the value every published model was trained on.
         return images.to(torch.float32).div_(255), labels
 
     def labelled(self, step: int) -> torch.Tensor | None:

@@ -117,7 +117,7 @@ class BlockResult:
 
 
 def run_here(todo, model, images, labels, num_classes, device, first=()):
-    """Yields (task, result) of all tasks of a `Todo`, run in this process; each has to be told to `todo.finish`.
+    """Yields (task, result) of all tasks of a `TaskQueue`, run in this process; each has to be told to `todo.finish`.
 
     `first`: tasks that were taken of it before.
     """

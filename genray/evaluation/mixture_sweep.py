@@ -42,7 +42,7 @@ def evaluate_mixtures(args, measure):
     Raises:
         InputError: something asked for is wrong; nothing was evaluated or written.
     """
-    study = Study(args)
+    study = MixtureSweep(args)
     if study.mixtures:
         _show(study, study.evaluate(measure))
     if study.saved:
@@ -50,7 +50,7 @@ def evaluate_mixtures(args, measure):
 
 
 @dataclass(frozen=True)
-class Entry:
+class OperatingPoint:
     """A model of the table: its row's kind and name, its folder's name, and the weights of a mixture."""
 
     kind: str
@@ -59,7 +59,7 @@ class Entry:
     mixture: Mixture | None = None
 
 
-class Study:
+class MixtureSweep:
     """A run's mixtures: the models, and where what is found about them goes.
 
     Args:
@@ -97,17 +97,17 @@ class Study:
 
     # --- models ---------------------------------------------------------------------------------------------------
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[OperatingPoint]:
         """The mixtures, then for comparison the base learners with their own statistics and the run's theta_g."""
-        found = [Entry("mixture", self._name(mixture), mixture.key, mixture) for mixture in self.mixtures]
+        found = [OperatingPoint("mixture", self._name(mixture), mixture.key, mixture) for mixture in self.mixtures]
         there = {mixture.only for mixture in self.mixtures} if self.args.batch_norm == "mix" else set()
         found += [
-            Entry("base learner", f"base learner {name}", f"learner-{name}")
+            OperatingPoint("base learner", f"base learner {name}", f"learner-{name}")
             for name in self.learners.states
             if name not in there
         ]
         if self.place.is_file("model.pt"):
-            found.append(Entry("theta_g", "theta_g (model.pt)", "theta_g"))
+            found.append(OperatingPoint("theta_g", "theta_g (model.pt)", "theta_g"))
         return found
 
     def _name(self, mixture):
@@ -116,7 +116,7 @@ class Study:
         same = mixture.only and self.args.batch_norm == "mix"
         return f"{name} = base learner {mixture.only}" if same else name
 
-    def model(self, entry: Entry):
+    def model(self, entry: OperatingPoint):
         """The network of an entry, in eval mode."""
         if entry.kind == "theta_g":
             network = load_model(self.place / "model.pt")
@@ -134,7 +134,7 @@ class Study:
 
     def save(self) -> str:
         """Writes the mixture of `--save-mixture` as a file like `model.pt`; returns its path."""
-        network = self.model(Entry("mixture", "", "", self.saved))
+        network = self.model(OperatingPoint("mixture", "", "", self.saved))
         description = {
             **describe_model(self.setup),
             "data": dict(self.origin.data),

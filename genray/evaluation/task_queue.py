@@ -7,7 +7,7 @@ from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.suite import CASCADE
 
 
-class Todo:
+class TaskQueue:
     """The tasks of an evaluation, the quick ones first, so that a mistake shows before hours are spent.
 
     There are more of them as members of the cascade finish.

@@ -12,12 +12,12 @@ from genray.core.rng import generator, host_generator, key_seed
 from genray.core.schedules import ema_decay
 from genray.errors import NonFiniteError
 from genray.learners.crafting import Batch, Crafter, Source
-from genray.learners.execution import Passes
+from genray.learners.execution import Execution
 from genray.learners.stopwatch import Stopwatch
 from genray.learners.weight_perturbation import WeightPerturbation
-from genray.learners.window_statistics import Tally, WindowStats
+from genray.learners.window_statistics import StatsAccumulator, WindowStats
 from genray.objectives import TrainingStep, build_objective
-from genray.parallel.process_group import ALONE, Crew, Part
+from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 from genray.parallel.whole_batch import across_batches
 from genray.run.plan import RunPlan
 from genray.types import WeightSnapshot
@@ -36,9 +36,9 @@ class BaseLearner:
         train: the training `Split`.
         device: where it computes.
         threads: torch's CPU threads while it runs.
-        crew: processes that train it together, each with a `BaseLearner` of the same state: each works on its part of
-            every batch, and the sum of their gradients is that of the batch.
-        pack: as of `Passes`.
+        process_group: the processes that train it together, each with a `BaseLearner` of the same state: each computes
+            its shard of every batch, and their gradients are summed.
+        pack: as of `Execution`.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class BaseLearner:
         device="cpu",
         threads: int = 1,
         *,
-        crew: Crew = ALONE,
+        process_group: ProcessGroup = ALONE,
         pack: bool = False,
     ):
-        self.name, self.plan, self.threads, self.crew = name, plan, threads, crew
+        self.name, self.plan, self.threads, self.process_group = name, plan, threads, process_group
         self.config, run = plan.config.base_learners[name], plan.config
         self.device = torch.device(device)
         self.network = network.to(self.device).train()
-        self.whole_batch = across_batches(self.network, crew)
+        self.whole_batch = across_batches(self.network, process_group)
         self.flat = FlatWeights(self.network)
-        self.passes = Passes(self.network, run.compute, self.device, pack=pack)
+        self.passes = Execution(self.network, run.compute, self.device, pack=pack)
         self.average = self.flat.weights.clone()
         self.share = self.flat.weights / len(run.base_learners)
         self.objective = build_objective(self.config.objective)
@@ -89,67 +89,67 @@ class BaseLearner:
         began = time.perf_counter()
         rested = 0.0 if self.rests_since is None else began - self.rests_since
         self.stopwatch.begin(stop - start)
-        tally = Tally(self.crew, self.device)
+        accumulator = StatsAccumulator(self.process_group, self.device)
         while self.step < stop:
-            tally.add(*self._take_step(self.step))
+            accumulator.add(*self._take_step(self.step))
             self.step += 1
             self.stopwatch.next_step()
             if self.on_step:
                 self.on_step()
-        tally.settle()
+        accumulator.settle()
         if stop > start:  # a window of no steps only hands over
-            self._check_finite(tally, start)
+            self._check_finite(accumulator, start)
         rate = self.plan.learning_rate(self.name, stop - 1)
-        sums = float(tally.loss_sum), int(tally.num_correct), tally.num_examples
+        sums = float(accumulator.loss_sum), int(accumulator.num_correct), accumulator.num_examples
         times = self.stopwatch.seconds("attack"), self.stopwatch.seconds("averaging"), self.transferred
         self.rests_since, self.transferred = time.perf_counter(), 0.0
         seconds = self.rests_since - began
         return WindowStats(start, stop, *sums, rate, seconds, *times, max(0.0, rested - times[-1]))
 
     def _take_step(self, step):
-        """One optimiser step, then both averages. No host synchronisation, but for a crew's on CPU.
+        """One optimiser step, then both averages. No host synchronisation, but for a process group's on CPU.
 
         Returns:
-            The loss and the right answers of the part of the batch that is worked on here, and which part that is.
+            The loss and the right answers of the part of the batch that is worked on here, and which shard that is.
         """
         whole = self.source.batch(step)
-        part = self.whole_batch.part = self.crew.part(len(whole.y))
-        batch = whole.of(part)
-        crafted = self._craft_together(whole, part) if self.shared_crafting else {}
-        with self._keyed_dropout(step), self._perturbed(batch, part, crafted) as craft:
-            loss, logits = self.objective(self._training_step(batch, part, craft))
+        shard = self.whole_batch.shard = self.process_group.shard(len(whole.y))
+        batch = whole.of(shard)
+        crafted = self._craft_together(whole, shard) if self.shared_crafting else {}
+        with self._keyed_dropout(step), self._perturbed(batch, shard, crafted) as craft:
+            loss, logits = self.objective(self._training_step(batch, shard, craft))
             self.flat.zero_grad()
-            self._summand(loss, part).backward()
-            self.crew.sum_(self.flat.parameter.grad)
+            self._summand(loss, shard).backward()
+            self.process_group.sum_(self.flat.parameter.grad)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(self.name, step)
         self.optimizer.step()
         with self.stopwatch.part("averaging"):
             self._update_averages(step)
-        return loss.detach(), (logits.detach().argmax(1) == batch.y).sum(), part
+        return loss.detach(), (logits.detach().argmax(1) == batch.y).sum(), shard
 
-    def _craft_together(self, whole: Batch, part):
+    def _craft_together(self, whole: Batch, shard):
         with self.stopwatch.part("attack"):
-            return {name: part.of(images) for name, images in self.shared_crafting.craft(whole).items()}
+            return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole).items()}
 
-    def _summand(self, loss, part: Part):
-        """What the loss of a part adds to the loss of the whole batch."""
-        return loss if self.crew.size == 1 else loss * part.share
+    def _summand(self, loss, shard: Shard):
+        """What the loss of a shard adds to the loss of the whole batch."""
+        return loss if self.process_group.size == 1 else loss * shard.weight
 
-    def _training_step(self, batch: Batch, part, craft):
+    def _training_step(self, batch: Batch, shard, craft):
         key = (self.plan.config.seed, self.name, "objective", batch.step)
-        draw, numbers = lambda: StreamDraw(generator(self.device, *key), part), lambda: host_generator(*key)
-        shared = self.crew, part, self.source.memory_format
+        draw, numbers = lambda: StreamDraw(generator(self.device, *key), shard), lambda: host_generator(*key)
+        shared = self.process_group, shard, self.source.memory_format
         return TrainingStep(self.passes.training, batch.x, batch.y, craft, draw, numbers, batch.labelled, *shared)
 
     @contextmanager
-    def _perturbed(self, batch, part, crafted):
+    def _perturbed(self, batch, shard, crafted):
         """Gives what crafts the images not yet in `crafted`; with AWP the weights are perturbed inside."""
 
         def craft(name):
             if name not in crafted:
                 with self.stopwatch.part("attack"):
-                    crafted[name] = self.crafter.craft(name, self.passes, batch, part)
+                    crafted[name] = self.crafter.craft(name, self.passes, batch, shard)
             return crafted[name]
 
         def craft_outside(name):
@@ -158,16 +158,16 @@ class BaseLearner:
         if self.perturbation is None or batch.step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
             yield craft
             return
-        with self.perturbation.applied(lambda: self._loss_alone(batch, part, craft_outside), self.crew):
+        with self.perturbation.applied(lambda: self._loss_alone(batch, shard, craft_outside), self.process_group):
             yield craft
 
-    def _loss_alone(self, batch, part, craft):
+    def _loss_alone(self, batch, shard, craft):
         """The loss, with nothing kept of the pass but its gradient (and BatchNorm's statistics)."""
         state = self.objective.state_dict()
         with self._keyed_dropout(batch.step, "perturbation"):
-            loss, _ = self.objective(self._training_step(batch, part, craft))
+            loss, _ = self.objective(self._training_step(batch, shard, craft))
         self.objective.load_state_dict(state)
-        return self._summand(loss, part)
+        return self._summand(loss, shard)
 
     @torch.no_grad()
     def _update_averages(self, step):
@@ -189,11 +189,11 @@ class BaseLearner:
             return nullcontext()
         return _seeded(key_seed(self.plan.config.seed, self.name, purpose, step), self.device)
 
-    def _check_finite(self, tally, start):
+    def _check_finite(self, accumulator, start):
         """Looks once a window, so that no step waits for the device."""
-        losses = tally.losses
+        losses = accumulator.losses
         # A sum shows every NaN and infinity in one pass; only if it is suspicious, each number is looked at.
-        if torch.isfinite(tally.loss_sum + self.flat.weights.sum() + self.share.sum()):
+        if torch.isfinite(accumulator.loss_sum + self.flat.weights.sum() + self.share.sum()):
             return
         finite = torch.isfinite(losses) if len(losses) else torch.ones(1, dtype=torch.bool)
         if finite.all() and torch.isfinite(self.flat.weights).all() and torch.isfinite(self.share).all():

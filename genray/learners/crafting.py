@@ -8,9 +8,9 @@ from genray.attacks import FriendlyAttack, StreamDraw
 from genray.core.rng import generator, host_generator
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
-from genray.learners.execution import Passes
+from genray.learners.execution import Execution
 from genray.objectives import Objective, build_objective
-from genray.parallel.process_group import Crew, Part
+from genray.parallel.process_group import ProcessGroup, Shard
 from genray.run.plan import RunPlan
 from genray.run.setup import memory_format
 
@@ -24,8 +24,8 @@ class Batch:
     y: torch.Tensor
     labelled: torch.Tensor | None = None
 
-    def of(self, part: Part) -> "Batch":
-        return Batch(self.step, part.of(self.x), part.of(self.y), part.of(self.labelled))
+    def of(self, shard: Shard) -> "Batch":
+        return Batch(self.step, shard.of(self.x), shard.of(self.y), shard.of(self.labelled))
 
 
 class Source:
@@ -78,19 +78,19 @@ class Crafter:
         self.name, self.plan, self.objective = name, plan, objective
         self.attacks = objective.build_attacks(plan.config.base_learners[name].all_attacks)
 
-    def craft(self, attack_name: str, passes: Passes, batch: Batch, part: Part) -> torch.Tensor:
+    def craft(self, attack_name: str, passes: Execution, batch: Batch, shard: Shard) -> torch.Tensor:
         """Adversarial images of a part of a batch.
 
         Args:
             attack_name: key of `attacks`.
             passes: of the network to be attacked.
-            batch: the part's examples.
-            part: which of the whole batch they are.
+            batch: the shard's examples.
+            shard: which of the whole batch they are.
         """
         attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
         key = (self.plan.config.seed, self.name, "attack", batch.step, *([number] if number else []))
         values = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
-        draw = StreamDraw(generator(batch.x.device, *key), part)
+        draw = StreamDraw(generator(batch.x.device, *key), shard)
         return attack(passes.attacked(attack.mode), batch.x, batch.y, draw, **values)
 
     def wanted(self, step: int) -> tuple:
@@ -108,15 +108,17 @@ class SharedCrafting:
 
     Args:
         mine: name of the learner that this process trains.
-        crew: the processes of all learners; they take the same steps.
+        process_group: the processes of all learners; they take the same steps.
         owners: learner name -> rank of the process that sends its weights.
-        passes: learner name -> `Passes` whose copy is packed; those of other learners may be one and the same.
+        passes: learner name -> `Execution` whose copy is packed; those of other learners may be one and the same.
         sources: learner name -> `Source`.
         crafters: learner name -> `Crafter`, of those that have attacks, in the same order everywhere.
     """
 
-    def __init__(self, mine: str, crew: Crew, owners: dict, passes: dict, sources: dict, crafters: dict):
-        self.mine, self.crew, self.owners = mine, crew, owners
+    def __init__(
+        self, mine: str, process_group: ProcessGroup, owners: dict, passes: dict, sources: dict, crafters: dict
+    ):
+        self.mine, self.process_group, self.owners = mine, process_group, owners
         self.passes, self.sources, self.crafters = passes, sources, crafters
 
     def craft(self, own: Batch) -> dict:
@@ -134,19 +136,19 @@ class SharedCrafting:
 
     def _craft(self, name, batch):
         crafter, passes, owner = self.crafters[name], self.passes[name], self.owners[name]
-        part = self.crew.part(len(batch.y))
+        shard = self.process_group.shard(len(batch.y))
         wanted, images = self._wanted(crafter, owner, batch), {}
         if not wanted:
             return images
-        if self.crew.rank == owner:
+        if self.process_group.rank == owner:
             passes.refresh()
-        self.crew.broadcast_(passes.packed, owner)
+        self.process_group.broadcast_(passes.packed, owner)
         passes.received()
         with passes.as_it_is():
             for attack in wanted:
-                some = batch.of(part)
-                made = crafter.craft(attack, passes, some, part) if len(part) else some.x
-                images[attack] = self.crew.whole(made, part, self.sources[name].memory_format)
+                some = batch.of(shard)
+                made = crafter.craft(attack, passes, some, shard) if len(shard) else some.x
+                images[attack] = self.process_group.whole(made, shard, self.sources[name].memory_format)
         return images
 
     def _wanted(self, crafter, owner, batch):
@@ -155,21 +157,23 @@ class SharedCrafting:
         if not crafter.objective.chooses:
             return wanted
         number = torch.tensor([list(crafter.attacks).index(name) for name in wanted], device=batch.x.device)
-        self.crew.broadcast_(number, owner)
+        self.process_group.broadcast_(number, owner)
         return tuple(list(crafter.attacks)[i] for i in number.tolist())
 
 
-def share_crafting(learner, crew: Crew, owners: dict, train, network: torch.nn.Module) -> SharedCrafting:
+def share_crafting(
+    learner, process_group: ProcessGroup, owners: dict, train, network: torch.nn.Module
+) -> SharedCrafting:
     """What a learner needs to make adversarial images together with all others.
 
     Args:
         learner: the `BaseLearner`, with a copy that is packed.
-        crew, owners: as of `SharedCrafting`.
+        process_group, owners: as of `SharedCrafting`.
         train: the training `Split`, on its device.
         network: of the run's architecture, to hold the others' weights; taken over.
     """
     plan, device = learner.plan, learner.device
-    guest = Passes(network.to(device), plan.config.compute, device, pack=True)
+    guest = Execution(network.to(device), plan.config.compute, device, pack=True)
     passes, sources, crafters = {}, {}, {}
     for name, options in plan.config.base_learners.items():
         if not options.is_robust:
@@ -178,4 +182,4 @@ def share_crafting(learner, crew: Crew, owners: dict, train, network: torch.nn.M
         passes[name] = learner.passes if mine else guest
         sources[name] = learner.source if mine else Source(name, plan, train, device)
         crafters[name] = learner.crafter if mine else Crafter(name, plan, build_objective(options.objective))
-    return SharedCrafting(learner.name, crew, owners, passes, sources, crafters)
+    return SharedCrafting(learner.name, process_group, owners, passes, sources, crafters)

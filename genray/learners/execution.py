@@ -9,7 +9,7 @@ from genray.models.attack_copy import AttackCopy
 from genray.models.tracing import overwriting
 
 
-class Passes:
+class Execution:
     """The two functions of one network that a training step calls. Both return float32 logits.
 
     Args:

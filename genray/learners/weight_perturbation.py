@@ -32,18 +32,18 @@ class WeightPerturbation:
         self.before, self.counters = torch.empty_like(flat.weights), torch.empty_like(flat.counters)
 
     @contextmanager
-    def applied(self, loss_of, crew=ALONE):
+    def applied(self, loss_of, process_group=ALONE):
         """The weights are perturbed inside, and as they were after it; gradients taken inside stay.
 
         Args:
             loss_of: () -> the loss to go up.
-            crew: processes each of which has a summand of it.
+            process_group: processes each of which has a summand of it.
         """
         self.before.copy_(self.flat.weights)
         self.counters.copy_(self.flat.counters)
         self.flat.zero_grad()
         loss_of().backward()
-        crew.sum_(self.flat.parameter.grad)
+        process_group.sum_(self.flat.parameter.grad)
         with torch.no_grad():
             self._perturb()
         self._restore_statistics()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genray.parallel.process_group import Crew
+from genray.parallel.process_group import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,32 @@ class WindowStats:
     waiting_seconds: float = 0.0
 
 
-class Tally:
+class StatsAccumulator:
     """Losses and right answers of a window, kept on the device so that no step waits for it.
 
     Args:
-        crew: the processes that share the batches.
+        process_group: the processes that share the batches.
         device: where the numbers are.
     """
 
-    def __init__(self, crew: Crew, device):
-        self.crew = crew
+    def __init__(self, process_group: ProcessGroup, device):
+        self.process_group = process_group
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
         self.num_correct = torch.zeros((), device=device, dtype=torch.int64)
         self.num_examples, self.losses, self.shares = 0, [], []
 
-    def add(self, loss, correct, part):
+    def add(self, loss, correct, shard):
         """A step's: the mean loss of a part of the batch and how many of it were right."""
         self.losses.append(loss)
-        self.shares.append(part.share)
-        self.loss_sum += loss.double() * len(part)
+        self.shares.append(shard.weight)
+        self.loss_sum += loss.double() * len(shard)
         self.num_correct += correct
-        self.num_examples += part.total
+        self.num_examples += shard.total
 
     def settle(self):
         """Adds up what the processes counted, once a window: `losses` are then those of whole batches."""
         self.losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
-        if self.crew.size > 1:
-            self.losses = self.crew.sum_(self.losses * torch.tensor(self.shares).to(self.losses))
-            self.crew.sum_(self.loss_sum)
-            self.crew.sum_(self.num_correct)
+        if self.process_group.size > 1:
+            self.losses = self.process_group.sum_(self.losses * torch.tensor(self.shares).to(self.losses))
+            self.process_group.sum_(self.loss_sum)
+            self.process_group.sum_(self.num_correct)

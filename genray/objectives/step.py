@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from genray.attacks import StreamDraw
-from genray.parallel.process_group import ALONE, Crew, Part
+from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TrainingStep:
         make_draw: () -> `StreamDraw` of the objective's own random numbers on the device.
         make_numbers: () -> NumPy generator for what the host has to know (which norm, how much mixup).
         labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.
-        crew, part: the processes that share the batch, and which examples of it are here; None: all of them.
+        process_group, shard: the processes that share the batch, and which examples of it are here; None: all of them.
         memory_format: of images.
     """
 
@@ -36,27 +36,27 @@ class TrainingStep:
     make_draw: Callable = None
     make_numbers: Callable = None
     labelled: torch.Tensor | None = None
-    crew: Crew = ALONE
-    part: Part | None = None
+    process_group: ProcessGroup = ALONE
+    shard: Shard | None = None
     memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def share(self) -> float:
         """What a mean over these examples counts in the mean over the batch."""
-        return self.part.share if self.part else 1.0
+        return self.shard.weight if self.shard else 1.0
 
     @property
     def size(self) -> int:
         """Examples of the whole batch."""
-        return self.part.total if self.part else len(self.y)
+        return self.shard.total if self.shard else len(self.y)
 
     def total(self, number: torch.Tensor) -> torch.Tensor:
         """The sum of everybody's `number`, which may be overwritten; no gradient reaches it."""
-        return self.crew.sum_(number)
+        return self.process_group.sum_(number)
 
     def whole(self, mine: torch.Tensor) -> torch.Tensor:
-        """The tensor of the whole batch from everybody's part; no gradient reaches it."""
-        return self.crew.whole(mine, self.part, self.memory_format)
+        """The tensor of the whole batch from everybody's shard; no gradient reaches it."""
+        return self.process_group.whole(mine, self.shard, self.memory_format)
 
     @cached_property
     def draw(self) -> StreamDraw:

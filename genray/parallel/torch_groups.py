@@ -13,29 +13,29 @@ from os import environ
 import torch.distributed as dist
 
 from genray.errors import LostError, PlacementError, one_line
-from genray.parallel.process_group import ALONE, Crew
+from genray.parallel.process_group import ALONE, ProcessGroup
 
 LOOPBACK = "127.0.0.1"
-EVERYONE = "all learners"
+ALL_LEARNERS = "all learners"
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where an actor sits.
+class WorkerRank:
+    """The rank of an actor.
 
     Attributes:
         learner: which one it trains.
         rank, size: its number among that learner's workers, and how many they are.
-        place, places: the same among all learners' workers.
-        owners: learner name -> `place` of its first worker.
+        global_rank, world_size: the same among all learners' workers.
+        owners: learner name -> `global_rank` of its first worker.
         share_attack: whether all of them make adversarial images together.
     """
 
     learner: str
     rank: int
     size: int
-    place: int
-    places: int
+    global_rank: int
+    world_size: int
     owners: dict
     share_attack: bool
 
@@ -45,18 +45,18 @@ class Seat:
         return f"base_learners.{self.learner}{f' (worker {self.rank + 1})' if self.rank else ''}"
 
     @property
-    def own(self) -> Crew:
-        """The crew of its learner, not yet connected."""
-        return _TorchCrew(self.rank, self.size, self.who) if self.size > 1 else ALONE
+    def own(self) -> ProcessGroup:
+        """The process group of its learner, not yet connected."""
+        return _TorchProcessGroup(self.rank, self.size, self.who) if self.size > 1 else ALONE
 
     @property
-    def everyone(self) -> Crew | None:
-        """The crew of all learners, not yet connected; None where each attacks for itself."""
-        shared = self.share_attack and self.places > 1
-        return _TorchCrew(self.place, self.places, self.who) if shared else None
+    def everyone(self) -> ProcessGroup | None:
+        """The process group of all learners, not yet connected; None where each attacks for itself."""
+        shared = self.share_attack and self.world_size > 1
+        return _TorchProcessGroup(self.global_rank, self.world_size, self.who) if shared else None
 
 
-def seats(workers: dict, share_attack: bool) -> list[Seat]:
+def worker_ranks(workers: dict, share_attack: bool) -> list[WorkerRank]:
     """One for each actor, in order: learner after learner.
 
     Args:
@@ -66,16 +66,16 @@ def seats(workers: dict, share_attack: bool) -> list[Seat]:
     pairs = [(name, rank) for name, n in workers.items() for rank in range(n)]
     owners = {name: pairs.index((name, 0)) for name in workers}
     return [
-        Seat(name, rank, workers[name], place, len(pairs), owners, share_attack)
-        for place, (name, rank) in enumerate(pairs)
+        WorkerRank(name, rank, workers[name], global_rank, len(pairs), owners, share_attack)
+        for global_rank, (name, rank) in enumerate(pairs)
     ]
 
 
-class _TorchCrew(Crew):
+class _TorchProcessGroup(ProcessGroup):
     """Talks through a process group, once it has one.
 
     Raises:
-        LostError: another process of the crew is gone, from every operation.
+        LostError: another process of the process group is gone, from every operation.
     """
 
     def __init__(self, rank, size, who):
@@ -97,36 +97,36 @@ class _TorchCrew(Crew):
 
 
 @dataclass(frozen=True)
-class Team:
-    """Actors that become a crew: their places, and how they talk."""
+class GroupSpec:
+    """Actors that form a process group: their global ranks, and its backend."""
 
     members: tuple
     backend: str
 
 
-def teams(all_seats: list[Seat], whereabouts: list[dict]) -> dict:
-    """Learner name (or EVERYONE) -> `Team`; empty where every actor works alone.
+def group_specs_of(all_ranks: list[WorkerRank], whereabouts: list[dict]) -> dict:
+    """Learner name (or ALL_LEARNERS) -> `GroupSpec`; empty where every actor works alone.
 
     Args:
-        all_seats: as `seats` gave them.
+        all_ranks: as `worker_ranks` gave them.
         whereabouts: of each one's actor.
 
     Raises:
-        PlacementError: the actors of a team are not on devices of one kind.
+        PlacementError: the actors of a group are not on devices of one kind.
     """
     found = {}
-    for seat in all_seats:
-        if seat.size > 1 and seat.rank == 0:
-            found[seat.learner] = tuple(range(seat.place, seat.place + seat.size))
-    if all_seats[0].everyone:
-        found[EVERYONE] = tuple(range(len(all_seats)))
-    return {key: Team(members, _backend(key, [whereabouts[i] for i in members])) for key, members in found.items()}
+    for worker in all_ranks:
+        if worker.size > 1 and worker.rank == 0:
+            found[worker.learner] = tuple(range(worker.global_rank, worker.global_rank + worker.size))
+    if all_ranks[0].everyone:
+        found[ALL_LEARNERS] = tuple(range(len(all_ranks)))
+    return {key: GroupSpec(members, _backend(key, [whereabouts[i] for i in members])) for key, members in found.items()}
 
 
 def _backend(key, whereabouts):
     kinds = {where["device"].split(":")[0] for where in whereabouts}
     if len(kinds) > 1:
-        field = "runtime.share_attack" if key == EVERYONE else f"base_learners.{key}.workers"
+        field = "runtime.share_attack" if key == ALL_LEARNERS else f"base_learners.{key}.workers"
         raise PlacementError(f"{field}: expected devices of one kind, got {' and '.join(sorted(kinds))}")
     devices = {(where["node"], *where["gpu_ids"]) for where in whereabouts}
     # NCCL refuses two processes on one GPU; gloo goes through host memory.
@@ -148,13 +148,13 @@ CONNECT = timedelta(seconds=120)
 _opened = []
 
 
-def join(seat: Seat, crews: dict, all_teams: dict, meeting: tuple, address: str, timeout_s: float):
-    """Connects this process's crews; every seat's process calls it at the same time.
+def join(worker: WorkerRank, process_groups: dict, group_specs: dict, meeting: tuple, address: str, timeout_s: float):
+    """Connects this process's process groups; every worker's process calls it at the same time.
 
     Args:
-        seat: of this process.
-        crews: learner name (or EVERYONE) -> this process's crew.
-        all_teams: as `teams` gave them.
+        worker: of this process.
+        process_groups: learner name (or ALL_LEARNERS) -> this process's process_group.
+        group_specs: as `group_specs_of` gave them.
         meeting: (address, port) of the store.
         address: of this process's node: gloo and NCCL listen there.
         timeout_s: how long an operation may wait for the others.
@@ -165,11 +165,11 @@ def join(seat: Seat, crews: dict, all_teams: dict, meeting: tuple, address: str,
             environ.setdefault(variable, interface)
     store = _opened[0] if _opened else dist.TCPStore(*meeting, is_master=False, timeout=CONNECT)
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", store=store, rank=seat.place, world_size=seat.places, timeout=timeout)
-    for key, team in all_teams.items():  # in the same order everywhere, also for those who are not in it
-        group = dist.new_group(list(team.members), backend=team.backend, timeout=timeout)
-        if seat.place in team.members:
-            crews[key].group, crews[key].members = group, team.members
+    dist.init_process_group("gloo", store=store, rank=worker.global_rank, world_size=worker.world_size, timeout=timeout)
+    for key, spec in group_specs.items():  # in the same order everywhere, also in the processes that are not in it
+        group = dist.new_group(list(spec.members), backend=spec.backend, timeout=timeout)
+        if worker.global_rank in spec.members:
+            process_groups[key].group, process_groups[key].members = group, spec.members
 
 
 def _interface_of(address):

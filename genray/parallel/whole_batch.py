@@ -9,43 +9,43 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genray.parallel.process_group import Crew, Part
+from genray.parallel.process_group import ProcessGroup, Shard
 
 
 class WholeBatch:
     """What the layers know.
 
     Attributes:
-        crew: who trains the network.
-        part: of the batch of now that this process has; set before each step.
+        process_group: the processes that train the network.
+        shard: of the current batch, set before each step.
     """
 
-    def __init__(self, crew: Crew):
-        self.crew, self.part = crew, Part(0, 0, 0)
+    def __init__(self, process_group: ProcessGroup):
+        self.process_group, self.shard = process_group, Shard(0, 0, 0)
 
     def __deepcopy__(self, memo):
         return self
 
 
-def across_batches(network: nn.Module, crew: Crew) -> WholeBatch:
+def across_batches(network: nn.Module, process_group: ProcessGroup) -> WholeBatch:
     """Makes a network's BatchNorm and dropout layers work on whole batches, in place; parameters and buffers stay.
 
     In eval mode they do what they did before.
     """
-    batch = WholeBatch(crew)
+    batch = WholeBatch(process_group)
     for module in network.modules():
-        if type(module) in REPLACED and crew.size > 1:
+        if type(module) in REPLACED and process_group.size > 1:
             module.__class__, module.batch = REPLACED[type(module)], batch
     return batch
 
 
 class WholeBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over everybody's part; for the standard kind, affine and with running statistics."""
+    """BatchNorm over the shards of all processes; for the standard kind, affine and with running statistics."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps, self.batch.crew)
+        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps, self.batch.process_group)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
@@ -54,19 +54,19 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """(y, mean, variance, number of values) of x (N, C, H, W), in train mode; one sum over the crew each way."""
+    """(y, mean, variance, number of values) of x (N, C, H, W), in train mode; one sum over all processes each way."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, crew):
+    def forward(ctx, x, weight, bias, eps, process_group):
         variances, means = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        everybody = means.new_zeros(crew.size, 3, len(means))  # Chan's formula wants each one's mean and variance
-        everybody[crew.rank] = torch.stack([torch.full_like(means, x.numel() // len(means)), means, variances])
-        counts, means, variances = crew.sum_(everybody).unbind(1)
+        gathered = means.new_zeros(process_group.size, 3, len(means))  # Chan's formula: each one's mean and variance
+        gathered[process_group.rank] = torch.stack([torch.full_like(means, x.numel() // len(means)), means, variances])
+        counts, means, variances = process_group.sum_(gathered).unbind(1)
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
         variance = (counts * (variances + (means - mean).square())).sum(0) / count
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
-        ctx.crew = crew
+        ctx.process_group = process_group
         ctx.mark_non_differentiable(mean, variance, count)
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
 
@@ -76,9 +76,9 @@ class _Normalise(torch.autograd.Function):
         gradient, per_channel = gradient.float(), (1, -1, 1, 1)
         normalised = (x.float() - mean.view(per_channel)) * scale.view(per_channel)
         mine = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
-        shift, slope = (ctx.crew.sum_(mine.clone()) / count).view(2, *(1, -1, 1, 1)).unbind(0)
+        shift, slope = (ctx.process_group.sum_(mine.clone()) / count).view(2, *(1, -1, 1, 1)).unbind(0)
         to_x = (gradient - shift - normalised * slope) * (weight * scale).view(per_channel)
-        # Those of weight and bias are summed over the crew with all others.
+        # Those of weight and bias are summed over the process group with all others.
         return to_x.to(x.dtype), mine[1], mine[0], None, None
 
 
@@ -88,10 +88,10 @@ class WholeBatchDropout(nn.Dropout):
     def forward(self, x):
         if not self.training or self.p == 0:
             return x
-        part = self.batch.part
-        if len(x) != len(part):
-            raise ValueError(f"dropout: expected the {len(part)} examples of this part of the batch, got {len(x)}")
-        return x * part.of(F.dropout(x.new_ones(part.total, *x.shape[1:]), self.p))
+        shard = self.batch.shard
+        if len(x) != len(shard):
+            raise ValueError(f"dropout: expected the {len(shard)} examples of this part of the batch, got {len(x)}")
+        return x * shard.of(F.dropout(x.new_ones(shard.total, *x.shape[1:]), self.p))
 
 
 REPLACED = {nn.BatchNorm2d: WholeBatchNorm, nn.Dropout: WholeBatchDropout}

@@ -8,8 +8,8 @@ from genray.errors import ConfigError
 from genray.evaluation.mixture_record import study_table
 from genray.evaluation.published import published_row
 from genray.reporting import plots, run_plots
-from genray.reporting.comparison import READING, Board, board_table, boards
-from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
+from genray.reporting.comparison import READING, Comparison, comparison_table, comparisons
+from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
 from genray.reporting.found import Found
 from genray.reporting.gallery import Gallery, draw_gallery
 from genray.reporting.mixture_plot import draw_parts
@@ -37,15 +37,15 @@ def build_report(found: Found, gallery: Gallery | None, no_gallery: str, with_pl
         _gallery_section(gallery, no_gallery, with_plots), make.published(), make.protocols(), make.left_out(),
     ]  # fmt: skip
     if not with_plots:
-        sections.insert(1, Section("plots", "Plots", [Notes((MISSING,))]))
+        sections.insert(1, ReportSection("plots", "Plots", [Notes((MISSING,))]))
     return Report(make.summary(), make.cautions(), [s for s in sections if s.blocks], make.tables)
 
 
 class _Make:
     def __init__(self, found: Found, with_plots: bool):
         self.found, self.with_plots = found, with_plots
-        self.boards = boards(found)
-        self.tables = [board_table(board, number) for number, board in enumerate(self.boards, 1)]
+        self.comparisons = comparisons(found)
+        self.tables = [comparison_table(comparison, number) for number, comparison in enumerate(self.comparisons, 1)]
         self.alone = [run for run in found.runs if not run.grid]
         names = Counter(run.name for run in self.alone)
         self.names = {
@@ -63,8 +63,8 @@ class _Make:
         counts = {"run": self.alone, "grid": found.grids, "trial": [run for run in found.runs if run.grid]}
         counts |= {"evaluation": found.evaluations, "study of operating points": found.studies}
         lines = [f"Found: {', '.join(_counted(word, len(of)) for word, of in counts.items() if of)}."]
-        for board in self.boards:
-            lines += _best(board)
+        for comparison in self.comparisons:
+            lines += _best(comparison)
         return tuple(lines)
 
     def cautions(self):
@@ -73,10 +73,12 @@ class _Make:
         for study in self.found.studies:
             if study.results["theta_g_selected_on"] == "test":
                 lines.append(f"{one_line(study.results['run'])}: theta_g's epoch was chosen on the test images")
-        few = sorted({board.setting.examples for board in self.boards if board.setting.examples < 1000})
+        few = sorted(
+            {comparison.setting.examples for comparison in self.comparisons if comparison.setting.examples < 1000}
+        )
         if few:
             lines.append(f"few test images ({', '.join(map(str, few))}): differences of a few points may be chance")
-        if self.boards and not any("aa" in board.columns for board in self.boards):
+        if self.comparisons and not any("aa" in comparison.columns for comparison in self.comparisons):
             lines.append("no AutoAttack: accuracy under PGD alone is an upper bound of robustness")
         if self.found.problems:
             lines.append(f"{len(self.found.problems)} folders are left out or shown only in part: see the end")
@@ -85,25 +87,27 @@ class _Make:
     # --- sections ---------------------------------------------------------------------------------------------------
 
     def accuracy(self):
-        return Section("accuracy", "Accuracy", [Notes(READING), *self.tables] if self.tables else [])
+        return ReportSection("accuracy", "Accuracy", [Notes(READING), *self.tables] if self.tables else [])
 
     def trade_off(self):
-        section = Section("trade-off", "Natural against robust accuracy")
-        for number, board in enumerate(self.boards, 1):
-            for column in board.robust_columns:
-                section.blocks += self._scatter(number, board, column)
+        section = ReportSection("trade-off", "Natural against robust accuracy")
+        for number, comparison in enumerate(self.comparisons, 1):
+            for column in comparison.robust_columns:
+                section.blocks += self._scatter(number, comparison, column)
         return section
 
-    def _scatter(self, number, board, column):
+    def _scatter(self, number, comparison, column):
         points = [
             plots.Point(group.label, 100 * natural, 100 * robust, *_bars(group, column))
-            for group in board.groups
+            for group in comparison.groups
             if (natural := group.mean("natural")) is not None and (robust := group.mean(column)) is not None
         ]
-        published = _published_points(board, column, min((point.robust for point in points), default=0))
+        published = _published_points(comparison, column, min((point.robust for point in points), default=0))
         if len(points) + len(published) < 2 or not points:
             return []
-        caption = f"{board.setting}: natural accuracy and {head_of(column)}; dashed: Pareto front of what was found"
+        caption = (
+            f"{comparison.setting}: natural accuracy and {head_of(column)}; dashed: Pareto front of what was found"
+        )
         caption += "; bars: one standard deviation over seeds" if any(p.natural_bar is not None for p in points) else ""
         if published:
             names = ", ".join(f"{number} {point.label}" for number, point in enumerate(published, 1))
@@ -112,9 +116,9 @@ class _Make:
         return self.figure(name, f"{caption}.", partial(plots.scatter, points, head, published))
 
     def grids(self):
-        section = Section("grids", "Grids")
+        section = ReportSection("grids", "Grids")
         for number, (path, trials) in enumerate(self.found.grids, 1):
-            part = Section(f"grid-{number}", f"{one_line(trials.name, 80)}")
+            part = ReportSection(f"grid-{number}", f"{one_line(trials.name, 80)}")
             section.blocks.append(part)
             if not trials.measures:
                 part.blocks.append(Notes(("no trial has finished",)))
@@ -137,9 +141,9 @@ class _Make:
         return section
 
     def runs(self):
-        section = Section("runs", "Runs")
+        section = ReportSection("runs", "Runs")
         for number, run in enumerate(self.alone, 1):
-            part = Section(f"run-{number}", self.names[run.path])
+            part = ReportSection(f"run-{number}", self.names[run.path])
             if run.results:
                 part.blocks.append(models_table(run, number))
             if run.records and number <= MOST_RUNS:
@@ -154,7 +158,7 @@ class _Make:
         return section
 
     def radii(self):
-        section = Section("epsilon", "Robust accuracy over epsilon")
+        section = ReportSection("epsilon", "Robust accuracy over epsilon")
         for number, (label, norm, examples, curves) in enumerate(self._curves_over_epsilon(), 1):
             caption = f"{label}: accuracy over the radius of the {norm} ball on {examples} test images, with 95 %"
             caption += " intervals; epsilon 0 is natural accuracy."
@@ -181,17 +185,17 @@ class _Make:
                 yield labels[model, norm, examples], norm, examples, several
 
     def _label_of(self, evaluation):
-        for board in self.boards:
-            for group in board.groups:
+        for comparison in self.comparisons:
+            for group in comparison.groups:
                 for entry in group.entries:
                     if entry.path == evaluation.path:
                         return entry.label
         return evaluation.path
 
     def studies(self):
-        section = Section("operating-points", "Operating points of a trained run")
+        section = ReportSection("operating-points", "Operating points of a trained run")
         for number, study in enumerate(self.found.studies, 1):
-            part = Section(f"study-{number}", one_line(study.results["run"], 80))
+            part = ReportSection(f"study-{number}", one_line(study.results["run"], 80))
             for split in study.results["splits"]:
                 part.blocks.append(study_table(study.results, split, f"mixtures_{number}_{split}"))
                 if self.with_plots:
@@ -202,7 +206,7 @@ class _Make:
         return section
 
     def time(self):
-        section = Section("time", "Where time went")
+        section = ReportSection("time", "Where time went")
         measured = {self.names[run.path]: run_plots.times(run.records) for run in self.alone}
         for path, trials in self.found.grids:
             of_grid = [record for run in self.found.runs if run.grid == path for record in run.records]
@@ -221,11 +225,13 @@ class _Make:
         return section
 
     def published(self):
-        data = dict.fromkeys(board.setting.data for board in self.boards)
-        return Section("published", "Published tables of these data", [t for name in data for t in tables_of(name)])
+        data = dict.fromkeys(comparison.setting.data for comparison in self.comparisons)
+        return ReportSection(
+            "published", "Published tables of these data", [t for name in data for t in tables_of(name)]
+        )
 
     def protocols(self):
-        section = Section("protocol", "How it was measured")
+        section = ReportSection("protocol", "How it was measured")
         seen = {}
         for evaluation in self.found.evaluations:
             protocol = evaluation.record["protocol"]
@@ -238,7 +244,7 @@ class _Make:
 
     def left_out(self):
         lines = tuple(f"{path}: {reason}" for path, reason in self.found.problems)
-        return Section("left-out", "Left out, or shown only in part", [Notes(lines)] if lines else [])
+        return ReportSection("left-out", "Left out, or shown only in part", [Notes(lines)] if lines else [])
 
 
 def _counted(word, number):
@@ -255,23 +261,23 @@ def _triple(record):
     return record["value"], record["low"], record["high"]
 
 
-def _best(board: Board):
-    column = next(iter(board.robust_columns), None)
-    rated = [g for g in board.groups if column and g.mean("natural") is not None and g.mean(column) is not None]
+def _best(comparison: Comparison):
+    column = next(iter(comparison.robust_columns), None)
+    rated = [g for g in comparison.groups if column and g.mean("natural") is not None and g.mean(column) is not None]
     if not rated:
         return
     best = max(rated, key=lambda g: g.mean("natural") + g.mean(column))
     of = f"best sum of both among {len(rated)} by these test images: " if len(rated) > 1 else ""
     cells = [f"{head_of(c)} {best.cell(c).number} %" for c in ("natural", column)]
-    yield f"{board.setting}: {of}{best.label} with {', '.join(cells)}."
+    yield f"{comparison.setting}: {of}{best.label} with {', '.join(cells)}."
 
 
-def _published_points(board, column, lowest):
+def _published_points(comparison, column, lowest):
     """Those of the same network where there are any; without natural training where nothing of ours is as weak."""
-    tables = [table for table in board.published if table.network.lower() == board.setting.network.lower()]
+    tables = [table for table in comparison.published if table.network.lower() == comparison.setting.network.lower()]
     points = [
         plots.Point(row[0] if tables else f"{row[0]} ({table.network})", *place)
-        for table in tables or board.published
+        for table in tables or comparison.published
         for row in table.read()[1]
         if (place := _published_place(table.name, row[0], column))
     ]
@@ -309,7 +315,7 @@ def _gallery_caption(gallery):
 
 
 def _gallery_section(gallery, why_not, with_plots):
-    section = Section("gallery", "Images and predictions")
+    section = ReportSection("gallery", "Images and predictions")
     if gallery:
         section.blocks.append(gallery)
         if with_plots and any(gallery.cards.values()):

@@ -1,4 +1,4 @@
-"""Accuracies that may be compared, side by side: a board is one data set, network and threat model, measured alike."""
+"""Accuracies side by side: a comparison holds those of one data set, network and threat model, measured alike."""
 
 import json
 import statistics
@@ -57,7 +57,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparisonRow:
     """One model's accuracies in a setting: column -> record with value, low, high.
 
     Attributes:
@@ -76,7 +76,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparisonGroup:
     """Entries that differ in nothing but their seed.
 
     Attributes:
@@ -85,7 +85,7 @@ class Group:
     """
 
     label: str
-    entries: list[Entry]
+    entries: list[ComparisonRow]
 
     def mean(self, column: str) -> float | None:
         values = self._values(column)
@@ -109,11 +109,11 @@ class Group:
 
 
 @dataclass
-class Board:
+class Comparison:
     """A setting and the groups of entries in it."""
 
     setting: Setting
-    groups: list[Group] = field(default_factory=list)
+    groups: list[ComparisonGroup] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -140,7 +140,7 @@ class Board:
         return [table for table in TABLES if table.comparable and table.data == setting.data]
 
 
-def boards(found: Found) -> list[Board]:
+def comparisons(found: Found) -> list[Comparison]:
     """All comparisons that what was found allows; the problem of a run that is there twice is added to `found`."""
     sorted_in, listed = defaultdict(list), [*_of_evaluations(found), *_of_runs(found)]
     data_of = _by_images([setting for setting, _ in listed])
@@ -149,8 +149,11 @@ def boards(found: Found) -> list[Board]:
         entries = sorted_in[replace(setting, data=data, fingerprint=mark)]
         if not _joined(entries, entry):
             entries.append(entry)
-    made = [Board(setting, _groups(entries, found)) for setting, entries in sorted_in.items()]
-    return sorted(made, key=lambda board: (board.setting.how == AT_THE_END, board.setting.data, board.setting.norm))
+    made = [Comparison(setting, _groups(entries, found)) for setting, entries in sorted_in.items()]
+    return sorted(
+        made,
+        key=lambda comparison: (comparison.setting.how == AT_THE_END, comparison.setting.data, comparison.setting.norm),
+    )
 
 
 def _joined(entries, entry) -> bool:
@@ -201,7 +204,7 @@ def _of_runs(found):
             data, network = data_name(vars(run.config.data)), network_name(run.config)
             setting = Setting(data, network, *ball, int(protocol["examples"]), AT_THE_END, protocol.get("fingerprint"))
             values = {"natural": run.results["models"]["global"]["natural"], **values}
-            yield setting, Entry(run.name, run.path, run.config.seed, run.config, values, (),
+            yield setting, ComparisonRow(run.name, run.path, run.config.seed, run.config, values, (),
                                  protocol["selected_on"], (fact,))  # fmt: skip
 
 
@@ -235,7 +238,7 @@ def _of_evaluations(found):
             setting = Setting(data, network, *balls, *images)
             values, findings = {"natural": record["natural"]} | values, (*findings, *record["findings"])
             owner = run.path if run else None
-            yield setting, Entry(label, evaluation.path, *of_run, values, findings, selected, facts, owner)
+            yield setting, ComparisonRow(label, evaluation.path, *of_run, values, findings, selected, facts, owner)
 
 
 def _by_norm(record):
@@ -307,7 +310,7 @@ def _groups(entries, found):
                     found.problems.append((entry.path, reason))
             else:
                 one_a_seed[entry.seed] = entry
-        groups.append(Group(_common_label(list(one_a_seed.values())), list(one_a_seed.values())))
+        groups.append(ComparisonGroup(_common_label(list(one_a_seed.values())), list(one_a_seed.values())))
     return [replace(group, label=_told_apart(group, groups)) for group in groups]
 
 
@@ -347,27 +350,27 @@ READING = (
 # --- as a table -------------------------------------------------------------------------------------------------------
 
 
-def board_table(board: Board, number: int) -> Table:
+def comparison_table(comparison: Comparison, number: int) -> Table:
     """The paper's layout: our rows, below each the published row of the same setting with the difference where there is
     one, and the published table of the same data, ball and network."""
-    columns = board.columns
+    columns = comparison.columns
     rows, matched = [], []
-    for group in board.groups:
+    for group in comparison.groups:
         seeds = len(group.entries)
         rows.append(TableRow((group.label, str(seeds)), tuple(map(group.cell, columns))))
-        beside = _published_beside(group, board.setting)
+        beside = _published_beside(group, comparison.setting)
         if beside:
             matched.append(beside["row"])
             rows += _beside(group, beside, columns)
-    for table in _same_network(board):
+    for table in _same_network(comparison):
         published = paper_table(table)
         by_head = [dict(zip(published.heads, row.cells)) for row in published.rows]
         for row, cells in zip(published.rows, by_head):
             found = tuple(cells.get(head_of(column), Cell()) for column in columns)
             rows.append(TableRow((f"published {row.labels[0]}", ""), found, PUBLISHED))
     heads = tuple(map(head_of, columns))
-    table = Table(f"table_{number}", str(board.setting), ("model", "seeds"), heads, tuple(rows))
-    return Table(**{**vars(table.ranked()), "notes": tuple(_notes(board, matched))})
+    table = Table(f"table_{number}", str(comparison.setting), ("model", "seeds"), heads, tuple(rows))
+    return Table(**{**vars(table.ranked()), "notes": tuple(_notes(comparison, matched))})
 
 
 def _published_beside(group, setting):
@@ -383,16 +386,16 @@ def _beside(group, published, columns):
     return [TableRow((f"{group.label} minus published {name}", ""), cells, DIFFERENCE)] if there else []
 
 
-def _same_network(board):
-    return [table for table in board.published if table.network.lower() == board.setting.network.lower()]
+def _same_network(comparison):
+    return [table for table in comparison.published if table.network.lower() == comparison.setting.network.lower()]
 
 
-def _notes(board, matched):
-    entries = [entry for group in board.groups for entry in group.entries]
+def _notes(comparison, matched):
+    entries = [entry for group in comparison.groups for entry in group.entries]
     widest = max((r["high"] - r["low"]) / 2 for entry in entries for r in entry.values.values())
-    yield f"with {board.setting.examples} test images a number is known to ±{100 * widest:.1f} points at worst"
-    if "union" in board.columns:
-        of = "in every norm" if board.setting.norm == SEVERAL else "of this table"
+    yield f"with {comparison.setting.examples} test images a number is known to ±{100 * widest:.1f} points at worst"
+    if "union" in comparison.columns:
+        of = "in every norm" if comparison.setting.norm == SEVERAL else "of this table"
         yield f"union: classified correctly, and under every attack {of} too"
     yield from dict.fromkeys(fact for entry in entries for fact in entry.facts)
     on_test = [entry.label for entry in entries if entry.selected_on == "test"]
@@ -400,11 +403,13 @@ def _notes(board, matched):
         yield f"CAUTION: epoch chosen on the test images (evaluation.select_on: test): {', '.join(on_test)}"
     if any(entry.selected_on is None for entry in entries):
         yield "how a file's model was trained and chosen is not known here"
-    if board.setting.how == EVALUATED and len({entry.facts[0] for entry in entries}) > 1:
+    if comparison.setting.how == EVALUATED and len({entry.facts[0] for entry in entries}) > 1:
         yield "CAUTION: not all rows have the same protocol; compare those with equal protocol only"
-    findings = (f"{group.label}: {finding}" for group in board.groups for e in group.entries for finding in e.findings)
+    findings = (
+        f"{group.label}: {finding}" for group in comparison.groups for e in group.entries for finding in e.findings
+    )
     yield from (f"CAUTION: {finding}" for finding in dict.fromkeys(findings))
-    if matched or _same_network(board):
+    if matched or _same_network(comparison):
         yield "published: the best checkpoint was selected on the test set; ours was not, unless said otherwise"
-        if board.setting.examples != TEST_IMAGES.get(board.setting.data):
+        if comparison.setting.examples != TEST_IMAGES.get(comparison.setting.data):
             yield "CAUTION: published numbers are of all test images, ours are not"

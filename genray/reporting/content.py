@@ -28,7 +28,7 @@ class Notes:
 
 
 @dataclass
-class Section:
+class ReportSection:
     """Attributes:
     key: of its place in the page.
     title: one line.
@@ -51,5 +51,5 @@ class Report:
 
     summary: tuple[str, ...]
     cautions: tuple[str, ...]
-    sections: list[Section]
+    sections: list[ReportSection]
     tables: list[Table]

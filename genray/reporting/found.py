@@ -61,7 +61,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Study:
+class SweepResult:
     """Operating points of a run (`--mixtures`)."""
 
     path: str
@@ -78,7 +78,7 @@ class Found:
 
     runs: list[Run] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    studies: list[Study] = field(default_factory=list)
+    studies: list[SweepResult] = field(default_factory=list)
     grids: list[tuple[str, Trials]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
@@ -210,7 +210,7 @@ class _Search:
 
     def _study(self, path, storage):
         try:
-            self.found.studies.append(Study(path, _checked(storage, "results.json", check_study)))
+            self.found.studies.append(SweepResult(path, _checked(storage, "results.json", check_study)))
         except (GenrayError, Damaged) as error:
             self.problem(path, _reason(error))
 

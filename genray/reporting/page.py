@@ -4,7 +4,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-from genray.reporting.content import CAUTION, Figure, Notes, Report, Section
+from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
 from genray.reporting.gallery import KINDS, Gallery, png_of
 from genray.reporting.style import inline_svg
 from genray.reporting.table import Table, as_html, as_markdown, markdown_text, notes_html, one_line
@@ -51,7 +51,7 @@ def _list(lines):
     return f"<ul>{''.join(f'<li>{escape(one_line(line, 600))}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def _section(section: Section, level: int = 2) -> str:
+def _section(section: ReportSection, level: int = 2) -> str:
     inside = _blocks(section, level)
     if section.key in FOLDED:
         inside = f"<details><summary>Show</summary>{inside}</details>"
@@ -74,7 +74,7 @@ def _blocks(section, level):
             parts.append(_marked(notes_html(block.lines)))
         elif isinstance(block, Gallery):
             parts.append(_gallery(block))
-        elif isinstance(block, Section):
+        elif isinstance(block, ReportSection):
             parts.append(_section(block, level + 1))
     return "".join(parts)
 
@@ -156,6 +156,6 @@ def _document_section(section, level, plot_folder):
             lines += [*(f"- {markdown_text(line, 600)}" for line in block.lines), ""]
         elif isinstance(block, Figure) and plot_folder:
             lines += [f"![{markdown_text(block.caption, 600)}]({plot_folder}/{block.name}.png)", ""]
-        elif isinstance(block, Section):
+        elif isinstance(block, ReportSection):
             lines += _document_section(block, level + 1, plot_folder)
     return lines

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from genray.errors import RunFolderError
 from genray.recording.writer import write_all
-from genray.reporting.content import Figure, Report, Section
+from genray.reporting.content import Figure, Report, ReportSection
 from genray.reporting.page import as_document, as_page
 from genray.reporting.table import Table, as_csv, as_latex
 from genray.storage import Storage
@@ -69,7 +69,7 @@ def _file(name):
 
 def _collect(blocks, tables, figures):
     for block in blocks:
-        if isinstance(block, Section):
+        if isinstance(block, ReportSection):
             _collect(block.blocks, tables, figures)
         elif isinstance(block, Table):
             tables.append(block)

@@ -47,7 +47,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Passes:
+class PassCount:
     """Forward and backward passes of one image that a trial computes.
 
     Attributes:
@@ -97,7 +97,7 @@ class Needs:
             return [_alone(kind.setup.config, num_gpus)]
         return trial_bundles(kind.setup.plan, kind.weight_bytes, num_gpus)
 
-    def passes(self, trial: Trial) -> Passes:
+    def passes(self, trial: Trial) -> PassCount:
         """What a trial computes, from its configuration: a step of an attack counts as one of training."""
         kind, config = self.kind_of[trial.name], trial.config
         learners = _learners_passes(config, kind.sizes["train"])
@@ -108,7 +108,7 @@ class Needs:
         images = kind.sizes["validation"] * config.training.epochs / config.evaluation.every_epochs
         images *= 1 + len(config.base_learners) * config.evaluation.base_learners
         images += kind.sizes["test"] * judged
-        return Passes(learners, images * config.evaluation.attack.num_steps, self._judging(kind))
+        return PassCount(learners, images * config.evaluation.attack.num_steps, self._judging(kind))
 
     def _judging(self, kind):
         request, size = self.grid.judging, kind.sizes["test"]
@@ -216,7 +216,7 @@ def fits_at_once(wanted: list[list[dict]], nodes: list[dict]) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """Attributes:
     at_once: trials that fit at the same time.
     seconds: of computing, without `evaluate`; None where it runs on GPUs or on other machines.
@@ -228,7 +228,7 @@ class Plan:
     judging_s: float | None = None
 
 
-def make_plan(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> Plan:
+def make_plan(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> GridPlan:
     """How a grid will run.
 
     Args:
@@ -242,7 +242,7 @@ def make_plan(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent
     queue = [wanted[trial.name] for trial in grid.trials]
     queue = queue[:1] * grid.size if grid.space else queue
     at_once = min(fits_at_once(queue, nodes), max_concurrent or grid.size)
-    plan = Plan(at_once)
+    plan = GridPlan(at_once)
     if cores is None or not at_once or any(bundle.get("GPU") for bundles in wanted.values() for bundle in bundles):
         return plan
     seconds, apart = needs.probe(), grid.runtime == "ray"

@@ -21,11 +21,11 @@ from genray.tuning.loggers import logger_callbacks
 from genray.tuning.resources import Needs
 from genray.tuning.search import suggestions
 from genray.tuning.trial import run_trial
-from genray.tuning.watch import Watch, cause, trial_name
+from genray.tuning.watch import TrialCallback, cause, trial_name
 
 
 @dataclass
-class Outcome:
+class GridOutcome:
     """Attributes:
     finished: names of the trials that ran to their end.
     stopped: name -> the epoch at which the scheduler stopped it.
@@ -94,7 +94,7 @@ def check_room(needs: Needs, joined: bool):
     check_fits(wanted, patience_s=needs.grid.trials[0].config.runtime.startup_timeout_s if joined else 0)
 
 
-def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None, debug=False) -> Outcome:
+def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None, debug=False) -> GridOutcome:
     """Runs the trials that are not finished, on the Ray that is connected.
 
     Args:
@@ -114,7 +114,7 @@ def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None,
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = str(int(debug))
-    watch = Watch(needs, folder)
+    watch = TrialCallback(needs, folder)
     try:
         with _quiet(not debug):
             found = _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent).fit()
@@ -191,8 +191,8 @@ def _scheduler(grid):
     )
 
 
-def _outcome(found) -> Outcome:
-    outcome = Outcome()
+def _outcome(found) -> GridOutcome:
+    outcome = GridOutcome()
     for result in found:
         name = result.config["point"]["trial"]
         if result.error is not None:

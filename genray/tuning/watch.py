@@ -30,7 +30,7 @@ def _reason(trial):
         return "no reason was kept"
 
 
-class Watch(tune.Callback):
+class TrialCallback(tune.Callback):
     """The progress of a grid in per cent of its work, which is counted in passes through the models.
 
     Args:

@@ -12,11 +12,11 @@ from conftest import run_outcome, wait_for
 import genray
 from genray.config import load_config
 from genray.errors import NonFiniteError, PlacementError
-from genray.parallel.torch_groups import EVERYONE, Team, seats, teams
+from genray.parallel.torch_groups import ALL_LEARNERS, GroupSpec, group_specs_of, worker_ranks
 from genray.run.allocation import divide
 from genray.run.setup import prepare
 from genray.runtime.ray.actor_group import ActorGroup
-from genray.runtime.ray.allocation import Division
+from genray.runtime.ray.allocation import DeviceAllocator
 from genray.runtime.ray.placement import make_placement, trial_bundles
 
 pytestmark = pytest.mark.ray
@@ -94,7 +94,7 @@ def test_auto_measures_and_divides(small_run):
 
     auto = [f"{name}.workers=auto" for name in (L, N)] + [f"{name}.resources.num_cpus=0.5" for name in (L, N)]
     setup = prepare(load_config(None, [*small_run, *auto, f"{L}.attack.num_steps=20"]))
-    division = Division(Told())
+    division = DeviceAllocator(Told())
     wait_for(lambda: ray.available_resources().get("CPU") == 4, "the end of the run before")
     found = division.workers(setup, {"CPU": 4})
     assert found == divide(division.seconds, 8) and found["linf"] > found["natural"]
@@ -126,20 +126,20 @@ def test_who_talks_to_whom():
     def where(*gpus, device="cuda:0", node="a"):
         return [{"node": node, "gpu_ids": [gpu], "device": device} for gpu in gpus]
 
-    apart = seats({"natural": 1, "linf": 2}, share_attack=False)
-    assert [(s.learner, s.rank, s.place) for s in apart] == [("natural", 0, 0), ("linf", 0, 1), ("linf", 1, 2)]
-    assert teams(apart, where("0", "1", "2")) == {"linf": Team((1, 2), "nccl")}
-    assert teams(apart, where("0", "1", "1")) == {"linf": Team((1, 2), "gloo")}  # two on one GPU
-    assert teams(apart, where("0", "1") + where("1", node="b")) == {"linf": Team((1, 2), "nccl")}
-    assert teams(apart, where(*"012", device="cpu"))["linf"].backend == "gloo"
-    assert teams(seats({"natural": 1, "linf": 1}, share_attack=False), where("0", "1")) == {}
-    shared = seats({"natural": 1, "linf": 2}, share_attack=True)
-    assert teams(shared, where(*"012"))[EVERYONE] == Team((0, 1, 2), "nccl")
+    apart = worker_ranks({"natural": 1, "linf": 2}, share_attack=False)
+    assert [(s.learner, s.rank, s.global_rank) for s in apart] == [("natural", 0, 0), ("linf", 0, 1), ("linf", 1, 2)]
+    assert group_specs_of(apart, where("0", "1", "2")) == {"linf": GroupSpec((1, 2), "nccl")}
+    assert group_specs_of(apart, where("0", "1", "1")) == {"linf": GroupSpec((1, 2), "gloo")}  # two on one GPU
+    assert group_specs_of(apart, where("0", "1") + where("1", node="b")) == {"linf": GroupSpec((1, 2), "nccl")}
+    assert group_specs_of(apart, where(*"012", device="cpu"))["linf"].backend == "gloo"
+    assert group_specs_of(worker_ranks({"natural": 1, "linf": 1}, share_attack=False), where("0", "1")) == {}
+    shared = worker_ranks({"natural": 1, "linf": 2}, share_attack=True)
+    assert group_specs_of(shared, where(*"012"))[ALL_LEARNERS] == GroupSpec((0, 1, 2), "nccl")
     assert shared[0].owners == {"natural": 0, "linf": 1}
     with pytest.raises(PlacementError, match="runtime.share_attack: expected devices of one kind, got cpu and cuda"):
-        teams(shared, where("0", device="cpu") + where("1", "2"))
+        group_specs_of(shared, where("0", device="cpu") + where("1", "2"))
     with pytest.raises(PlacementError, match="base_learners.linf.workers: expected devices of one kind"):
-        teams(apart, where("0", "1") + where("2", device="cpu"))
+        group_specs_of(apart, where("0", "1") + where("2", device="cpu"))
 
 
 def test_resumed_with_other_workers(tmp_path, small_run):

@@ -11,7 +11,7 @@ import genray
 from genray.config import load_config
 from genray.errors import LostError
 from genray.run.setup import prepare
-from genray.runtime.ray.driver import STATE_COPIES, Pipeline, Watch
+from genray.runtime.ray.driver import STATE_COPIES, ActorMonitor, Pipeline
 from genray.runtime.ray.fetch import fetch
 
 pytestmark = pytest.mark.ray
@@ -44,7 +44,7 @@ def standing_group():
 
 
 def test_a_stalled_learner_is_named():
-    watch = Watch(standing_group(), stall_timeout_s=1.5, progress=SilentProgress())
+    watch = ActorMonitor(standing_group(), stall_timeout_s=1.5, progress=SilentProgress())
     began = time.monotonic()
     stands = r"runtime.stall_timeout_s \(1.5 s\): base_learners.natural at step 7, base_learners.linf at step 7"
     with pytest.raises(LostError, match=f"evaluator: nothing moved for {stands}"):
@@ -75,13 +75,13 @@ def test_windows_ahead_fit_the_budget(small_run):
 def test_learners_do_not_wait_for_each_other_before_redistribution(small_run, tmp_path, monkeypatch):
     """The natural learner is epochs ahead of a slow robust one, until theta_g is handed back."""
     seen = []
-    look = Watch.look
+    look = ActorMonitor.look
 
     def recording_look(self, awaited):
         look(self, awaited)
         seen.append({who.removeprefix("base_learners."): step for who, step in self.steps.items()})
 
-    monkeypatch.setattr(Watch, "look", recording_look)
+    monkeypatch.setattr(ActorMonitor, "look", recording_look)
     overrides = [
         *small_run,
         "training.epochs=6",

@@ -18,7 +18,7 @@ from genray.config import to_dict
 from genray.errors import GenrayError, PlacementError
 from genray.reporting.trials import read_trials
 from genray.tuning.grid import load_grid
-from genray.tuning.run import Outcome
+from genray.tuning.run import GridOutcome
 
 pytestmark = pytest.mark.ray
 TINY = {
@@ -153,4 +153,4 @@ def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_p
 
 def test_a_grid_without_a_result_is_no_success():
     with pytest.raises(GenrayError, match="none of 2 trials was finished.*: a was stopped at epoch 3"):
-        _check_ended(Outcome(stopped={"a": 3, "b": 3}), 2)
+        _check_ended(GridOutcome(stopped={"a": 3, "b": 3}), 2)

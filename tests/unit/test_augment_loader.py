@@ -44,9 +44,9 @@ def test_every_offset_occurs_equally_often_and_independently(mode):
     image = pictures(1)
     found = random_crop(image.repeat(count, 1, 1, 1), padding, rng.generator("cpu", 2), mode).numpy()
     choices = crops(image[0], padding, mode)
-    tally = {place: int((found == crop).all((1, 2, 3)).sum()) for place, crop in choices.items()}
-    assert sum(tally.values()) == count  # each result is exactly one of the 25 crops
-    assert all(140 <= n <= 260 for n in tally.values())  # 200 expected, standard deviation 14
+    accumulator = {place: int((found == crop).all((1, 2, 3)).sum()) for place, crop in choices.items()}
+    assert sum(accumulator.values()) == count  # each result is exactly one of the 25 crops
+    assert all(140 <= n <= 260 for n in accumulator.values())  # 200 expected, standard deviation 14
 
 
 def test_crop_without_padding_and_of_floats():

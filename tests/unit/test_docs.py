@@ -108,7 +108,7 @@ def test_a_command_of_genray_is_taken(module, argv, capsys):
     if module == "genray.config":
         assert argv[0] in ("schema", "grid-schema", "reference")  # run by test_json_schema.py and test_reference.py
         return
-    args = importlib.import_module(module).parse_args(list(argv))
+    args = importlib.import_module(module.replace("genray.", "genray.cli.")).parse_args(list(argv))
     CHECKS.get(module, lambda args: None)(args)
 
 

@@ -12,7 +12,7 @@ import genray
 from genray.attacks import ExampleDraw, GradientAttack
 from genray.evaluation.estimate import Look, TimeLeft, look, resisting_cost
 from genray.evaluation.job import BlockResult, Request
-from genray.evaluation.task_queue import Todo
+from genray.evaluation.task_queue import TaskQueue
 from genray.recording import progress
 from genray.types import ThreatModel
 
@@ -39,7 +39,7 @@ def simulated(request, examples, *, survive, second, fallen, slower, rng):
         slower: attack -> how many times longer its passes take.
     """
     alive = {"natural": rng.random(examples) < survive["natural"]}
-    todo = Todo(request, examples)
+    todo = TaskQueue(request, examples)
     while batch := todo.take():
         for task in batch:
             at = np.array(task.examples or range(examples)[task.block * request.block_size :][: request.block_size])

@@ -20,6 +20,7 @@ import genray
 from genray.attacks import ExampleDraw, GradientAttack
 from genray.cli.evaluate import main, parse_args
 from genray.cli.parser import run_command
+from genray.errors import DataError
 from genray.evaluation.job import Request, run_task
 from genray.evaluation.record import protocol, record_table
 from genray.evaluation.suite import COLUMNS
@@ -98,7 +99,7 @@ def test_the_model_and_the_global_randomness_are_as_before(trained_run, digits):
 
 def test_the_mode_is_put_back_after_an_error(trained_run, digits):
     model = genray.load_model(trained_run).train()
-    with pytest.raises(genray.evaluate.DataError, match="cannot take float32 images of shape"):
+    with pytest.raises(DataError, match="cannot take float32 images of shape"):
         genray.evaluate(model, torch.rand(3, 2, 8, 8), digits[1][:3], attacks="pgd20")
     assert all(module.training for module in model.modules())
 

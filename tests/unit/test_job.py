@@ -12,7 +12,7 @@ import genray
 from genray.evaluation.job import BlockResult, Request, Task, run_here
 from genray.evaluation.record import join
 from genray.evaluation.suite import CASCADE, cascade
-from genray.evaluation.task_queue import Todo
+from genray.evaluation.task_queue import TaskQueue
 from genray.types import ThreatModel
 
 LINF, L2 = ThreatModel("linf", Fraction(1, 5)), ThreatModel("l2", Fraction(1))
@@ -31,7 +31,7 @@ def packed(todo, member, norm="linf"):
 
 
 def test_survivors_are_packed_into_full_blocks_again():
-    todo = Todo(Request((LINF,), ("pgd20", "aa"), {}, block_size=4), 10)
+    todo = TaskQueue(Request((LINF,), ("pgd20", "aa"), {}, block_size=4), 10)
     assert packed(todo, "apgd_ce") == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert packed(todo, "apgd_t") == []
     everything = {"natural": range(10), "pgd20": range(10), "aa_apgd_ce": {0, 3, 4, 6, 7, 9}, "aa_apgd_t": {3, 9}}
@@ -51,7 +51,7 @@ def test_survivors_are_packed_into_full_blocks_again():
 
 
 def test_a_member_waits_for_all_blocks_of_the_one_before_in_its_norm_only():
-    todo = Todo(Request((LINF, L2), ("aa",), {}, block_size=4), 8)
+    todo = TaskQueue(Request((LINF, L2), ("aa",), {}, block_size=4), 8)
     first = [task for task in todo.take() if task.attack != "natural"]
     assert {task.norm for task in first} == {"linf", "l2"} and len(first) == 4
     for task in first[:3]:  # both of linf, one of l2
@@ -63,7 +63,7 @@ def test_a_member_waits_for_all_blocks_of_the_one_before_in_its_norm_only():
 def test_stored_results_are_taken_over_stage_by_stage():
     request, standing = Request((LINF,), ("aa",), {}, block_size=4), {"natural": range(8)}
     standing |= {"aa_apgd_ce": {1, 2, 5}, "aa_apgd_t": {1, 5}, "aa_fab_t": {1, 5}, "aa_square": {5}}
-    whole = Todo(request, 8)
+    whole = TaskQueue(request, 8)
     for _ in CASCADE:
         finished(whole, standing)
     asked = []
@@ -72,7 +72,7 @@ def test_stored_results_are_taken_over_stage_by_stage():
         asked.extend(wanted)
         return {task: whole.results[task] for task in wanted if task.attack != "aa_square"}
 
-    again = Todo(request, 8, stored)
+    again = TaskQueue(request, 8, stored)
     assert again.take() == [Task("aa_square", "linf", 0, (1, 5))]
     assert len(asked) == len(set(asked)) == len(whole.results)
     assert again.take() == []
@@ -80,7 +80,7 @@ def test_stored_results_are_taken_over_stage_by_stage():
 
 def test_one_block_is_the_cascade(trained_run, digits):
     model, (x, y) = genray.load_model(trained_run), (digits[0][:30].float() / 255, digits[1][:30])
-    todo = Todo(Request((LINF,), ("aa",), {}, seed=3, block_size=30, engine="genray"), 30)
+    todo = TaskQueue(Request((LINF,), ("aa",), {}, seed=3, block_size=30, engine="genray"), 30)
     for task, result in run_here(todo, model, x, y, 10, "cpu"):
         todo.finish(task, result)
     found, natural = join(todo.results), model(x).argmax(1) == y
@@ -99,7 +99,7 @@ def test_one_block_is_the_cascade(trained_run, digits):
 def test_without_correct_examples_nothing_is_attacked(trained_run, digits):
     model, x = genray.load_model(trained_run), digits[0][:6].float() / 255
     wrong = (model(x).argmax(1) + 1) % 10
-    todo = Todo(Request((LINF,), ("aa",), {}, block_size=4), 6)
+    todo = TaskQueue(Request((LINF,), ("aa",), {}, block_size=4), 6)
     for task, result in run_here(todo, model, x, wrong, 10, "cpu"):
         todo.finish(task, result)
     assert [task.attack for task in todo.known()] == ["natural"] * 2 + ["aa_apgd_ce"] * 2
@@ -133,7 +133,7 @@ def slow_tasks(request, num_examples, results):
 def test_known_tasks_are_those_of_a_slow_definition_in_any_order_of_the_work(seed):
     rng = np.random.default_rng(seed)
     request = Request((LINF, L2), ("pgd20", "aa"), {}, block_size=3)
-    todo, queue, size = Todo(request, 20), [], 3
+    todo, queue, size = TaskQueue(request, 20), [], 3
     while queue := queue + todo.take():
         task = queue.pop(rng.integers(len(queue)))
         examples = task.examples or range(20)[task.block * size : task.block * size + size]

@@ -8,7 +8,7 @@ import yaml
 
 import genray
 from genray.errors import ConfigError, PlacementError
-from genray.learners.execution import Passes
+from genray.learners.execution import Execution
 
 pytest.importorskip("ray", reason="grids run on Ray")
 
@@ -60,7 +60,7 @@ def test_passes_are_those_that_training_makes(tmp_path, monkeypatch):
     assert passes.evaluations == (2 * 40 + 3 * 30) * trial.config.evaluation.attack.num_steps
     assert passes.judging == 0
     counted, seen = [], set()
-    attacked, training = Passes.attacked, Passes.training
+    attacked, training = Execution.attacked, Execution.training
 
     def watched(self, mode):
         copy = attacked(self, mode)
@@ -69,8 +69,8 @@ def test_passes_are_those_that_training_makes(tmp_path, monkeypatch):
             copy.register_forward_pre_hook(lambda _, x: counted.append(len(x[0]) * torch.is_grad_enabled()))
         return copy
 
-    monkeypatch.setattr(Passes, "attacked", watched)
-    monkeypatch.setattr(Passes, "training", lambda self, x: counted.append(len(x)) or training(self, x))
+    monkeypatch.setattr(Execution, "attacked", watched)
+    monkeypatch.setattr(Execution, "training", lambda self, x: counted.append(len(x)) or training(self, x))
     genray.train(trial.config, runtime="local", storage=str(tmp_path))
     assert sum(counted) == sum(passes.learners.values())
 

@@ -7,7 +7,7 @@ import torch
 
 from genray.config import load_config
 from genray.core.flat import FlatWeights
-from genray.learners.execution import Passes
+from genray.learners.execution import Execution
 from genray.models import build_model
 from genray.models.tracing import overwriting
 
@@ -20,7 +20,7 @@ def passes(**compute):
     model.classifier.drop.p = 0.0
     section = load_config(None, [f"compute.{key}={str(value).lower()}" for key, value in compute.items()]).compute
     FlatWeights(model.train())
-    return Passes(model, section, torch.device("cpu"))
+    return Execution(model, section, torch.device("cpu"))
 
 
 def gradients(made):

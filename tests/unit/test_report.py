@@ -27,6 +27,7 @@ import genray
 from genray.attacks import ExampleDraw, GradientAttack
 from genray.cli.parser import run_command
 from genray.cli.report import main, parse_args
+from genray.cli.tune import _report
 from genray.config import load_config, to_dict
 from genray.data.splits import Split
 from genray.errors import InputError, StorageError
@@ -34,7 +35,7 @@ from genray.evaluation.published import TABLES
 from genray.recording.table import results_table
 from genray.reporting import checked, run_plots
 from genray.reporting.build import build_report
-from genray.reporting.comparison import board_table, boards
+from genray.reporting.comparison import comparison_table, comparisons
 from genray.reporting.found import find
 from genray.reporting.gallery import Side, _Looker, default_sides, make_gallery, side_of
 from genray.reporting.page import as_page
@@ -265,8 +266,10 @@ def test_a_table_of_one_norm_ends_in_its_own_union(trained_run, digits, tmp_path
     rates = {norm: f"{100 * alive.mean():.2f}" for norm, alive in of_norm.items()}
     everything = f"{100 * (of_norm['linf'] & of_norm['l2'] & of_norm['l1']).mean():.2f}"
     assert len({everything, rates["linf"], rates["l2"]}) == 3, "choose radii of different strength"
-    made = [board for board in boards(find([str(tmp_path)])) if board.setting.how == "genray.evaluate"]
-    tables = {board.setting.norm: board_table(board, 1) for board in made}
+    made = [
+        comparison for comparison in comparisons(find([str(tmp_path)])) if comparison.setting.how == "genray.evaluate"
+    ]
+    tables = {comparison.setting.norm: comparison_table(comparison, 1) for comparison in made}
     for norm, rate in rates.items():
         assert (tables[norm].heads[-1], tables[norm].rows[0].cells[-1].text) == ("union", rate)
     several = tables["several norms"]
@@ -307,7 +310,9 @@ def test_a_run_in_several_norms_ends_in_a_table_of_each(tmp_path, capsys):
     assert [text.strip() for text in head if text] == heads
     metrics = json.loads((tmp_path / "digits" / "metrics.jsonl").read_text())
     assert list(metrics["global"]) == ["natural", "pgd3"], "checkpoints are chosen as before"
-    tables = {board.setting.norm: board_table(board, 1) for board in boards(find([str(tmp_path)]))}
+    tables = {
+        comparison.setting.norm: comparison_table(comparison, 1) for comparison in comparisons(find([str(tmp_path)]))
+    }
     assert {norm: table.heads for norm, table in tables.items()} == {
         "linf": ("NAT", "PGD3"), "l2": ("NAT", "PGD3"), "l1": ("NAT", "PGD3"),
         "several norms": ("NAT", "linf", "l2", "l1", "union"),
@@ -485,8 +490,8 @@ def published_board(tmp_path, name, *changes, numbers=(0.8812, 0.4933), source="
     for seed, shift in ((0, 0.0), (1, 0.01)):
         config = load_config(ROOT / f"configs/paper/{source}.yaml", [f"name={name}_{seed}", f"seed={seed}", *changes])
         write_run(tmp_path / name / str(seed), config, numbers[0] + shift, numbers[1] + shift, examples=10000)
-    (board,) = boards(find([tmp_path / name]))
-    return board_table(board, 1)
+    (comparison,) = comparisons(find([tmp_path / name]))
+    return comparison_table(comparison, 1)
 
 
 def test_our_number_stands_beside_the_published_one_with_the_difference(tmp_path):
@@ -525,8 +530,8 @@ def test_seeds_count_once(tmp_path):
     found = find([tmp_path])
     again = find([tmp_path / "one", tmp_path, tmp_path])
     assert len(again.runs) == 2 and again.problems == [], "a folder counts once, however often it is named"
-    (board,) = boards(found)
-    assert [len(group.entries) for group in board.groups] == [1]
+    (comparison,) = comparisons(found)
+    assert [len(group.entries) for group in comparison.groups] == [1]
     assert [reason for _, reason in found.problems] == [
         f"same configuration and seed as {tmp_path}/copy: counted once"
     ]  # fmt: skip
@@ -547,8 +552,8 @@ def test_evaluations_side_by_side_are_one_row(trained_run, digits, tmp_path):
         for place, options in asked.items()
     }  # fmt: skip
     found = find([run])
-    board = boards(found)[0]
-    ((entry,),) = [group.entries for group in board.groups]
+    comparison = comparisons(found)[0]
+    ((entry,),) = [group.entries for group in comparison.groups]
     first, second, third = (record["norms"]["linf"]["columns"] for record in records.values())
     assert entry.values == {"natural": records["evaluation"]["natural"], **first, **second}
     assert third["pgd20"] != first["pgd20"] and [path for path, _ in found.problems] == [
@@ -730,7 +735,7 @@ def test_a_grids_file_that_cannot_be_written_stops_no_other(lab, tmp_path):
     folder = tmp_path / "grid"
     shutil.copytree(lab / "grid", folder)
     (folder / "trials.csv" / "folder").mkdir(parents=True)
-    trials, unwritten = genray.tune._report(str(folder))
+    trials, unwritten = _report(str(folder))
     assert len(trials.rows) == 8 and str(unwritten).startswith(f"not written: trials.csv ({folder}/trials.csv: ")
     assert {"trials.parquet", "table.md", "scatter.png"} <= {p.name for p in folder.iterdir() if p.is_file()}
 

@@ -25,7 +25,7 @@ from genray.data.splits import Split
 from genray.errors import DataError, RunFolderError
 from genray.recording import RunFolder
 from genray.recording.progress import Progress
-from genray.reporting.comparison import boards
+from genray.reporting.comparison import comparisons
 from genray.reporting.found import find
 
 CONFIG = {
@@ -134,14 +134,16 @@ def runs(tmp_path_factory):
 
 
 def test_a_report_tells_data_apart_by_their_images(runs, tmp_path):
-    """`data` and `data` are two boards, `data` and `copied` with the same images are one."""
-    made = boards(find([str(runs / "runs")]))
+    """`data` and `data` are two comparisons, `data` and `copied` with the same images are one."""
+    made = comparisons(find([str(runs / "runs")]))
     marks = {
         name: json.loads((runs / f"runs/{name}/results.json").read_text())["protocol"]["fingerprint"]
         for name in ("pets", "xray", "copy")
     }
     assert marks["pets"] == marks["copy"] != marks["xray"]
-    rows = {board.setting.data: [e.label for group in board.groups for e in group.entries] for board in made}
+    rows = {
+        comparison.setting.data: [e.label for group in comparison.groups for e in group.entries] for comparison in made
+    }
     assert sorted(map(sorted, rows.values())) == [["copy", "pets"], ["xray"]]
     assert f"data ({marks['xray'][:6]})" in rows
 
@@ -151,7 +153,7 @@ def test_a_report_tells_data_apart_by_their_images(runs, tmp_path):
         results = json.loads((older / f"{name}/results.json").read_text())
         del results["protocol"]["fingerprint"]
         (older / f"{name}/results.json").write_text(json.dumps(results))
-    assert sorted(board.setting.data for board in boards(find([str(older)]))) == ["copied", "data"]
+    assert sorted(comparison.setting.data for comparison in comparisons(find([str(older)]))) == ["copied", "data"]
 
 
 def test_the_protocol_hash_is_of_the_images(runs):

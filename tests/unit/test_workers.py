@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from crews import together
+from process_groups import together
 from torch import nn
 
 from genray.attacks.gradient import input_gradient
@@ -18,7 +18,7 @@ from genray.learners.base_learner import BaseLearner
 from genray.learners.crafting import share_crafting
 from genray.models.attack_copy import AttackCopy
 from genray.objectives import Objective
-from genray.parallel.process_group import ALONE, Crew, Part
+from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 from genray.parallel.whole_batch import across_batches
 from genray.run.allocation import divide, idle_shares, units
 from genray.run.setup import prepare
@@ -76,11 +76,11 @@ def prepared(overrides):
     return setup
 
 
-def learner_of(setup, name, crew=ALONE, pack=False):
+def learner_of(setup, name, process_group=ALONE, pack=False):
     network = setup.build_network()
     weight = network.classifier.fc3.weight  # not zero, so that attacks have a gradient at once
     weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(2))
-    return BaseLearner(name, setup.plan, network, setup.splits["train"], crew=crew, pack=pack)
+    return BaseLearner(name, setup.plan, network, setup.splits["train"], process_group=process_group, pack=pack)
 
 
 def outcome(learner, steps=STEPS):
@@ -111,12 +111,12 @@ def alone(setups):
 @pytest.fixture(scope="module")
 def divided(setups):
     """What each of three workers has in the end, by case."""
-    return together({"linf": 3}, lambda seat, own, everyone: outcomes(setups, own))
+    return together({"linf": 3}, lambda worker, own, everyone: outcomes(setups, own))
 
 
-def outcomes(setups, crew):
+def outcomes(setups, process_group):
     return {
-        case: outcome(learner_of(setups[case], name, crew), STEPS_OF.get(case, STEPS))
+        case: outcome(learner_of(setups[case], name, process_group), STEPS_OF.get(case, STEPS))
         for case, (name, _) in CASES.items()
     }
 
@@ -139,7 +139,7 @@ def test_two_workers_equal_one_after_fifty_steps():
     """
     setup = prepared([f"{N}.lr=0.01", "training.epochs=20"])
     one = outcome(learner_of(setup, "natural"), 50)
-    two = together({"natural": 2}, lambda seat, own, everyone: outcome(learner_of(setup, "natural", own), 50))
+    two = together({"natural": 2}, lambda worker, own, everyone: outcome(learner_of(setup, "natural", own), 50))
     assert np.abs(one["weights"] - learner_of(setup, "natural").state_dict()["weights"]).max() > 0.1
     assert_alike(two[0], one, 1e-5)
     assert one["counted"][1, 2] / one["counted"][1, 0] < 0.9 * one["counted"][0, 2] / one["counted"][0, 0]  # it learns
@@ -148,22 +148,27 @@ def test_two_workers_equal_one_after_fifty_steps():
 # --- the layers ------------------------------------------------------------------------------------------------------
 
 
-def batch_norm_of_parts(crew):
+def batch_norm_of_parts(process_group):
     torch.manual_seed(0)
     x, target = 3 * torch.randn(7, 4, 3, 3) + 5, torch.randn(7, 4, 3, 3)
     network = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5))
     network[0].weight.data.uniform_(0.5, 2)
     network[0].bias.data.normal_()
-    batch = across_batches(network, crew)
-    batch.part = part = crew.part(7)
-    mine = part.of(x).clone().requires_grad_(True)
+    batch = across_batches(network, process_group)
+    batch.shard = shard = process_group.shard(7)
+    mine = shard.of(x).clone().requires_grad_(True)
     torch.manual_seed(1)
-    ((network(mine) - part.of(target)) ** 3).sum().backward()
+    ((network(mine) - shard.of(target)) ** 3).sum().backward()
     parameters = torch.cat([p.grad for p in network.parameters()])
     buffers = torch.cat([b.flatten().float() for b in network.buffers()])
     network.eval()
-    judged = network(part.of(x))
-    found = crew.whole(mine.grad, part), crew.sum_(parameters), buffers, crew.whole(judged.detach(), part)
+    judged = network(shard.of(x))
+    found = (
+        process_group.whole(mine.grad, shard),
+        process_group.sum_(parameters),
+        buffers,
+        process_group.whole(judged.detach(), shard),
+    )
     return [tensor.numpy() for tensor in found]
 
 
@@ -171,7 +176,7 @@ def batch_norm_of_parts(crew):
 def test_batch_norm_and_dropout_see_the_whole_batch(workers):
     """Gradients to the images and the weights, running statistics, and eval mode, against torch's own layers."""
     theirs = batch_norm_of_parts(ALONE)
-    for ours in together({"linf": workers}, lambda seat, own, everyone: batch_norm_of_parts(own)):
+    for ours in together({"linf": workers}, lambda worker, own, everyone: batch_norm_of_parts(own)):
         assert all(np.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(ours, theirs))
     halves = torch.randn(4, 4, 3, 3).split(2)
     assert not np.allclose(*(nn.BatchNorm2d(4)(half)[0].detach() for half in halves))
@@ -179,20 +184,20 @@ def test_batch_norm_and_dropout_see_the_whole_batch(workers):
 
 def test_dropout_of_another_batch_is_refused():
     network = nn.Sequential(nn.Dropout(0.5))
-    crew = Crew()
-    crew.size = 2
-    across_batches(network, crew).part = Part(0, 3, 6)
+    process_group = ProcessGroup()
+    process_group.size = 2
+    across_batches(network, process_group).shard = Shard(0, 3, 6)
     with pytest.raises(ValueError, match="expected the 3 examples of this part of the batch, got 4"):
         network(torch.ones(4, 2))
 
 
 def test_parts_tile_the_batch():
     for total, size in itertools.product(range(12), range(1, 6)):
-        crews = [Crew() for _ in range(size)]
-        for rank, crew in enumerate(crews):
-            crew.rank, crew.size = rank, size
-        parts = [crew.part(total) for crew in crews]
-        assert [i for part in parts for i in range(total)[part.start : part.stop]] == list(range(total))
+        process_groups = [ProcessGroup() for _ in range(size)]
+        for rank, process_group in enumerate(process_groups):
+            process_group.rank, process_group.size = rank, size
+        parts = [process_group.shard(total) for process_group in process_groups]
+        assert [i for shard in parts for i in range(total)[shard.start : shard.stop]] == list(range(total))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -218,10 +223,10 @@ def test_attacks_made_together_are_those_made_alone(precision):
     setup = prepared([*MANY, "runtime.share_attack=true", f"compute.precision={precision}"])
     names = list(setup.config.base_learners)
 
-    def work(seat, own, everyone):
-        learner = learner_of(setup, seat.learner, own, pack=True)
+    def work(worker, own, everyone):
+        learner = learner_of(setup, worker.learner, own, pack=True)
         train, guest = setup.splits["train"], setup.build_network()
-        learner.shared_crafting = share_crafting(learner, everyone, seat.owners, train, guest)
+        learner.shared_crafting = share_crafting(learner, everyone, worker.owners, train, guest)
         return outcome(learner)
 
     found = together({name: 1 + (name == "l2") for name in names}, work, share_attack=True)
@@ -258,8 +263,8 @@ def test_a_packed_copy_carries_the_function(dtype, fold):
 
 
 def test_who_is_left_alone_says_so():
-    def work(seat, own, everyone):
-        if seat.rank:
+    def work(worker, own, everyone):
+        if worker.rank:
             return None  # and ends
         try:
             for _ in range(1000):

@@ -7,13 +7,13 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from genray.errors import PlacementError
-from genray.parallel.torch_groups import LOOPBACK, seats, teams
+from genray.parallel.torch_groups import LOOPBACK, group_specs_of, worker_ranks
 from genray.run.devices import evaluation_threads, learner_threads
 from genray.runtime.ray.actors import ACTOR_OPTIONS, BaseLearnerActor, EvaluatorActor, GlobalLearnerActor, pack
 from genray.runtime.ray.cluster import within
 from genray.runtime.ray.fetch import fetch
-from genray.runtime.ray.placement import Place, Placement, reserve, strategy_for
-from genray.runtime.ray.worker_group import LearnerActors
+from genray.runtime.ray.placement import ActorPlacement, Placement, reserve, strategy_for
+from genray.runtime.ray.worker_group import WorkerGroup
 
 STOP_TIMEOUT_S = 15
 
@@ -40,7 +40,7 @@ class ActorGroup:
         self.images = images
         self.timeouts = setup.config.runtime
         self.group = self.global_learner = self.evaluator = None
-        self.learners, self.seats, self.actors, self.in_step = {}, [], [], False
+        self.learners, self.ranks, self.actors, self.in_step = {}, [], [], False
 
     def __enter__(self):
         try:
@@ -59,20 +59,20 @@ class ActorGroup:
         small, arrays = pack(self.setup)
         arrays, small = self.images or ray.put(arrays), ray.put(small)
         workers = {name: len(places) for name, places in self.placement.learners.items()}
-        self.seats = seats(workers, self.timeouts.share_attack)
-        for seat in self.seats:
-            threads = learner_threads(self.setup.config, self.setup.architecture, seat.learner)
-            create = self._creator(BaseLearnerActor, self.placement.learners[seat.learner][seat.rank])
-            self.actors.append(create(seat, small, arrays, threads, self.states.get(seat.learner)))
+        self.ranks = worker_ranks(workers, self.timeouts.share_attack)
+        for worker in self.ranks:
+            threads = learner_threads(self.setup.config, self.setup.architecture, worker.learner)
+            create = self._creator(BaseLearnerActor, self.placement.learners[worker.learner][worker.rank])
+            self.actors.append(create(worker, small, arrays, threads, self.states.get(worker.learner)))
         for name in workers:
-            self.learners[name] = LearnerActors([a for a, s in zip(self.actors, self.seats) if s.learner == name])
+            self.learners[name] = WorkerGroup([a for a, s in zip(self.actors, self.ranks) if s.learner == name])
         self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
         threads = evaluation_threads(self.setup.config, self.setup.architecture)
         self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, arrays, threads)
         self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
         self._connect(max(1.0, deadline - time.monotonic()))
 
-    def _creator(self, cls, place: Place):
+    def _creator(self, cls, place: ActorPlacement):
         actor = ray.remote(max_restarts=0, max_task_retries=0, **ACTOR_OPTIONS)(cls)
         strategy = strategy_for(self.group, place)
         return actor.options(num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy).remote
@@ -90,7 +90,7 @@ class ActorGroup:
     def _connect(self, timeout_s):
         """Lets the actors meet that work together."""
         there = [self.whereabouts[name] for name in self._names()]
-        found = teams(self.seats, there)
+        found = group_specs_of(self.ranks, there)
         self.in_step = bool(found)
         if not found:
             return
@@ -101,17 +101,17 @@ class ActorGroup:
         joined = [actor.join.remote(found, meeting, at) for actor, at in zip(self.actors, addresses)]
         _, late = ray.wait(joined, num_returns=len(joined), timeout=timeout_s)
         if late:
-            names = ", ".join(seat.who for seat, ref in zip(self.seats, joined) if ref in late)
+            names = ", ".join(worker.who for worker, ref in zip(self.ranks, joined) if ref in late)
             raise PlacementError(
                 f"{names}: could not connect with the others within runtime.startup_timeout_s "
                 f"({self.timeouts.startup_timeout_s:g} s); their nodes have to reach each other"
             )
-        for seat, ref in zip(self.seats, joined):
-            self.fetch(ref, seat.who)
+        for worker, ref in zip(self.ranks, joined):
+            self.fetch(ref, worker.who)
 
     def _names(self):
         """Of the learners' actors, without `base_learners.`."""
-        return [seat.who.removeprefix("base_learners.") for seat in self.seats]
+        return [worker.who.removeprefix("base_learners.") for worker in self.ranks]
 
     @property
     def workers(self) -> dict:
@@ -121,7 +121,7 @@ class ActorGroup:
     @property
     def everyone(self) -> dict:
         """Every actor by the name it has in messages."""
-        learners = {seat.who: actor for seat, actor in zip(self.seats, self.actors)}
+        learners = {worker.who: actor for worker, actor in zip(self.ranks, self.actors)}
         return {**learners, "global learner": self.global_learner, "evaluator": self.evaluator}
 
     def fetch(self, ref, who: str):

@@ -15,7 +15,7 @@ from genray.evaluation import Evaluator
 from genray.learners.base_learner import BaseLearner
 from genray.learners.crafting import share_crafting
 from genray.learners.global_learner import GlobalLearner
-from genray.parallel import torch_groups as crews
+from genray.parallel import torch_groups
 from genray.run.setup import RunSetup
 
 # A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
@@ -95,26 +95,28 @@ class BaseLearnerActor(_Worker):
     `after` arguments only order calls: a method runs once what it comes after is done.
     """
 
-    def __init__(self, seat: crews.Seat, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None):
+    def __init__(
+        self, worker: torch_groups.WorkerRank, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None
+    ):
         super().__init__(setup, arrays, threads)
-        self.seat, self.own, self.everyone = seat, seat.own, seat.everyone
+        self.worker, self.own, self.everyone = worker, worker.own, worker.everyone
         train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
-        options = {"crew": self.own, "pack": self.everyone is not None}
-        self.learner = BaseLearner(seat.learner, setup.plan, network, train, self.device, threads, **options)
+        options = {"process_group": self.own, "pack": self.everyone is not None}
+        self.learner = BaseLearner(worker.learner, setup.plan, network, train, self.device, threads, **options)
         if self.everyone:
             guest = self.setup.build_network()
-            self.learner.shared_crafting = share_crafting(self.learner, self.everyone, seat.owners, train, guest)
+            self.learner.shared_crafting = share_crafting(self.learner, self.everyone, worker.owners, train, guest)
         if state is not None:
             self.learner.load_state_dict(state)
 
     def open_store(self, address: str) -> tuple:
-        """As `crews.open_store`; (address, port)."""
-        return address, crews.open_store(address)
+        """As `torch_groups.open_store`; (address, port)."""
+        return address, torch_groups.open_store(address)
 
-    def join(self, all_teams: dict, meeting: tuple, address: str):
+    def join(self, group_specs: dict, meeting: tuple, address: str):
         """Connects the actor with those it works with."""
-        mine = {self.seat.learner: self.own, crews.EVERYONE: self.everyone}
-        crews.join(self.seat, mine, all_teams, meeting, address, self.setup.config.runtime.stall_timeout_s)
+        mine = {self.worker.learner: self.own, torch_groups.ALL_LEARNERS: self.everyone}
+        torch_groups.join(self.worker, mine, group_specs, meeting, address, self.setup.config.runtime.stall_timeout_s)
 
     @ray.method(num_returns=2)
     def run_window(self, start, stop, hands_over, after=None):

@@ -13,7 +13,7 @@ from genray.runtime.ray.fetch import fetch
 from genray.runtime.ray.gpu_shares import gpus_each, placed
 
 
-class Division:
+class DeviceAllocator:
     """How many workers each learner gets; what was measured is kept, so that a recovery divides as before.
 
     Args:

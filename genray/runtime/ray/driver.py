@@ -11,7 +11,7 @@ from genray.evaluation import chunks, join_flags
 from genray.run.allocation import fixed_workers
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.actors import pack
-from genray.runtime.ray.allocation import Division
+from genray.runtime.ray.allocation import DeviceAllocator
 from genray.runtime.ray.cluster import connected
 from genray.runtime.ray.placement import free_again, free_at_the_start, make_placement, placement_in_trial
 from genray.runtime.recovery import run_with_recovery
@@ -51,7 +51,7 @@ class _Attempts:
         self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
         self.lost = None  # placement of a group that stood before
         self.images = ray.put(pack(recorder.setup)[1])  # once for all attempts
-        self.division = Division(progress)
+        self.division = DeviceAllocator(progress)
 
     def run(self, setup, state):
         try:
@@ -109,7 +109,7 @@ class InFlight:
 class Pipeline:
     """Submits windows ahead, books them in order as they finish.
 
-    Calls on one learner are chained (`LearnerActors`), so a learner waits for another only where theta_g is handed back
+    Calls on one learner are chained (`WorkerGroup`), so a learner waits for another only where theta_g is handed back
     (and in every step, where learners share their attacks).
     """
 
@@ -120,7 +120,7 @@ class Pipeline:
         self.theta_g = WeightSnapshot(**state["theta_g"]) if state else None
         self.budget = setup.config.runtime.max_ahead_gib * BYTES_PER_GIB
         self.unit = setup.weight_bytes
-        self.watch = Watch(group, setup.config.runtime.stall_timeout_s, progress)
+        self.watch = ActorMonitor(group, setup.config.runtime.stall_timeout_s, progress)
 
     def run(self):
         """Runs all windows; returns theta_g at the end (a reference, or the snapshot of a finished checkpoint)."""
@@ -195,7 +195,7 @@ class Pipeline:
             self.recorder.write_state(flight.window, states, fetch(self.theta_g, "global learner"))
 
 
-class Watch:
+class ActorMonitor:
     """Looks after the actors while the driver waits: shows the learners' progress, notices the dead and the stuck."""
 
     def __init__(self, group: ActorGroup, stall_timeout_s: float, progress):

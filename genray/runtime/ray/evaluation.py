@@ -39,7 +39,7 @@ def run_on_workers(
 
     Args:
         first: the tasks that were taken of `todo`, at least one.
-        todo: a `Todo`, which gives more as results are told to it.
+        todo: a `TaskQueue`, which gives more as results are told to it.
         num_classes: as in `run_task`.
         model: on the CPU; copied to every worker.
         images, labels: tensors; shared by the workers of a node.

@@ -21,7 +21,7 @@ SHARED_GPU_SHARE = 0.1  # what an evaluator takes of a learner's GPU when there 
 
 
 @dataclass(frozen=True)
-class Place:
+class ActorPlacement:
     """Where one actor goes: a bundle of the group and what it takes of it."""
 
     bundle: int
@@ -34,16 +34,16 @@ class Placement:
     """Attributes:
     bundles: resources of each bundle; the base learners' workers' in order, then the global learner's, then the
         evaluator's where it has one of its own.
-    learners: name -> a `Place` for each of its workers.
-    global_learner, evaluator: their `Place`.
+    learners: name -> a `ActorPlacement` for each of its workers.
+    global_learner, evaluator: their `ActorPlacement`.
     strategy: Ray's placement strategy.
     group: the placement group that holds the bundles already (a Tune trial's), or None.
     """
 
     bundles: list[dict]
-    learners: dict[str, tuple[Place, ...]]
-    global_learner: Place
-    evaluator: Place
+    learners: dict[str, tuple[ActorPlacement, ...]]
+    global_learner: ActorPlacement
+    evaluator: ActorPlacement
     strategy: str
     group: object = None
 
@@ -74,9 +74,9 @@ def make_placement(
     learners, bundles = {}, []
     for name, number in workers.items():
         cpus, first = plan.config.base_learners[name].resources.num_cpus, len(bundles)
-        learners[name] = tuple(Place(at, cpus, gpus[at]) for at in range(first, first + number))
+        learners[name] = tuple(ActorPlacement(at, cpus, gpus[at]) for at in range(first, first + number))
         bundles += [_bundle(cpus, place.num_gpus) for place in learners[name]]
-    global_place = Place(len(bundles), 0, 0)
+    global_place = ActorPlacement(len(bundles), 0, 0)
     bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
     evaluator = _place_evaluator(plan, learners, bundles, available)
     strategy = plan.config.runtime.placement.upper()
@@ -140,20 +140,20 @@ def _bundle(cpus, gpus):
     return {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
 
 
-def _place_evaluator(plan, learners, bundles, available) -> Place:
+def _place_evaluator(plan, learners, bundles, available) -> ActorPlacement:
     """A device of its own where one is free; else a small part of the learner's that makes no adversarial examples,
     which leaves its device idle most of the time."""
     own = _bundle(1, 1 if any(place.num_gpus for places in learners.values() for place in places) else 0)
     if fit([*(bundle for bundle in bundles if "memory" not in bundle), own], [available]):
         bundles.append(own)
-        return Place(len(bundles) - 1, own["CPU"], own.get("GPU", 0))
+        return ActorPlacement(len(bundles) - 1, own["CPU"], own.get("GPU", 0))
     host = min(learners, key=lambda name: plan.config.base_learners[name].is_robust)
     place, *others = learners[host]
     if not place.num_gpus:
-        return Place(place.bundle, 0, 0)
+        return ActorPlacement(place.bundle, 0, 0)
     share = min(SHARED_GPU_SHARE, place.num_gpus / 2)
     learners[host] = (replace(place, num_gpus=round(place.num_gpus - share, 4)), *others)
-    return Place(place.bundle, 0, share)
+    return ActorPlacement(place.bundle, 0, share)
 
 
 def reserve(placement: Placement, timeout_s: float, on_wait=None):
@@ -244,6 +244,6 @@ def _missing(placement, timeout_s):
     )
 
 
-def strategy_for(group, place: Place):
+def strategy_for(group, place: ActorPlacement):
     """Ray's scheduling strategy that puts an actor in its bundle."""
     return PlacementGroupSchedulingStrategy(group, place.bundle, placement_group_capture_child_tasks=False)

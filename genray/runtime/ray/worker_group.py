@@ -3,7 +3,7 @@
 import ray
 
 
-class LearnerActors:
+class WorkerGroup:
     """Makes the same calls on every worker of a learner; the first one speaks for all, because all hold the same state.
 
     Calls on an actor are chained by references: each takes a (tiny) result of the call before it as `after`, so their

@@ -67,7 +67,7 @@ class Limits:
 
 
 @dataclass
-class _Seat:
+class _Slot:
     """A place for a worker, who may change.
 
     Attributes:
@@ -105,7 +105,7 @@ class Pool:
     def __init__(self, what, number, share, *, start, arguments, name, limits: Limits, may_grow: bool):
         self.what, self.share, self.start, self.arguments, self.name = what, share, start, arguments, name
         self.limits, self.may_grow, self.told = limits, may_grow, False
-        self.seats = [_Seat(f"{what} worker {i + 1} of {number}") for i in range(number)]
+        self.slots = [_Slot(f"{what} worker {i + 1} of {number}") for i in range(number)]
         self.queue, self.losses, self.crashes, self.any_started = deque(), Counter(), {}, False
         self.last_there = self.looked = time.monotonic()
 
@@ -122,74 +122,74 @@ class Pool:
         """
         self.queue.extend(first)
         try:
-            for seat in self.seats:
-                self._fill(seat)
-            while self.queue or any(seat.task is not None for seat in self.seats):
+            for slot in self.slots:
+                self._fill(slot)
+            while self.queue or any(slot.task is not None for slot in self.slots):
                 if time.monotonic() - self.looked >= POLL_S:
                     self._look()
                 self._hand_out()
-                for seat in self._ready():
-                    task, result = seat.task, self._result(seat)
+                for slot in self._ready():
+                    task, result = slot.task, self._result(slot)
                     self._hand_out()  # before the result is looked at, so that nobody waits for that
                     if task is not None and result is not LOST:
                         yield task, result
                         self.queue.extend(more())
                         self._hand_out()
         finally:
-            for seat in self.seats:
-                self._end(seat)
+            for slot in self.slots:
+                self._end(slot)
 
     def _ready(self) -> list:
-        """Seats whose worker started, finished a task or died."""
-        at = {seat.reference: seat for seat in self.seats if seat.reference is not None}
+        """Slots whose worker started, finished a task or died."""
+        at = {slot.reference: slot for slot in self.slots if slot.reference is not None}
         done, _ = ray.wait(list(at), num_returns=1, timeout=POLL_S)
         return [at[reference] for reference in done]
 
-    def _result(self, seat):
-        """What a seat's worker has made; LOST if it was lost."""
-        task, reference = seat.task, seat.reference
+    def _result(self, slot):
+        """What a slot's worker has made; LOST if it was lost."""
+        task, reference = slot.task, slot.reference
         try:
-            result = self._fetch(reference, seat)
+            result = self._fetch(reference, slot)
         except LostError as error:
-            self._lose(seat, error)
+            self._lose(slot, error)
             return LOST
-        seat.task = seat.reference = None
-        seat.there = self.any_started = True
-        seat.losses = 0 if task is not None else seat.losses
+        slot.task = slot.reference = None
+        slot.there = self.any_started = True
+        slot.losses = 0 if task is not None else slot.losses
         return result
 
-    def _fetch(self, reference, seat):
+    def _fetch(self, reference, slot):
         field = f"{self.limits.section}stall_timeout_s"
-        return fetch(reference, self._doing(seat), timeout_s=self.limits.stall_timeout_s, field=field)
+        return fetch(reference, self._doing(slot), timeout_s=self.limits.stall_timeout_s, field=field)
 
-    def _doing(self, seat):
-        return seat.who if seat.task is None else f"{seat.who}, {self.name(seat.task)}"
+    def _doing(self, slot):
+        return slot.who if slot.task is None else f"{slot.who}, {self.name(slot.task)}"
 
     def _hand_out(self):
-        for seat in self.seats:
-            if self.queue and seat.there and seat.reference is None:
-                seat.task = self.queue.popleft()
-                seat.reference = seat.actor.work.remote(*self.arguments(seat.task))
-                seat.moved = time.monotonic()
+        for slot in self.slots:
+            if self.queue and slot.there and slot.reference is None:
+                slot.task = self.queue.popleft()
+                slot.reference = slot.actor.work.remote(*self.arguments(slot.task))
+                slot.moved = time.monotonic()
 
-    def _fill(self, seat):
+    def _fill(self, slot):
         """Starts a worker; it waits for room without keeping others."""
-        seat.actor, seat.there, seat.asked, seat.seconds = self.start(), False, None, 0.0
-        seat.reference = seat.actor.ready.remote()
+        slot.actor, slot.there, slot.asked, slot.seconds = self.start(), False, None, 0.0
+        slot.reference = slot.actor.ready.remote()
 
-    def _end(self, seat):
-        if seat.actor is not None:
+    def _end(self, slot):
+        if slot.actor is not None:
             with suppress(ValueError):  # never started
-                ray.kill(seat.actor)
-        seat.actor = seat.reference = None
+                ray.kill(slot.actor)
+        slot.actor = slot.reference = None
 
     # --- losses ------------------------------------------------------------------------------------------------------
 
-    def _lose(self, seat, error: LostError):
+    def _lose(self, slot, error: LostError):
         """Puts the task back, last, so that one that ends its worker each time keeps the least from being done."""
-        task, seat.losses, limit = seat.task, seat.losses + 1, self.limits.max_failures
-        self._end(seat)
-        seat.task, seat.there = None, False
+        task, slot.losses, limit = slot.task, slot.losses + 1, self.limits.max_failures
+        self._end(slot)
+        slot.task, slot.there = None, False
         if task is not None:
             self.losses[task] += 1
             self.queue.append(task)
@@ -197,12 +197,12 @@ class Pool:
                 raise LostError(self.what, f"{self.name(task)} crashed its worker twice; the last was {error}")
             if self.losses[task] > limit:
                 raise self._too_often(f"{self.name(task)} lost its worker {limit + 1} times", error)
-        if seat.losses <= limit:
-            self._fill(seat)
-        elif all(other.actor is None for other in self.seats):
+        if slot.losses <= limit:
+            self._fill(slot)
+        elif all(other.actor is None for other in self.slots):
             raise self._too_often(f"every worker was lost {limit + 1} times in a row", error)
-        again = "another one is started" if seat.actor is not None else "it is not started again"
-        say(f"{error}; {again} (loss {seat.losses} of {limit} in a row)")
+        again = "another one is started" if slot.actor is not None else "it is not started again"
+        say(f"{error}; {again} (loss {slot.losses} of {limit} in a row)")
 
     def _too_often(self, what, error):
         limit = f"{self.limits.section}max_failures: {self.limits.max_failures}"
@@ -213,25 +213,25 @@ class Pool:
         now = time.monotonic()
         unseen = max(0.0, now - self.looked - 2 * POLL_S)  # nobody looked: whoever takes the results was busy
         self.looked, self.last_there = now, self.last_there + unseen
-        there = [seat for seat in self.seats if seat.there]
-        for seat in there:
-            seat.moved += unseen
-            seat.asked = seat.asked or seat.actor.seconds.remote()
-        asked = [seat.asked for seat in there]
+        there = [slot for slot in self.slots if slot.there]
+        for slot in there:
+            slot.moved += unseen
+            slot.asked = slot.asked or slot.actor.seconds.remote()
+        asked = [slot.asked for slot in there]
         answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else ()
-        for seat in there:
+        for slot in there:
             try:
-                if seat.asked in answered:
-                    seconds = self._fetch(seat.asked, seat)
-                    seat.asked = None
-                    if seconds > seat.seconds + MOVES_S:
-                        seat.seconds, seat.moved = seconds, now
-                if seat.task is not None and now - seat.moved > self.limits.stall_timeout_s:
+                if slot.asked in answered:
+                    seconds = self._fetch(slot.asked, slot)
+                    slot.asked = None
+                    if seconds > slot.seconds + MOVES_S:
+                        slot.seconds, slot.moved = seconds, now
+                if slot.task is not None and now - slot.moved > self.limits.stall_timeout_s:
                     limit = f"{self.limits.section}stall_timeout_s ({self.limits.stall_timeout_s:g} s)"
-                    raise LostError(self._doing(seat), f"has computed nothing within {limit}")
+                    raise LostError(self._doing(slot), f"has computed nothing within {limit}")
             except LostError as error:
-                self._lose(seat, error)
-        if any(seat.there for seat in self.seats):
+                self._lose(slot, error)
+        if any(slot.there for slot in self.slots):
             self.last_there = now
         else:
             self._await_one(now - self.last_there)
@@ -249,7 +249,7 @@ class Pool:
         holds = {"CPU": self.share["num_cpus"], "GPU": self.share["num_gpus"]}
         wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in holds.items() if amount)
         there = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in holds)
-        what = f"{wanted} wanted for each of {len(self.seats)} workers, {there} in the cluster"
+        what = f"{wanted} wanted for each of {len(self.slots)} workers, {there} in the cluster"
         lacks = any(total.get(kind, 0) < amount for kind, amount in holds.items())
         if lacks and self.may_grow and not self.told:
             say(f"waiting up to {limit:g} s for the cluster: {what}")
