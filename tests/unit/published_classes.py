@@ -26,9 +26,7 @@ class Blocks(nn.Module):
     def __init__(self, count, inputs, outputs, stride):
         super().__init__()
         widths = [inputs, *[outputs] * count]
-        self.layer = nn.Sequential(
-            *(WideBlock(widths[i], outputs, stride if i == 0 else 1) for i in range(count)),
-        )
+        self.layer = nn.Sequential(*(WideBlock(widths[i], outputs, stride if i == 0 else 1) for i in range(count)))
 
     def forward(self, x):
         return self.layer(x)

@@ -77,10 +77,7 @@ OVERRIDES = [
     ([f"{L}.lr=null"], f"{L}.lr: expected"),
     ([f"{L}.augmentation.crop_padding=8"], f"{L}.augmentation.crop_padding: expected less than the image's side (8)"),
     ([f"{L}.averaging.decay=1"], f"{L}.averaging.decay: expected a number at least 0 below 1, got 1"),
-    (
-        [f"{L}.resources.num_gpus=1.5"],
-        f"{L}.resources.num_gpus: expected at most 1, because a worker computes on",
-    ),
+    ([f"{L}.resources.num_gpus=1.5"], f"{L}.resources.num_gpus: expected at most 1, because a worker computes on"),
     ([f"{L}.resources.num_cpus=0"], f"{L}.resources.num_cpus: expected"),
     (
         [

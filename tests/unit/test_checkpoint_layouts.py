@@ -118,9 +118,7 @@ LAYOUTS = {
     "robustbench_bare": ("preact_resnet18", lambda s: prefixed(s, "model."), None),
     "robustbench_mu": (
         "wrn_34_10",
-        lambda s: {
-            "state_dict": prefixed(s, "module.") | buffers("module.mu", "module.sigma", OTHER_STATISTICS),
-        },
+        lambda s: {"state_dict": prefixed(s, "module.") | buffers("module.mu", "module.sigma", OTHER_STATISTICS)},
         OTHER_STATISTICS,
     ),
     "robustbench_mean": (

@@ -199,10 +199,7 @@ WRONG = [
     ("authOptions: {mode: tokens}", ".authOptions.mode: expected one of"),
     ("autoscalerOptions: {version: v3}", ".autoscalerOptions.version: expected one of"),
     ("workerGroupSpecs: [{groupName: a, minReplicas: 0, template: {}}]", ".maxReplicas: missing"),
-    (
-        "workerGroupSpecs: [{groupName: a, minReplicas: 0, maxReplicas: '4', template: {}}]",
-        "integer, came '4'",
-    ),
+    ("workerGroupSpecs: [{groupName: a, minReplicas: 0, maxReplicas: '4', template: {}}]", "integer, came '4'"),
     ("headGroupSpec: {template: {spec: {containers: [{name: a, imgae: b}]}}}", ".spec.containers[].imgae: unknown"),
     ("headGroupSpec: {rayStartParams: {num-cpus: 0}, template: {}}", "rayStartParams{}: expected string, came 0"),
 ]

@@ -51,12 +51,7 @@ def test_accuracy_record():
     flags = np.array([True] * 37 + [False] * 13)
     low, high = scipy_wilson(37, 50)
     accuracy = Accuracy.of(flags)
-    assert accuracy.record() == {
-        "value": 0.74,
-        "low": pytest.approx(low),
-        "high": pytest.approx(high),
-        "examples": 50,
-    }
+    assert accuracy.record() == {"value": 0.74, "low": pytest.approx(low), "high": pytest.approx(high), "examples": 50}
     assert str(accuracy) == f"74.00 [{100 * low:.1f}, {100 * high:.1f}]"
     assert Accuracy.of(torch.from_numpy(flags)) == accuracy
 

@@ -277,10 +277,7 @@ def test_others_hand_theta_g_back_at_the_end_of_every_fifth_epoch(name):
 
 # --- Generalist++ -------------------------------------------------------------------------------------------------
 
-BALLS = {
-    "l2": attack("l2", "128/255", "15/255", 10),
-    "l1": attack("l1", 12, 3, 10, sparsity=0.05),
-}
+BALLS = {"l2": attack("l2", "128/255", "15/255", 10), "l1": attack("l1", 12, 3, 10, sparsity=0.05)}
 LAST_WEIGHTS = {
     "d_norm": {"linf": 0.5, "l2": 0.5},
     "t": {"natural": 0.4, "linf": 0.3, "l2": 0.3},
