@@ -1,4 +1,4 @@
-"""Whether the same operations give the same bits again: on a CPU they do, on a GPU only if torch is told to."""
+"""Bitwise reproducible kernels: the default on a CPU, a setting of torch on a GPU."""
 
 import os
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ import torch
 
 
 def use_deterministic_kernels():
-    """From here on, torch chooses kernels whose results repeat bit by bit on the same kind of device, if it has them.
+    """Makes torch choose deterministic kernels for the rest of the process.
 
-    An operation without such a kernel runs all the same and is named in a warning. Compiled, or on another kind of
-    GPU, the bits may be others. To be called before the process uses cuBLAS, which reads its workspace setting once.
+    An operation without a deterministic kernel still runs and is named in a warning. Compiled code and other GPU models
+    may give other bits. Call it before the process uses cuBLAS, which reads its workspace setting once.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -20,7 +20,7 @@ def use_deterministic_kernels():
 
 @contextmanager
 def deterministic(wanted: bool):
-    """The same inside, if it is wanted; torch's settings are put back afterwards."""
+    """Uses deterministic kernels inside the `with` statement if `wanted`, and restores torch's settings."""
     if not wanted:
         yield
         return

@@ -13,10 +13,10 @@ from genray.types import WeightSnapshot
 
 
 class FlatWeights:
-    """Re-binds a module's parameters and buffers to views of two flat tensors.
+    """Replaces a module's parameters and buffers by views of two flat tensors.
 
     Attributes:
-        module: the network; it goes on working as before.
+        module: the network, whose behaviour does not change.
         weights: (P,) float32, all parameters in order, then all floating-point buffers.
         parameter: the leading part of `weights` that is trained, as one `torch.nn.Parameter` with a flat gradient.
         counters: (Q,) int64, the integer buffers.
@@ -51,7 +51,7 @@ class FlatWeights:
             offset += buffer.numel()
 
     def zero_grad(self):
-        """Clears all gradients in one operation; the views stay bound."""
+        """Sets all gradients to zero in one operation."""
         self.parameter.grad.zero_()
 
     def load(self, snapshot: WeightSnapshot):
@@ -72,7 +72,7 @@ class FlatWeights:
         """`weights` (by default the live ones) with the counters, in host memory.
 
         Args:
-            private: a copy that stays as it is; False for a receiver that copies at once, as the object store does.
+            private: copy the weights; False if the receiver copies them itself, as the object store does.
         """
         values = self.weights if weights is None else weights
         return WeightSnapshot(step, to_array(values, copy=private), to_array(self.counters))
@@ -86,19 +86,19 @@ def _view_like(tensor, flat, offset):
 
 
 def take_over(tensor, flat, offset):
-    """A view of `flat` from `offset` on that holds the values of `tensor`, in its order."""
+    """Copies `tensor` into `flat` at `offset`, in its memory order, and returns the view."""
     view = _view_like(tensor, flat, offset)
     view.copy_(tensor)
     return view
 
 
 def to_array(tensor: torch.Tensor, *, copy: bool = True) -> np.ndarray:
-    """A tensor in host memory as a NumPy array; without `copy` one in host memory already is shared."""
+    """A tensor as a NumPy array; without `copy`, a tensor on the CPU shares its memory with the array."""
     return tensor.detach().to("cpu", copy=copy).numpy()
 
 
 def from_array(array: np.ndarray) -> torch.Tensor:
-    """A tensor over an array that may be read-only (it came from the object store): read it, never write to it."""
+    """A tensor that shares memory with an array, which may be read-only (object store): never write to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,4 +1,4 @@
-"""How much memory is free, and the error of data that do not fit into it."""
+"""Free memory, and the error for data that do not fit."""
 
 import resource
 from pathlib import Path
@@ -11,29 +11,29 @@ _UNLIMITED = 2**60  # cgroup v1 states a number of this size where there is no l
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may yet allocate: the least of what the machine, the cgroups of the process (a container,
-    a batch job) and its address space leave; None where none of them is known.
+    """Bytes that this process can still allocate: the minimum over the machine, the cgroups of the process (container,
+    batch job) and its address space limit; None if none of them is known.
 
     Args:
-        root: where proc and sys lie.
+        root: the folder that holds proc and sys.
     """
     found = [_of_machine(root), _of_address_space(root), *_of_cgroups(root)]
     return min((max(0, free) for free in found if free is not None), default=None)
 
 
 def free_on(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where that is not known."""
+    """Free bytes on a device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory() if device.type == "cpu" else None
 
 
 def check_memory(needed: int, what: str, free: int | None = None):
-    """Refuses what does not fit.
+    """Raises an error if `needed` bytes are not free.
 
     Args:
         needed: bytes.
-        what: these are, for the message.
+        what: the subject of the message.
         free: bytes; None asks `free_memory`.
 
     Raises:
@@ -71,7 +71,7 @@ def _of_address_space(root):
 
 
 def _of_cgroups(root):
-    """What each cgroup of the process leaves, from its own up to the topmost; its file cache can be taken back."""
+    """Yields the bytes left in each cgroup of the process, from its own to the root; file cache counts as free."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":

@@ -1,4 +1,4 @@
-"""The averages of Generalist on flat weights. Everything is in place on one array.
+"""The averages of Generalist on flat weights, updated in place.
 
 The serial recursion (official code `main.py`; slides "Framework") is, for base learners k = 1..K,
 
@@ -37,7 +37,7 @@ def accumulate_(share: torch.Tensor, weights: torch.Tensor, decay: float, mixing
     return share
 
 
-BLOCK = 1 << 18  # numbers
+BLOCK = 1 << 18  # elements
 
 
 def sum_shares(shares) -> torch.Tensor:
@@ -53,7 +53,7 @@ def sum_shares(shares) -> torch.Tensor:
     if not others:
         return first.clone()
     total = torch.empty(first.shape, dtype=first.dtype, device=first.device)
-    # Block by block, so that what was added last is still in the cache when the next share comes.
+    # Block by block, so that a block is still in the cache when the next share is added to it.
     blocks = zip(total.view(-1).split(BLOCK), *(share.reshape(-1).split(BLOCK) for share in shares))
     for part, one, two, *rest in blocks:
         torch.add(one, two, out=part)
@@ -67,7 +67,8 @@ def weighted_sum(tensors, weights) -> torch.Tensor:
 
     Args:
         tensors: K >= 1 tensors of one shape and floating-point type; not changed.
-        weights: K numbers that sum to 1; at 0 a tensor is not read, so that a single 1 gives its tensor bit for bit.
+        weights: K numbers that sum to 1; a tensor of weight 0 is not read, so a single weight of
+            1 returns its tensor bit for bit.
 
     Returns:
         A new tensor of their type.

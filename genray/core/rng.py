@@ -1,8 +1,8 @@
 """Keyed random generators: the one place where genray's randomness begins.
 
 Every random number in genray comes from a generator keyed by (seed, learner, purpose, step), never from global
-state. Whoever knows the key can draw the same numbers again, in any process and in any order, so any window of
-training can be replayed anywhere after a crash.
+state. The same key gives the same numbers in any process and in any order, so any window of training can be
+replayed anywhere after a crash.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def generator(device: str | torch.device, seed: int, *parts: str | int) -> torch
 
 
 def host_generator(seed: int, *parts: str | int) -> np.random.Generator:
-    """A fresh NumPy generator, seeded with `key_seed(seed, *parts)`, for choices that the host makes."""
+    """A fresh NumPy generator, seeded with `key_seed(seed, *parts)`, for random choices on the host."""
     return np.random.default_rng(key_seed(seed, *parts))
 
 

@@ -1,4 +1,4 @@
-"""Known-in-advance numbers: piecewise linear schedules, EMA decay and the windows of a run."""
+"""Piecewise linear schedules, the decay of averages, and the windows of a run."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def ema_decay(step: int, limit: float) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """Steps [start, stop) that every learner runs without talking to another, and what happens at their end."""
+    """Steps [start, stop) without communication between learners, and the actions at their end."""
 
     index: int
     start: int
@@ -43,7 +43,7 @@ class Window:
 
     @property
     def hands_over(self) -> bool:
-        """Whether theta_g is needed at the end of this window."""
+        """Whether theta_g is computed at the end of this window."""
         return self.redistribute or self.evaluate or self.checkpoint
 
 
@@ -63,7 +63,7 @@ class RedistributionRule:
     unit: str
 
     def due(self, finished: int, steps_per_epoch: int) -> bool:
-        """Whether theta_g is handed back once `finished` steps are done."""
+        """Whether theta_g is loaded into the base learners after `finished` steps."""
         if self.unit == "never":
             return False
         if self.unit == "step":
@@ -77,7 +77,7 @@ class RedistributionRule:
 def plan_windows(
     *, epochs, steps_per_epoch, rule, evaluate_every=1, checkpoint_every=1, checkpoint_steps=None
 ) -> list[Window]:
-    """Cuts a run of `epochs` into windows: a boundary wherever the learners have to meet.
+    """Divides a run into windows, with a boundary at every redistribution, evaluation and checkpoint.
 
     Args:
         epochs: E, at least 1.

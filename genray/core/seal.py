@@ -1,7 +1,7 @@
-"""A checksum at the end of a file, so that no damaged one is ever taken for whole.
+"""A checksum at the end of a file, so that a damaged file is detected.
 
-Readers of torch files and zip archives ignore bytes behind the archive, and torch does not check the sums inside it:
-without the seal a flipped bit would be loaded as a weight.
+torch.load and zip readers ignore bytes after the archive, and torch does not verify the checksums inside it: without
+the seal a flipped bit would be loaded as a weight.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ SEAL_BYTES = len(_HEAD) + 64
 
 
 def seal(buffer: io.BytesIO) -> bytes:
-    """The content of `buffer` with its SHA-256 behind it, without a copy; the seal is written to the buffer too."""
+    """Appends the SHA-256 of its content to `buffer` and returns all bytes, without a copy."""
     with buffer.getbuffer() as content:
         digest = hashlib.sha256(content).hexdigest()
     buffer.seek(0, io.SEEK_END)
@@ -21,12 +21,12 @@ def seal(buffer: io.BytesIO) -> bytes:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether there is a seal at all, broken or not; the last bytes of a file are enough."""
+    """Whether the bytes end with a seal, valid or not; the last `SEAL_BYTES` of a file are enough."""
     return data[-SEAL_BYTES:-64] == _HEAD
 
 
 def check_seal(data: bytes):
-    """Whether sealed bytes are what was sealed.
+    """Verifies the seal.
 
     Raises:
         ValueError: the seal is absent (the file was cut off) or broken (it was changed).

@@ -32,10 +32,10 @@ class BaseLearner:
     Args:
         name: key in `base_learners`.
         plan: the run's plan.
-        network: freshly built, the same initial weights for every learner; taken over.
+        network: a new network with the run's initial weights, which the learner trains in place.
         train: the training `Split`.
-        device: where it computes.
-        threads: torch's CPU threads while it runs.
+        device: torch device.
+        threads: number of torch's CPU threads.
         process_group: the processes that train it together, each with a `BaseLearner` of the same state: each computes
             its shard of every batch, and their gradients are summed.
         pack: as of `Execution`.
@@ -65,7 +65,7 @@ class BaseLearner:
         self.objective = build_objective(self.config.objective)
         self.crafter = Crafter(name, plan, self.objective)
         self.attacks = self.crafter.attacks
-        self.shared_crafting = None  # a `SharedCrafting`, where all learners' processes attack together
+        self.shared_crafting = None  # a `SharedCrafting` if the processes of all learners compute attacks together
         self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
         self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
         self.source = Source(name, plan, train, self.device)
@@ -74,14 +74,14 @@ class BaseLearner:
         self.step = 0
         self.on_step = None  # called after every step, to show progress
         self.stopwatch = Stopwatch(self.device)
-        self.rests_since, self.transferred = None, 0.0  # since when there is no window; seconds of hand-over in it
+        self.rests_since, self.transferred = None, 0.0  # end of the last window; seconds of weight transfer since then
 
     def run_window(self, start: int, stop: int) -> WindowStats:
         """Takes steps [start, stop).
 
         Raises:
             NonFiniteError: loss or weights are no longer finite.
-            ValueError: the learner stands at another step.
+            ValueError: the learner is at another step.
         """
         if start != self.step:
             raise ValueError(f"{self.name}: expected a window from step {self.step}, got one from {start}")
@@ -107,10 +107,10 @@ class BaseLearner:
         return WindowStats(start, stop, *sums, rate, seconds, *times, max(0.0, rested - times[-1]))
 
     def _take_step(self, step):
-        """One optimiser step, then both averages. No host synchronisation, but for a process group's on CPU.
+        """Takes one optimiser step and updates both averages. Nothing waits for the device, except gloo on CPU.
 
         Returns:
-            The loss and the right answers of the part of the batch that is worked on here, and which shard that is.
+            (mean loss of the shard, number of its correct predictions, the shard).
         """
         whole = self.source.batch(step)
         shard = self.whole_batch.shard = self.process_group.shard(len(whole.y))
@@ -133,7 +133,7 @@ class BaseLearner:
             return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole).items()}
 
     def _summand(self, loss, shard: Shard):
-        """What the loss of a shard adds to the loss of the whole batch."""
+        """The summand of the shard in the loss of the batch."""
         return loss if self.process_group.size == 1 else loss * shard.weight
 
     def _training_step(self, batch: Batch, shard, craft):
@@ -144,7 +144,7 @@ class BaseLearner:
 
     @contextmanager
     def _perturbed(self, batch, shard, crafted):
-        """Gives what crafts the images not yet in `crafted`; with AWP the weights are perturbed inside."""
+        """Yields the function that crafts images, each attack once; with AWP the weights are perturbed inside."""
 
         def craft(name):
             if name not in crafted:
@@ -162,7 +162,7 @@ class BaseLearner:
             yield craft
 
     def _loss_alone(self, batch, shard, craft):
-        """The loss, with nothing kept of the pass but its gradient (and BatchNorm's statistics)."""
+        """The loss of an additional pass: the objective's state stays as it was."""
         state = self.objective.state_dict()
         with self._keyed_dropout(batch.step, "perturbation"):
             loss, _ = self.objective(self._training_step(batch, shard, craft))
@@ -180,19 +180,19 @@ class BaseLearner:
 
     @property
     def averaged(self) -> torch.Tensor:
-        """The averaged weights; the raw ones where averaging is off."""
+        """The averaged weights, or the raw ones if averaging is off."""
         return self.average if self.config.averaging.enabled else self.flat.weights
 
     def _keyed_dropout(self, step, purpose="dropout"):
-        """Dropout layers draw from the global generators, so those are keyed for the step and put back after it."""
+        """Seeds the global generators, which dropout layers draw from, for one step and restores them."""
         if not self.stochastic:
             return nullcontext()
         return _seeded(key_seed(self.plan.config.seed, self.name, purpose, step), self.device)
 
     def _check_finite(self, accumulator, start):
-        """Looks once a window, so that no step waits for the device."""
+        """Checks once a window, so that no step waits for the device."""
         losses = accumulator.losses
-        # A sum shows every NaN and infinity in one pass; only if it is suspicious, each number is looked at.
+        # A sum is not finite if a summand is not; each number is checked only if the sum is not finite.
         if torch.isfinite(accumulator.loss_sum + self.flat.weights.sum() + self.share.sum()):
             return
         finite = torch.isfinite(losses) if len(losses) else torch.ones(1, dtype=torch.bool)
@@ -214,7 +214,7 @@ class BaseLearner:
             return self.flat.snapshot(self.step, self.share, private=private)
 
     def model_snapshot(self) -> WeightSnapshot:
-        """The learner's own model: its averaged weights, or the raw ones where averaging is off."""
+        """The learner's own model: its averaged weights, or the raw ones if averaging is off."""
         return self.flat.snapshot(self.step, self.averaged)
 
     def load_global(self, theta_g: WeightSnapshot):
@@ -231,7 +231,7 @@ class BaseLearner:
         self.transferred += time.perf_counter() - began
 
     def state_dict(self) -> dict:
-        """All of the learner's state, as arrays and numbers in host memory."""
+        """The learner's complete state as NumPy arrays and numbers."""
         state = self.optimizer.state_dict()["state"].get(0, {})
         return {
             "step": self.step,
@@ -244,7 +244,7 @@ class BaseLearner:
         }
 
     def load_state_dict(self, state: dict):
-        """Goes back to a state that `state_dict` gave, on this learner's device."""
+        """Restores a state returned by `state_dict`, on this learner's device."""
         self.step = state["step"]
         self.flat.load(WeightSnapshot(self.step, state["weights"], state["counters"]))
         self.average.copy_(from_array(state["average"]))

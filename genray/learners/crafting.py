@@ -1,4 +1,4 @@
-"""How a learner's adversarial images are made: by itself, or by all learners' processes together."""
+"""Crafting adversarial images: by the learner's own processes, or by the processes of all learners together."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ class Source:
     Args:
         name: the learner's.
         plan: the run's plan.
-        train: the training `Split`, best on the device already.
-        device: where they are made.
+        train: the training `Split`; on `device`, no copy is made.
+        device: torch device of the minibatches.
     """
 
     def __init__(self, name: str, plan: RunPlan, train, device):
@@ -79,13 +79,13 @@ class Crafter:
         self.attacks = objective.build_attacks(plan.config.base_learners[name].all_attacks)
 
     def craft(self, attack_name: str, passes: Execution, batch: Batch, shard: Shard) -> torch.Tensor:
-        """Adversarial images of a part of a batch.
+        """Adversarial images of one shard of a batch.
 
         Args:
             attack_name: key of `attacks`.
-            passes: of the network to be attacked.
-            batch: the shard's examples.
-            shard: which of the whole batch they are.
+            passes: the `Execution` of the network under attack.
+            batch: the examples of the shard.
+            shard: their position in the whole batch.
         """
         attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
         key = (self.plan.config.seed, self.name, "attack", batch.step, *([number] if number else []))
@@ -94,25 +94,26 @@ class Crafter:
         return attack(passes.attacked(attack.mode), batch.x, batch.y, draw, **values)
 
     def wanted(self, step: int) -> tuple:
-        """The attacks that the objective needs in a step, by the state that it has now."""
+        """Names of the attacks that the objective needs in a step, given its current state."""
         numbers = host_generator(self.plan.config.seed, self.name, "objective", step)
         return self.objective.wanted(tuple(self.attacks), numbers)
 
 
 class SharedCrafting:
-    """All learners' processes make each learner's adversarial images together, step by step.
+    """The processes of all learners craft each learner's adversarial images together, step by step.
 
-    A robust learner costs several times a natural one, so with a device each the natural one's idles. Here the learner
-    sends the weights of the copy that is attacked, every process attacks its part of the batch, and the parts are put
-    together: the same images that the learner alone would make, because attacks in eval mode treat each by itself.
+    A robust learner costs several times as much as a natural one, so with one device each the natural learner's device
+    would idle. Here the learner broadcasts the weights of the attacked copy, every process attacks its shard of the
+    batch, and the shards are gathered. The images equal those that the learner alone would craft, because an attack in
+    eval mode treats each example independently.
 
     Args:
         mine: name of the learner that this process trains.
-        process_group: the processes of all learners; they take the same steps.
-        owners: learner name -> rank of the process that sends its weights.
-        passes: learner name -> `Execution` whose copy is packed; those of other learners may be one and the same.
+        process_group: the processes of all learners, which run in lockstep.
+        owners: learner name -> rank of the process that broadcasts its weights.
+        passes: learner name -> `Execution` with a packed copy; all other learners may share one.
         sources: learner name -> `Source`.
-        crafters: learner name -> `Crafter`, of those that have attacks, in the same order everywhere.
+        crafters: learner name -> `Crafter`, for learners with attacks, in the same order in every process.
     """
 
     def __init__(
@@ -122,10 +123,10 @@ class SharedCrafting:
         self.passes, self.sources, self.crafters = passes, sources, crafters
 
     def craft(self, own: Batch) -> dict:
-        """Attack name -> adversarial images of the whole batch of this process's learner, if it has attacks.
+        """Attack name -> adversarial images of the whole batch of this process's learner; empty without attacks.
 
         Args:
-            own: its batch.
+            own: the batch of this process's learner.
         """
         made = {}
         for name in self.crafters:
@@ -152,7 +153,7 @@ class SharedCrafting:
         return images
 
     def _wanted(self, crafter, owner, batch):
-        """The same in every process; a choice that depends on what the learner carries is the learner's to tell."""
+        """Names of the attacks of this step; if the choice depends on the learner's state, its owner broadcasts it."""
         wanted = crafter.wanted(batch.step)
         if not crafter.objective.chooses:
             return wanted
@@ -164,13 +165,13 @@ class SharedCrafting:
 def share_crafting(
     learner, process_group: ProcessGroup, owners: dict, train, network: torch.nn.Module
 ) -> SharedCrafting:
-    """What a learner needs to make adversarial images together with all others.
+    """The `SharedCrafting` of one process.
 
     Args:
-        learner: the `BaseLearner`, with a copy that is packed.
-        process_group, owners: as of `SharedCrafting`.
+        learner: this process's `BaseLearner`, with a packed copy.
+        process_group, owners: as in `SharedCrafting`.
         train: the training `Split`, on its device.
-        network: of the run's architecture, to hold the others' weights; taken over.
+        network: a network of the run's architecture, which holds the weights of other learners.
     """
     plan, device = learner.plan, learner.device
     guest = Execution(network.to(device), plan.config.compute, device, pack=True)

@@ -1,4 +1,4 @@
-"""Where a learner's time goes, measured without making it wait."""
+"""Measures the time of parts of a step without synchronising with the device."""
 
 import time
 from contextlib import contextmanager
@@ -11,12 +11,11 @@ SAMPLED_STEPS = 32
 class Stopwatch:
     """Times named parts of the steps of a window.
 
-    On a CPU a clock is read around each part. On a GPU, where work is only queued, events go into its queue and are
-    read once the window is over, so no step waits; they are put into the first 32 steps of a window, which stand for
-    the others.
+    On a CPU it reads a clock before and after each part. On a GPU it records events, which are read at the end of the
+    window; only the first 32 steps of a window are timed, and the result is scaled to all steps.
 
     Args:
-        device: where the parts compute.
+        device: the device that computes the parts.
     """
 
     def __init__(self, device: torch.device):
@@ -24,7 +23,7 @@ class Stopwatch:
         self.begin(0)
 
     def begin(self, num_steps: int):
-        """A window of so many steps begins."""
+        """Starts a window of `num_steps` steps."""
         self.num_steps, self.step = num_steps, 0
         self.spans = {}
 
@@ -33,7 +32,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str):
-        """Times what is done inside; parts do not nest."""
+        """Times the body of a `with` statement; parts do not nest."""
         if self.queued and self.step >= SAMPLED_STEPS:
             yield
             return
@@ -51,7 +50,7 @@ class Stopwatch:
         return event
 
     def seconds(self, name: str) -> float:
-        """Of a part in the whole window. To be called when the device has done all of it."""
+        """Seconds of a part in the whole window; call it after the device has finished the window."""
         spans = self.spans.get(name, ())
         if not self.queued:
             return sum(stop - start for start, stop in spans)

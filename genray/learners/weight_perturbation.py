@@ -10,14 +10,14 @@ TINY = 1e-20  # in the denominator, as in the authors' code
 
 
 class WeightPerturbation:
-    """Moves the weights up the loss before the gradient of an update is taken, and back before the update is made.
+    """Perturbs the weights in the direction of the loss gradient before the update's gradient is computed.
 
     v = gamma * ||w|| / (||g|| + 1e-20) * g for each weight tensor of more than one dimension, g the gradient of the
     objective on the same examples (methods C8; the authors take one plain SGD step of a copy, whose rate cancels).
-    BatchNorm's statistics and the dropout masks of that pass do not count.
+    The additional pass changes neither BatchNorm's statistics nor the dropout masks of the update.
 
-    The update is made at w, with the gradient at w + v. For SGD that is the authors' "step, then subtract v", except
-    that weight decay is that of w, not of w + v (a difference of lr * decay * v), and that w comes back unrounded.
+    The update starts from w and uses the gradient at w + v. For SGD that is the authors' "step, then subtract v",
+    except that weight decay is that of w, not of w + v (a difference of lr * decay * v), and that w comes back unrounded.
 
     Args:
         flat: the learner's `FlatWeights`.
@@ -33,11 +33,11 @@ class WeightPerturbation:
 
     @contextmanager
     def applied(self, loss_of, process_group=ALONE):
-        """The weights are perturbed inside, and as they were after it; gradients taken inside stay.
+        """Perturbs the weights inside the `with` statement and restores them; gradients computed inside remain.
 
         Args:
-            loss_of: () -> the loss to go up.
-            process_group: processes each of which has a summand of it.
+            loss_of: () -> the loss to maximise.
+            process_group: the processes whose losses add up to the loss of the batch.
         """
         self.before.copy_(self.flat.weights)
         self.counters.copy_(self.flat.counters)
@@ -51,8 +51,8 @@ class WeightPerturbation:
         self.flat.weights[: self.trained] = self.before[: self.trained]
 
     def attack(self, make_images):
-        """Attacks within `loss_of`: against the statistics of before its pass, and what a train-mode attack does to
-        them stays."""
+        """Crafts images within `loss_of` with the BatchNorm statistics from before its pass; changes that a train-mode
+        attack makes to them are kept."""
         self._restore_statistics()
         images = make_images()
         self.before[self.trained :] = self.flat.weights[self.trained :]

@@ -13,12 +13,12 @@ class Eat(SeveralNorms):
     """CE on one norm's adversarial images; the norm is drawn for each batch (methods C10).
 
     The probability of a norm is proportional to 1 - its running training robust accuracy: the share of all images that
-    were trained on under it so far and that the network of their step classified correctly, in the pass that trains
-    (the authors' code counts who withstands all points of the attack, in eval mode). While one of the norms has no
-    images yet, and when all accuracies are 1, the draw is uniform.
+    were trained on under it so far and that the network classified correctly in its training pass (the authors' code
+    counts examples that withstand all points of the attack, in eval mode). While one of the norms has no images yet,
+    and when all accuracies are 1, the draw is uniform.
 
-    A step draws by the counts up to the step before the last: those have left the device by then, so that the host can
-    queue a step while the device works on the one before.
+    A step uses the counts up to the step before the last: those have left the device by then, so the host can queue a
+    step while the device computes the previous one.
     """
 
     def build_attacks(self, configs):

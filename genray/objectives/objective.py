@@ -1,23 +1,23 @@
-"""What all objectives share."""
+"""The base class of objectives."""
 
 from genray.attacks import build_attack
 
 
 class Objective:
-    """A loss of one training step. Subclasses say what it is; most also which loss their attack maximises.
+    """The loss of a training step, and the loss that its attack maximises.
 
     Args:
-        options: its section of the configuration.
+        options: the objective's section of the configuration.
     """
 
     attack_loss = "cross_entropy"
-    chooses = False  # whether which attacks a step needs depends on draws or on what it carries from step to step
+    chooses = False  # whether the attacks of a step depend on random numbers or on the objective's state
 
     def __init__(self, options):
         self.options = options
 
     def __call__(self, step):
-        """(mean loss of the batch, logits (N, K) of the images trained on: for the record of the training accuracy).
+        """(mean loss of the batch, logits (N, K) of the training images, for the training accuracy).
 
         Args:
             step: a `TrainingStep`.
@@ -29,12 +29,12 @@ class Objective:
         return {name: build_attack(config, self.attack_loss) for name, config in configs.items()}
 
     def wanted(self, names: tuple, numbers) -> tuple:
-        """Which of its attacks, all called by `names`, a step crafts; `numbers` as fresh as those of the step."""
+        """The attacks of `names` that this step needs. `numbers`: a generator in the same state as `step.numbers`."""
         return names
 
     def state_dict(self) -> dict:
-        """What it carries from step to step, as arrays and numbers; most carry nothing."""
+        """State kept from step to step, as arrays and numbers; empty for most objectives."""
         return {}
 
     def load_state_dict(self, state: dict):
-        """Goes back to what `state_dict` gave."""
+        """Restores a state returned by `state_dict`."""

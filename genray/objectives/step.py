@@ -1,4 +1,4 @@
-"""What an objective works on in one training step."""
+"""The input of an objective in one training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,18 @@ from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 
 @dataclass
 class TrainingStep:
-    """One minibatch, or this process's part of it, and what may be done with it.
+    """One minibatch, or this process's shard of it, and the operations that an objective may use.
 
     Attributes:
         model: images (N, C, H, W) in [0, 1] -> float32 logits (N, K), in train mode; gradients reach the weights.
         x: (N, C, H, W) in [0, 1].
         y: (N,) int64.
-        craft: (attack's name) -> adversarial images (N, C, H, W) of the batch against the network of this step. Asked
-            for a second time, it gives the same images again. To be called before `model`, which moves BatchNorm's
-            statistics.
+        craft: (name of an attack) -> adversarial images (N, C, H, W) against the network of this step; a second call
+            returns the same images. Call it before `model`, which updates BatchNorm's statistics.
         make_draw: () -> `StreamDraw` of the objective's own random numbers on the device.
-        make_numbers: () -> NumPy generator for what the host has to know (which norm, how much mixup).
-        labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.
-        process_group, shard: the processes that share the batch, and which examples of it are here; None: all of them.
+        make_numbers: () -> NumPy generator for random choices on the host (which norm, the mixup coefficient).
+        labelled: (N,) bool, False for pseudo-labels; None if all labels are true ones.
+        process_group, shard: the processes that share the batch, and the examples that this one has; None: all.
         memory_format: of images.
     """
 
@@ -42,20 +41,20 @@ class TrainingStep:
 
     @property
     def share(self) -> float:
-        """What a mean over these examples counts in the mean over the batch."""
+        """The weight of the mean over these examples in the mean over the batch."""
         return self.shard.weight if self.shard else 1.0
 
     @property
     def size(self) -> int:
-        """Examples of the whole batch."""
+        """Number of examples of the whole batch."""
         return self.shard.total if self.shard else len(self.y)
 
     def total(self, number: torch.Tensor) -> torch.Tensor:
-        """The sum of everybody's `number`, which may be overwritten; no gradient reaches it."""
+        """The sum of `number` over all processes, without a gradient; `number` may be overwritten."""
         return self.process_group.sum_(number)
 
     def whole(self, mine: torch.Tensor) -> torch.Tensor:
-        """The tensor of the whole batch from everybody's shard; no gradient reaches it."""
+        """The tensor of the whole batch, gathered from all shards, without a gradient."""
         return self.process_group.whole(mine, self.shard, self.memory_format)
 
     @cached_property

@@ -1,7 +1,7 @@
-"""How the actors of a run that work together talk: torch.distributed between them, gloo on CPU and NCCL on GPUs.
+"""Process groups of torch.distributed between the actors of a run: gloo on CPU, NCCL on GPUs.
 
-Ray's own collective groups (ray.util.collective) rendezvous through a named actor and leave no say in which network
-interface is listened on; torch.distributed does, and it is what they are made of.
+Ray's collective groups (ray.util.collective) are built on torch.distributed too, but meet through a named actor and do
+not let the caller choose the network interface to listen on.
 """
 
 import socket
@@ -24,11 +24,11 @@ class WorkerRank:
     """The rank of an actor.
 
     Attributes:
-        learner: which one it trains.
-        rank, size: its number among that learner's workers, and how many they are.
-        global_rank, world_size: the same among all learners' workers.
+        learner: name of the learner that it trains.
+        rank, size: its rank among the workers of that learner, and their number.
+        global_rank, world_size: the same among the workers of all learners.
         owners: learner name -> `global_rank` of its first worker.
-        share_attack: whether all of them make adversarial images together.
+        share_attack: whether all workers craft adversarial images together.
     """
 
     learner: str
@@ -41,7 +41,7 @@ class WorkerRank:
 
     @property
     def who(self) -> str:
-        """As messages call it."""
+        """Its name in messages."""
         return f"base_learners.{self.learner}{f' (worker {self.rank + 1})' if self.rank else ''}"
 
     @property
@@ -51,16 +51,16 @@ class WorkerRank:
 
     @property
     def everyone(self) -> ProcessGroup | None:
-        """The process group of all learners, not yet connected; None where each attacks for itself."""
+        """The process group of all learners, not yet connected; None if each learner attacks alone."""
         shared = self.share_attack and self.world_size > 1
         return _TorchProcessGroup(self.global_rank, self.world_size, self.who) if shared else None
 
 
 def worker_ranks(workers: dict, share_attack: bool) -> list[WorkerRank]:
-    """One for each actor, in order: learner after learner.
+    """One rank for each actor, learner after learner.
 
     Args:
-        workers: learner name -> how many.
+        workers: learner name -> number of workers.
         share_attack: runtime.share_attack.
     """
     pairs = [(name, rank) for name, n in workers.items() for rank in range(n)]
@@ -72,10 +72,9 @@ def worker_ranks(workers: dict, share_attack: bool) -> list[WorkerRank]:
 
 
 class _TorchProcessGroup(ProcessGroup):
-    """Talks through a process group, once it has one.
+    """A process group of torch.distributed; `join` connects it.
 
-    Raises:
-        LostError: another process of the process group is gone, from every operation.
+    Every operation raises LostError if another process is gone.
     """
 
     def __init__(self, rank, size, who):
@@ -91,7 +90,7 @@ class _TorchProcessGroup(ProcessGroup):
     def _together(self, operation, tensor, **options):
         try:
             operation(tensor, group=self.group, **options)
-        except RuntimeError as error:  # gloo and NCCL have no kinds of errors of their own
+        except RuntimeError as error:  # gloo and NCCL have no error classes of their own
             raise LostError(self.who, f"cannot reach those it works with: {one_line(error)}") from None
         return tensor
 
@@ -105,11 +104,11 @@ class GroupSpec:
 
 
 def group_specs_of(all_ranks: list[WorkerRank], whereabouts: list[dict]) -> dict:
-    """Learner name (or ALL_LEARNERS) -> `GroupSpec`; empty where every actor works alone.
+    """Learner name (or ALL_LEARNERS) -> `GroupSpec`; empty if every actor works alone.
 
     Args:
         all_ranks: as `worker_ranks` gave them.
-        whereabouts: of each one's actor.
+        whereabouts: node, device and GPU ids of each actor.
 
     Raises:
         PlacementError: the actors of a group are not on devices of one kind.
@@ -134,13 +133,13 @@ def _backend(key, whereabouts):
 
 
 def open_store(address: str) -> int:
-    """Opens the meeting point of a run in this process, on one address alone; returns its port."""
+    """Opens the run's rendezvous store in this process, on one address only; returns its port."""
     listener = socket.create_server((address, 0))
     port = listener.getsockname()[1]
     store = dist.TCPStore(
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), timeout=CONNECT
     )
-    _opened.append(store)  # it listens as long as it lives
+    _opened.append(store)  # it listens until it is collected
     return port
 
 
@@ -149,15 +148,15 @@ _opened = []
 
 
 def join(worker: WorkerRank, process_groups: dict, group_specs: dict, meeting: tuple, address: str, timeout_s: float):
-    """Connects this process's process groups; every worker's process calls it at the same time.
+    """Connects the process groups of this process; all workers call it at the same time.
 
     Args:
-        worker: of this process.
-        process_groups: learner name (or ALL_LEARNERS) -> this process's process_group.
+        worker: the rank of this process.
+        process_groups: learner name (or ALL_LEARNERS) -> this process's `ProcessGroup`.
         group_specs: as `group_specs_of` gave them.
         meeting: (address, port) of the store.
-        address: of this process's node: gloo and NCCL listen there.
-        timeout_s: how long an operation may wait for the others.
+        address: of this process's node, on which gloo and NCCL listen.
+        timeout_s: limit of an operation's wait for the other processes.
     """
     interface = _interface_of(address)
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -173,7 +172,7 @@ def join(worker: WorkerRank, process_groups: dict, group_specs: dict, meeting: t
 
 
 def _interface_of(address):
-    """Name of the network interface that has an address; None where that cannot be found out (not on Linux)."""
+    """Name of the network interface with this address; None if it cannot be determined (not on Linux)."""
     if address.startswith("127."):
         return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     try:

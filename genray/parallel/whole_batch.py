@@ -1,8 +1,8 @@
-"""Layers that look across a batch, for a network that is trained by several processes on parts of one batch.
+"""Layers that depend on the whole batch, for a network trained by several processes on shards of one batch.
 
 BatchNorm normalises by the mean and variance of the whole batch, and dropout draws the masks of the whole batch and
-takes its rows. With both, n processes compute what one computes on the batch, but for the order of sums. torch's own
-SyncBatchNorm does the first on CUDA only.
+takes its rows. With both, n processes compute what one process computes on the batch, except for the order of sums.
+torch's SyncBatchNorm does the first on CUDA only.
 """
 
 import torch
@@ -13,7 +13,7 @@ from genray.parallel.process_group import ProcessGroup, Shard
 
 
 class WholeBatch:
-    """What the layers know.
+    """The state that the layers share.
 
     Attributes:
         process_group: the processes that train the network.
@@ -28,9 +28,9 @@ class WholeBatch:
 
 
 def across_batches(network: nn.Module, process_group: ProcessGroup) -> WholeBatch:
-    """Makes a network's BatchNorm and dropout layers work on whole batches, in place; parameters and buffers stay.
+    """Makes a network's BatchNorm and dropout layers compute on whole batches, in place; parameters and buffers stay.
 
-    In eval mode they do what they did before.
+    In eval mode the layers do not change.
     """
     batch = WholeBatch(process_group)
     for module in network.modules():
@@ -78,7 +78,7 @@ class _Normalise(torch.autograd.Function):
         mine = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
         shift, slope = (ctx.process_group.sum_(mine.clone()) / count).view(2, *(1, -1, 1, 1)).unbind(0)
         to_x = (gradient - shift - normalised * slope) * (weight * scale).view(per_channel)
-        # Those of weight and bias are summed over the process group with all others.
+        # The gradients of weight and bias are summed over the process group with all others.
         return to_x.to(x.dtype), mine[1], mine[0], None, None
 
 
