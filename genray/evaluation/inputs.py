@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
-from genray.config.model import did_you_mean
-from genray.config.values import parse_fraction
+from genray.config.model import Section, collect, option
+from genray.config.values import AsTuple, Exact
 from genray.errors import ConfigError, DataError, one_line
 from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import as_pixels
@@ -76,14 +78,33 @@ def _check_pixels(pixels):
         raise DataError(f"x: expected pixels in [0, 1] (normalisation belongs into the model), got [{low:g}, {high:g}]")
 
 
+class _Radii(Section):
+    linf: Exact = option(None, "on the [0, 1] scale: 8/255, not 8", gt=0, le=1)
+    l2: Exact = option(None, "radius", gt=0)
+    l1: Exact = option(None, "radius", gt=0)
+
+
+class _Wanted(Section):
+    norms: Annotated[tuple[Literal[NORMS], ...], AsTuple, Field(min_length=1)] = option(NORMS, "of the balls")
+    epsilon: _Radii = option(_Radii, "norm: radius")
+    step_size: dict[str, Exact] = option(dict, "norm: step size", gt=0)
+    engine: Literal[tuple(ENGINES)] | None = option(None, "who runs the members of AutoAttack")
+
+
+def _checked(**given):
+    value, problems = collect(_Wanted, given)
+    if problems:
+        raise ConfigError(problems)
+    return value
+
+
 def check_engine(value):
     """The engine of AutoAttack's members; None is each norm's default.
 
     Raises:
         ConfigError: there is none of this name.
     """
-    if value is not None and value not in ENGINES:
-        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {value!r}{did_you_mean(value, ENGINES)}")
+    _checked(engine=value)
 
 
 def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
@@ -97,23 +118,10 @@ def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
     Raises:
         ConfigError: an unknown norm or a radius out of range; every problem is listed.
     """
-    given = _by_norm("epsilon", epsilon, norms)
-    problems = [
-        f"norms: expected {', '.join(NORMS)}, got {norm!r}{did_you_mean(norm, NORMS)}"
-        for norm in norms
-        if norm not in NORMS
-    ]
-    found = {}
-    for norm in norms if not problems else ():
-        value = given.get(norm, own.get(norm, RADII[norm]))
-        found[norm] = _positive(value)
-        if norm == "linf" and found[norm] > 1:
-            problems.append(f"epsilon: expected at most 1 for linf, got {value} (on the [0, 1] scale: 8/255, not 8)")
-        elif found[norm] <= 0:
-            problems.append(f"epsilon: expected a number such as 8/255 above 0 for {norm}, got {value!r}")
-    if problems or not found:
-        raise ConfigError(problems or "norms: expected at least one, got none")
-    return found
+    norms = _checked(norms=tuple(norms)).norms
+    given = {**RADII, **own, **_by_norm("epsilon", epsilon, norms)}
+    found = _checked(epsilon={norm: given[norm] for norm in norms}).epsilon
+    return {norm: getattr(found, norm) for norm in norms}
 
 
 def step_sizes(norms, step_size) -> dict[str, float]:
@@ -122,33 +130,16 @@ def step_sizes(norms, step_size) -> dict[str, float]:
     Raises:
         ConfigError: a step size is no number above 0.
     """
-    given = _by_norm("step_size", step_size, norms)
-    problems = [
-        f"step_size: expected a number such as 2/255 above 0 for {norm}, got {value!r}"
-        for norm, value in given.items()
-        if _positive(value) <= 0
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return {norm: float(parse_fraction(value)) for norm, value in given.items()}
+    given = _checked(step_size=_by_norm("step_size", step_size, norms)).step_size
+    return {norm: float(value) for norm, value in given.items()}
 
 
 def _by_norm(name, value, norms):
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
+    if value is not None and not isinstance(value, Mapping):
         if len(norms) != 1:
             raise ConfigError(f"{name}: expected one for each of {', '.join(norms)}, got {value!r}")
         return {norms[0]: value}
-    for norm in value:
+    for norm in value or ():
         if norm not in norms:
             raise ConfigError(f"{name}: expected those of {', '.join(norms)}, got one of {norm!r}")
-    return dict(value)
-
-
-def _positive(value):
-    """The number; 0 for what is none."""
-    try:
-        return parse_fraction(value)
-    except ValueError:
-        return 0
+    return dict(value or {})

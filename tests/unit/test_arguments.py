@@ -20,7 +20,7 @@ CALLS = {
     "train overrides": (genray.train, (None, [3]), {}, "overrides: expected key=value strings or mappings, got 3", ""),
     "evaluate device": (genray.evaluate, (0, 0, 0), {"device": "cuad"}, "device: expected one of auto", "cuda"),
     "evaluate engine": (genray.evaluate, (0, 0, 0), {"engine": "genry"}, "engine: expected one of", "genray"),
-    "evaluate norms": (genray.evaluate, (0, 0, 0), {"norms": "linff"}, "norms: expected linf", "linf"),
+    "evaluate norms": (genray.evaluate, (0, 0, 0), {"norms": "linff"}, "norms[0]: expected one of linf", "linf"),
     "evaluate attacks": (genray.evaluate, (0, 0, 0), {"attacks": "pgd2"}, "evaluation attack: expected", "pgd20"),
     "evaluate workers": (
         genray.evaluate,
