@@ -17,7 +17,7 @@ class WeightPerturbation:
     The additional pass changes neither BatchNorm's statistics nor the dropout masks of the update.
 
     The update starts from w and uses the gradient at w + v. For SGD that is the authors' "step, then subtract v",
-    except that weight decay is that of w, not of w + v (a difference of lr * decay * v), and that w comes back unrounded.
+    except that weight decay is that of w, not of w + v (a difference of lr * decay * v), and w comes back unrounded.
 
     Args:
         flat: the learner's `FlatWeights`.
