@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
+import genray
 from genray.console import say
 from genray.errors import PlacementError, one_line
 from genray.runtime.ray.private_cluster import private_ray
@@ -97,7 +98,7 @@ def within(timeout_s, what, call):
 def _join(address, quiet):
     _check_answers(address)
     # The nodes run the driver's genray, whatever version they have themselves.
-    package = str(Path(__file__).parents[1])
+    package = str(Path(genray.__file__).parent)
     try:
         ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
