@@ -5,7 +5,7 @@ import copy
 import hashlib
 import json
 import os
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -225,27 +225,68 @@ def main(args):
     if args.workers is not None and not args.address:
         keep_on_loopback()
     if args.mixtures is not None or args.save_mixture is not None:
-        from genray.evaluation.mixture_sweep import evaluate_mixtures
-
-        evaluate_mixtures(args, partial(_evaluate, args))
+        _mixtures(args)
         return
     from genray.evaluation.published import row_of_run
     from genray.evaluation.record import record_table
-    from genray.evaluation.sources import load, look_at
+    from genray.evaluation.sources import given_by_norm, load, look_at
     from genray.recording.evaluation_folder import check_place
     from genray.recording.progress import Progress
     from genray.storage import Storage
 
     check_again(args.resume, args.overwrite)
-    named = look_at(args)
+    norms = args.norms.split(",")
+    named = look_at(args.model, args.data, norms, given_by_norm("--epsilon", args.epsilon, norms), _file_options(args))
     where = Storage(args.output or _place(args, named))
     check_place(where, args.resume, args.overwrite)  # before the data are read
-    model, split = load(args, named, Progress())
+    model, split = load(named, Progress())
     examples = split if args.examples is None else split.first(args.examples, "--examples")
     record = _evaluate(args, model, examples, named.radii, where, {"source": named.source["source"], "split": "test"})
     radii = [Fraction(t["epsilon"]) for t in record["protocol"]["threats"] if t["norm"] == "linf"]
     print(record_table(record, row_of_run(named.config, "linf", radii[0]) if named.config and radii else None))
     print(f"everything is in {where}")
+
+
+def _file_options(args):
+    from genray.evaluation.sources import FileOptions
+
+    return FileOptions(args.arch, args.width, args.normalize, args.weights)
+
+
+def _mixtures(args):
+    """Does what `--mixtures` and `--save-mixture` ask for and prints it."""
+    from genray.evaluation.mixture_sweep import MixtureSweep, SweepRequest, show
+    from genray.evaluation.sources import given_by_norm
+
+    norms = tuple(args.norms.split(","))
+    asked = SweepRequest(
+        model=args.model,
+        mixtures=args.mixtures,
+        save_mixture=args.save_mixture,
+        batch_norm=args.batch_norm,
+        splits=args.split and tuple(dict.fromkeys(args.split.split(","))),
+        data=args.data,
+        examples=args.examples,
+        attacks=tuple(args.attacks.split(",")),
+        norms=norms,
+        epsilon=given_by_norm("--epsilon", args.epsilon, norms),
+        step_size=given_by_norm("--step-size", args.step_size, norms),
+        engine=args.engine,
+        options=_file_options(args),
+        output=args.output,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
+    cluster = nullcontext
+    if args.workers is not None:
+        from genray.runtime.ray.cluster import connected
+
+        cluster = partial(connected, args.address, num_cpus=args.workers or os.cpu_count() or 1)
+    sweep = MixtureSweep(asked)
+    if sweep.mixtures:
+        show(sweep, sweep.evaluate(partial(_evaluate, args), cluster))
+    if sweep.saved:
+        print(f"wrote {sweep.save()}")
 
 
 def _place(args, named):

@@ -1,9 +1,8 @@
 """`python -m genray.evaluate RUN --mixtures 0:1:0.1`: operating points of a finished run, without training again."""
 
 import json
-import os
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from genray.errors import CheckpointError, ConfigError
@@ -11,7 +10,7 @@ from genray.evaluation import inputs
 from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
 from genray.evaluation.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
 from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
-from genray.evaluation.sources import config_of, given_by_norm, look_at_data
+from genray.evaluation.sources import FileOptions, config_of, look_at_data, own_radius
 from genray.evaluation.suite import expand_names
 from genray.interop.load import load_model
 from genray.interop.origin import Origin
@@ -32,21 +31,40 @@ from genray.types import fraction_text
 SPLITS = (CHOSEN_ON, "test")
 
 
-def evaluate_mixtures(args, measure):
-    """Does what `--mixtures` and `--save-mixture` ask for and prints it.
+@dataclass(frozen=True)
+class SweepRequest:
+    """Which mixtures of a run are measured or written, and on what.
 
-    Args:
-        args: of `python -m genray.evaluate`.
-        measure: (model, split, radii, folder, data) -> record of one model's evaluation.
-
-    Raises:
-        InputError: something asked for is wrong; nothing was evaluated or written.
+    Attributes:
+        model: the run's folder.
+        mixtures: points to measure, as in `parse_mixtures`; None: none.
+        save_mixture: one point, to be written as a model file; None: none.
+        batch_norm: running statistics of mixtures: "mix" or "reestimate".
+        splits: names of `SPLITS`; None: all that the run has.
+        data: SOURCE:PATH, where the run's data lie elsewhere now.
+        examples: the first so many of each split; None: all.
+        attacks, norms, epsilon, step_size, engine: as in `genray.evaluate`, the two by norm.
+        options: of a model file: refused, because a run's models are known.
+        output: folder; None: `mixtures` in the run's.
+        resume, overwrite: as in `genray.evaluate`.
     """
-    study = MixtureSweep(args)
-    if study.mixtures:
-        _show(study, study.evaluate(measure))
-    if study.saved:
-        print(f"wrote {study.save()}")
+
+    model: str
+    mixtures: str | None = None
+    save_mixture: str | None = None
+    batch_norm: str = "mix"
+    splits: tuple[str, ...] | None = None
+    data: str | None = None
+    examples: int | None = None
+    attacks: tuple[str, ...] = ("standard",)
+    norms: tuple[str, ...] = ("linf",)
+    epsilon: dict = field(default_factory=dict)
+    step_size: dict = field(default_factory=dict)
+    engine: str | None = None
+    options: FileOptions = FileOptions()
+    output: str | None = None
+    resume: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,26 +81,27 @@ class MixtureSweep:
     """A run's mixtures: the models, and where what is found about them goes.
 
     Args:
-        args: of `python -m genray.evaluate`.
+        asked: what is wanted.
 
     Raises:
-        InputError: an argument is wrong or something of the run is absent.
+        InputError: what is asked for is wrong or something of the run is absent.
     """
 
-    def __init__(self, args):
-        self.args, self.place = args, Storage(args.model)
+    def __init__(self, asked: SweepRequest):
+        self.asked, self.place = asked, Storage(asked.model)
         config = config_of(self.place)
-        _check_options(args, config)
+        _check_request(asked, config)
         names, self.gamma_of = tuple(config.base_learners), gamma_learner(config)
-        self.mixtures = parse_mixtures(args.mixtures, names, self.gamma_of) if args.mixtures is not None else []
-        self.saved = _saved(args.save_mixture, names, self.gamma_of)
-        self.radii = _radii(args, config)
-        self.setup = prepare(_with_data(config, args.data))
+        self.mixtures = parse_mixtures(asked.mixtures, names, self.gamma_of) if asked.mixtures is not None else []
+        self.saved = _saved(asked.save_mixture, names, self.gamma_of)
+        self.radii = own_radius(config, asked.norms) | asked.epsilon
+        inputs.radii(asked.norms, self.radii)
+        self.setup = prepare(_with_data(config, asked.data))
         self.config = self.setup.config
-        self.splits = _splits(args, self.setup)
+        self.splits = _splits(asked, self.setup)
         self.learners = load_base_learners(self.place, self.setup)
         self.counters_of = names[GlobalLearner(config).counter_index]
-        self.storage = Storage(args.output or self.place / "mixtures")
+        self.storage = Storage(asked.output or self.place / "mixtures")
         self.storage.check_writable()
 
     @cached_property
@@ -100,7 +119,7 @@ class MixtureSweep:
     def entries(self) -> list[OperatingPoint]:
         """The mixtures, then for comparison the base learners with their own statistics and the run's theta_g."""
         found = [OperatingPoint("mixture", self._name(mixture), mixture.key, mixture) for mixture in self.mixtures]
-        there = {mixture.only for mixture in self.mixtures} if self.args.batch_norm == "mix" else set()
+        there = {mixture.only for mixture in self.mixtures} if self.asked.batch_norm == "mix" else set()
         found += [
             OperatingPoint("base learner", f"base learner {name}", f"learner-{name}")
             for name in self.learners.states
@@ -113,7 +132,7 @@ class MixtureSweep:
     def _name(self, mixture):
         gamma = self.gamma_of and dict(mixture.weights)[self.gamma_of]
         name = str(mixture) if self.gamma_of is None else f"gamma {fraction_text(gamma)}"
-        same = mixture.only and self.args.batch_norm == "mix"
+        same = mixture.only and self.asked.batch_norm == "mix"
         return f"{name} = base learner {mixture.only}" if same else name
 
     def model(self, entry: OperatingPoint):
@@ -128,7 +147,7 @@ class MixtureSweep:
             network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
             return network.eval()
         network.load_state_dict(mix(self.learners.states, entry.mixture, self.counters_of))
-        if self.args.batch_norm == "reestimate":
+        if self.asked.batch_norm == "reestimate":
             reestimate_batch_norm(network, clean_batches(self.config, self.setup.splits["train"], "cpu"))
         return network.eval()
 
@@ -140,7 +159,7 @@ class MixtureSweep:
             "data": dict(self.origin.data),
             "step": self.learners.step,
             "mixture": {name: fraction_text(weight) for name, weight in self.saved.weights},
-            "batch_norm": self.args.batch_norm,
+            "batch_norm": self.asked.batch_norm,
         }
         name = f"{self.saved.key}.pt"
         self.storage.write(name, model_bytes(network.state_dict(), description))
@@ -148,15 +167,17 @@ class MixtureSweep:
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
-    def evaluate(self, measure) -> dict:
+    def evaluate(self, measure, cluster=nullcontext) -> dict:
         """Evaluates every model on every split.
 
         Args:
-            measure: as in `evaluate_mixtures`.
+            measure: (model, split, radii, folder, data) -> record of one model's evaluation.
+            cluster: gives the context in which all evaluations run, one Ray for all: starting one takes longer than
+                many a block.
         """
         left = self._left()
         splits, done = {}, 0
-        with _shared_ray(self.args, bool(left)):
+        with cluster() if left else nullcontext():
             for split, examples in self.splits.items():
                 rows = []
                 for entry in self.entries():
@@ -171,15 +192,14 @@ class MixtureSweep:
                     )
                 mark_pareto(rows)
                 splits[split] = {"protocol": record["protocol"], "rows": rows}
-        results = self._results(splits)
-        return results
+        return self._results(splits)
 
     def _left(self):
         """Evaluations that are not finished; refuses those that are there where nothing is to go on."""
         folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
         for folder in folders:
-            check_place(self.storage / folder, self.args.resume, self.args.overwrite)
-        if self.args.overwrite:
+            check_place(self.storage / folder, self.asked.resume, self.asked.overwrite)
+        if self.asked.overwrite:
             return folders
         return [folder for folder in folders if not self.storage.exists(f"{folder}/results.json")]
 
@@ -191,15 +211,15 @@ class MixtureSweep:
             "gamma_of": self.gamma_of,
             "step": self.learners.step,
             "total_steps": self.setup.plan.total_steps,
-            "batch_norm": self.args.batch_norm,
-            "norms": self.args.norms.split(","),
+            "batch_norm": self.asked.batch_norm,
+            "norms": list(self.asked.norms),
             "chosen": choose(splits[CHOSEN_ON]["rows"]) if CHOSEN_ON in splits else None,
             "theta_g_selected_on": self.config.evaluation.select_on,
             "splits": splits,
         }
 
 
-def _show(study, results):
+def show(sweep: MixtureSweep, results: dict):
     """Prints the tables and writes `results.json`, `curve.csv` and a plot a split."""
     for split in results["splits"]:
         print(curve_table(results, split), end="\n\n")
@@ -214,32 +234,23 @@ def _show(study, results):
             files |= {f"curve_{split}.{ending}": drawn for ending, drawn in draw_curve(results, split).items()}
     except MissingMatplotlib:
         print(AGAIN)
-    write_all(study.storage, files)
-    print(f"everything is in {study.storage}")
+    write_all(sweep.storage, files)
+    print(f"everything is in {sweep.storage}")
 
 
-def _check_options(args, config):
-    option = "--mixtures" if args.mixtures is not None else "--save-mixture"
+def _check_request(asked, config):
+    option = "--mixtures" if asked.mixtures is not None else "--save-mixture"
     if config is None:
         raise CheckpointError(
-            f"{option}: expected a run folder, which holds the base learners, got the file {args.model}"
+            f"{option}: expected a run folder, which holds the base learners, got the file {asked.model}"
         )
-    problems = [
-        f"{name}: has no effect on a run folder, whose model is known"
-        for name, value in (
-            ("--arch", args.arch),
-            ("--width", args.width),
-            ("--normalize", args.normalize),
-            ("--weights", args.weights),
-        )
-        if value is not None
-    ]
-    if problems:
-        raise ConfigError(problems)
-    if args.mixtures is not None and not any(expand_names(args.attacks.split(","), n) for n in args.norms.split(",")):
+    asked.options.refuse()
+    if asked.mixtures is not None and not any(expand_names(asked.attacks, norm) for norm in asked.norms):
         raise ConfigError(
-            f"--attacks: expected at least one attack beside natural with --mixtures, got {args.attacks!r}"
+            f"--attacks: expected at least one attack beside natural with --mixtures, got {','.join(asked.attacks)!r}"
         )
+    inputs.step_sizes(asked.norms, asked.step_size)
+    inputs.check_engine(asked.engine)
 
 
 def _saved(text, names, gamma_of):
@@ -249,17 +260,6 @@ def _saved(text, names, gamma_of):
     if len(points) > 1:
         raise ConfigError(f"--save-mixture: expected one mixture, got {len(points)} in {text!r}")
     return points[0]
-
-
-def _radii(args, config):
-    """norm -> radius as given or as the run's; this and what else evaluations are told is right, or an error now."""
-    norms, attack = args.norms.split(","), config.evaluation.attack
-    own = {attack.norm: attack.epsilon} if attack.norm in norms else {}
-    found = own | given_by_norm("--epsilon", args.epsilon, norms)
-    inputs.radii(norms, found)
-    inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms))
-    inputs.check_engine(args.engine)
-    return found
 
 
 def _with_data(config, text):
@@ -276,31 +276,19 @@ def _with_data(config, text):
     return config.replace(data=config.data.replace(path=path or config.data.path))
 
 
-def _splits(args, setup):
+def _splits(asked, setup):
     """Split name -> examples; by default validation, where the run holds any out, and test."""
-    names = SPLITS if args.split is None else tuple(dict.fromkeys(args.split.split(",")))
+    names = SPLITS if asked.splits is None else asked.splits
     for name in names:
         if name not in SPLITS:
             raise ConfigError(f"--split: expected {' or '.join(SPLITS)}, or both with a comma, got {name!r}")
     if len(setup.splits[CHOSEN_ON]) == 0 and CHOSEN_ON in names:
-        if args.split is not None:
+        if asked.splits is not None:
             raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
         names = ("test",)
     found = {name: setup.splits[name] for name in SPLITS if name in names}
-    if args.examples is not None:
+    if asked.examples is not None:
         largest = max(found.values(), key=len)
-        largest.first(args.examples, "--examples")  # a split with fewer is taken whole
-        found = {name: split.first(min(args.examples, len(split))) for name, split in found.items()}
+        largest.first(asked.examples, "--examples")  # a split with fewer is taken whole
+        found = {name: split.first(min(asked.examples, len(split))) for name, split in found.items()}
     return found
-
-
-@contextmanager
-def _shared_ray(args, needed):
-    """One Ray for all evaluations: starting one takes longer than many a block."""
-    if args.workers is None or not needed:
-        yield
-        return
-    from genray.runtime.ray.cluster import connected
-
-    with connected(args.address, num_cpus=args.workers or os.cpu_count() or 1):
-        yield

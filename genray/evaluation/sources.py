@@ -24,49 +24,86 @@ TRIED = 100  # test images that each network which a file fits is tried on
 
 
 @dataclass(frozen=True)
-class Named:
-    """What the arguments of `python -m genray.evaluate` name, before anything large is read.
+class FileOptions:
+    """How a model file is read, where it does not say so itself.
 
     Attributes:
-        config: of a run folder; None for a model file.
-        source: arguments of `load_image_data`.
-        radii: norm -> number or text, where the arguments or the run say one.
+        arch, width: of `build_model`.
+        normalize: as in `load_into`.
+        weights: which of several sets of weights.
     """
 
+    arch: str | None = None
+    width: int | None = None
+    normalize: str | tuple | None = None
+    weights: str | None = None
+
+    def refuse(self):
+        """Raises:
+        ConfigError: one is given, for a run folder.
+        """
+        given = [f"--{name}" for name, value in vars(self).items() if value is not None]
+        if given:
+            raise ConfigError([f"{name}: has no effect on a run folder, whose model is known" for name in given])
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model and its data, before anything large is read.
+
+    Attributes:
+        place: a run folder or a model file.
+        config: of a run folder; None for a model file.
+        options: of a model file.
+        source: arguments of `load_image_data`.
+        radii: norm -> number or text, where the caller or the run says one.
+    """
+
+    place: Storage
     config: RunConfig | None
+    options: FileOptions
     source: dict
     radii: dict
 
 
-def look_at(args) -> Named:
-    """Checks what the arguments name.
+def look_at(
+    model: str | Storage, data: str | None, norms, epsilon: dict, options: FileOptions = FileOptions()
+) -> Named:
+    """Checks what is named.
+
+    Args:
+        model: a run folder or a model file.
+        data: SOURCE or SOURCE:PATH of the test images; None: the run's.
+        norms: of the evaluation.
+        epsilon: norm -> number or text, where one is given.
+        options: of a model file.
 
     Raises:
         InputError: something is absent or does not fit.
     """
-    norms = args.norms.split(",")
-    epsilon = given_by_norm("--epsilon", args.epsilon, norms)
-    config = config_of(Storage(args.model))
-    options = {"--arch": args.arch, "--width": args.width, "--normalize": args.normalize, "--weights": args.weights}
-    for option, value in options.items():
-        if config is not None and value is not None:
-            raise ConfigError(f"{option}: has no effect on a run folder, whose model is known")
-    source = _data_source(args.data) if args.data is not None else config and data_of(config)
+    place = Storage(model)
+    config = config_of(place)
+    if config is not None:
+        options.refuse()
+    source = _data_source(data) if data is not None else config and data_of(config)
     if not source:
         raise ConfigError(
             "--data: missing, expected SOURCE or SOURCE:PATH, for example cifar10 or parquet:/data/cifar10"
         )
-    attack = config and config.evaluation.attack
-    own = {attack.norm: attack.epsilon} if attack and attack.norm in norms else {}
-    return Named(config, source, own | epsilon)
+    return Named(place, config, options, source, (own_radius(config, norms) if config else {}) | epsilon)
 
 
-def load(args, named: Named, progress=None):
+def own_radius(config: RunConfig, norms) -> dict:
+    """{norm: radius} of a run's own evaluation, where its norm is one of `norms`."""
+    attack = config.evaluation.attack
+    return {attack.norm: attack.epsilon} if attack.norm in norms else {}
+
+
+def load(named: Named, progress=None):
     """The model and its test images.
 
     Args:
-        args: the arguments.
-        named: of them.
+        named: what to load.
         progress: as of `load_image_data`.
 
     Returns:
@@ -76,8 +113,7 @@ def load(args, named: Named, progress=None):
         InputError: something is unreadable or does not fit.
     """
     data = load_image_data(**named.source, decode=("test",), progress=progress)
-    place = Storage(args.model)
-    model = load_model(place) if named.config else _checkpoint(args, read_file(place), data)
+    model = load_model(named.place) if named.config else _checkpoint(named.options, read_file(named.place), data)
     origin = model.origin
     if named.config and not origin.threats:  # a model file of an older version
         attack = named.config.evaluation.attack
@@ -142,14 +178,13 @@ def _data_source(text):
     return {"source": source, "path": path or None}
 
 
-def _checkpoint(args, file, data):
+def _checkpoint(options, file, data):
     """A model file of any known producer, on the architecture that is named."""
-    given = (args.arch, args.width, args.normalize, args.weights)
-    if not any(given) and "architecture" in read_metadata(file):
+    if options == FileOptions() and "architecture" in read_metadata(file):
         return model_of(file)
-    checkpoint = open_checkpoint(file, args.weights)
+    checkpoint = open_checkpoint(file, options.weights)
     said = (checkpoint.metadata.get("architecture") or {}).get("name")
-    names = [args.arch or said] if args.arch or said else fitting_architectures(checkpoint.state)
+    names = [options.arch or said] if options.arch or said else fitting_architectures(checkpoint.state)
     if not names:
         first = listed(dict.fromkeys(name.partition(".")[0] for name in checkpoint.state))
         raise CheckpointError(
@@ -160,18 +195,18 @@ def _checkpoint(args, file, data):
     batch_norm = any(key.endswith(".running_mean") for key in checkpoint.state)
 
     def build(name, normalize):
-        model = build_model(name, width=args.width, batch_norm=batch_norm and name == "small_cnn", **shape)
-        load_into(model, file, normalize=normalize, part=args.weights)
+        model = build_model(name, width=options.width, batch_norm=batch_norm and name == "small_cnn", **shape)
+        load_into(model, file, normalize=normalize, part=options.weights)
         return model.eval()
 
-    model = build(names[0], args.normalize)
-    inputs = [args.normalize]
-    if args.normalize is None and not checkpoint.says_normalization:
+    model = build(names[0], options.normalize)
+    inputs = [options.normalize]
+    if options.normalize is None and not checkpoint.says_normalization:
         inputs = ["none", *NORMALIZATIONS] if data.in_channels == 3 else ["none"]
     findings = [text for text in model.origin.findings if text != UNKNOWN_NORMALIZATION]
-    if len(names) > 1 or inputs[0] != args.normalize:
+    if len(names) > 1 or inputs[0] != options.normalize:
         examples = data.test.first(min(len(data.test), TRIED))
-        findings.append(_open_choice(names, inputs, build, examples, inputs[0] != args.normalize))
+        findings.append(_open_choice(names, inputs, build, examples, inputs[0] != options.normalize))
     if said is not None and said != names[0]:
         findings.append(f"the file says that it is a {said}, it was read as --arch {names[0]}")
     height, width = data.image_size

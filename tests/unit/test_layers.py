@@ -35,7 +35,6 @@ SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run"),
 SIBLINGS |= {
     ("evaluation", "recording"),
     ("recording", "evaluation"),
-    ("evaluation", "runtime"),
     ("evaluation", "reporting"),
 }
 USES_RAY = {"runtime", "tuning"}
