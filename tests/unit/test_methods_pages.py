@@ -46,14 +46,6 @@ def test_every_objective_has_a_configuration_on_a_page():
     assert all(name in used or f"| `{name}` (" in text for name in OBJECTIVES)
 
 
-@pytest.mark.parametrize("page", [*PAGES, CONFIGS / "paper/README.md"], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
-    """Those to pages of results aside, which come with their measurements."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        path = (page.parent / target).resolve()
-        assert path.exists() or path.parent == ROOT / "docs/results", f"{page.name}: {target}"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_presets_named_on_a_page_exist(page):
     """`a_{b,c}.yaml` stands for two names, `*` for any part of one."""

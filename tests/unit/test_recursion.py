@@ -56,23 +56,3 @@ def test_whole_run_equals_the_per_step_recursion(small_run, mix, schedules_by):
     assert not np.allclose(reference, theta_0, atol=1e-2)
 
 
-def test_gamma_one_is_the_average_of_the_robust_learner(small_run):
-    """gamma = 1: SEAT, the natural learner has no part in theta_g; gamma = 0: the natural learner's average."""
-    for gamma, name in ((1, "linf"), (0, "natural")):
-        overrides = [*small_run, f"global_learner.gamma={gamma}", "global_learner.sync_unit=never"]
-        config = load_config(None, overrides)
-        setup = prepare(config)
-        learner = BaseLearner(name, setup.plan, setup.build_network(), setup.splits["train"])
-        other = "natural" if name == "linf" else "linf"
-        silent = BaseLearner(other, setup.plan, setup.build_network(), setup.splits["train"])
-        average = learner.flat.weights.double().numpy().copy()
-        theta = average.copy()
-        for s in range(5):
-            learner.run_window(s, s + 1)
-            silent.run_window(s, s + 1)
-            d = min(0.99, (1 + s) / (10 + s))
-            average = d * average + (1 - d) * learner.flat.weights.double().numpy()
-            theta = d * theta + (1 - d) * average
-        by_name = {name: learner, other: silent}
-        theta_g = GlobalLearner(config).combine([by_name[n].contribution() for n in config.base_learners])
-        np.testing.assert_allclose(theta_g.weights, theta, rtol=1e-6, atol=1e-6)

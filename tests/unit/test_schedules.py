@@ -91,26 +91,6 @@ def official_plan():
     return make_plan(load_config(overrides=OFFICIAL), NUM_TRAIN)
 
 
-@pytest.fixture
-def official():
-    return official_plan()
-
-
-def test_official_gamma(official):
-    assert official.steps_per_epoch == STEPS and official.total_steps == 120 * STEPS
-    published = {1: 1.0, 40: 1.0, 80: 1.0, 90: 0.85, 100: 0.70, 110: 0.55, 120: 0.40}
-    for epoch, gamma in published.items():
-        for step in ((epoch - 1) * STEPS, epoch * STEPS - 1):  # first and last step of the 1-based epoch
-            assert official.mixing_weight("linf", step) == pytest.approx(gamma, abs=1e-12)
-            assert official.mixing_weight("natural", step) == pytest.approx(1 - gamma, abs=1e-12)
-
-
-def test_official_learning_rates(official):
-    published = {1: 0.01, 40: 0.01, 60: 0.0055, 80: 0.001, 100: 0.00055, 120: 0.0001}
-    for epoch, rate in published.items():
-        assert official.learning_rate("linf", epoch * STEPS - 1) == pytest.approx(rate, rel=1e-9)
-
-
 def test_schedules_by_step_are_read_at_the_fraction_of_steps():
     plan = make_plan(load_config(overrides=[*OFFICIAL, "training.schedules_by=step"]), NUM_TRAIN)
     total = 120 * STEPS
@@ -137,14 +117,6 @@ def test_steps_per_epoch(num_train, batch_size, drop_last, expected):
 
 
 # --- redistribution --------------------------------------------------------------------------------------------
-
-
-def test_official_redistribution(official):
-    """Ten epochs, 75, 80, ..., 120, after every batch (methods A3)."""
-    due = {w.stop for w in official.windows if w.redistribute}
-    expected = {(e - 1) * STEPS + i for e in range(75, 121, 5) for i in range(1, STEPS + 1)}
-    assert due == expected and len(due) == 10 * STEPS
-    assert official.num_redistributions == 10 * STEPS
 
 
 def test_epoch_end_redistribution():
