@@ -7,15 +7,25 @@
 Importing genray starts nothing heavy: torch and ray are imported by what uses them.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genray.api import evaluate, export, load_model, report, train, tune
+    from genray.config.schema import RunConfig
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "export", "load_model", "report", "train", "tune"]
+__all__ = ["RunConfig", "__version__", "evaluate", "export", "load_model", "report", "train", "tune"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    where = "genray.interop.load" if name == "load_model" else f"genray.cli.{name}"
+    where = "genray.config.schema" if name == "RunConfig" else "genray.api"
     globals()[name] = getattr(import_module(where), name)
     return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return __all__

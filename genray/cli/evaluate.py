@@ -1,224 +1,19 @@
 """Measure robustness: `python -m genray.evaluate RUN_OR_CHECKPOINT`, or `genray.evaluate(model, x, y)`."""
 
 import argparse
-import copy
 import hashlib
 import json
 import os
-from contextlib import closing, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext
 from fractions import Fraction
 from functools import partial
-from importlib import metadata
-from typing import Literal
+from typing import get_args
 
-from genray.cli.parser import Parser, check_again
-from genray.config.arguments import Count, Natural, Place, Seconds, checked
-from genray.console import say
-from genray.errors import DataError, StorageError
+from genray.api import Device, evaluate
+from genray.cli.parser import Parser
+from genray.config.arguments import check_again
 from genray.runtime.ray.loopback import keep_on_loopback
-from genray.types import ThreatModel, fraction_text
-
-
-@checked
-def evaluate(
-    model,
-    x,
-    y,
-    *,
-    attacks=("standard",),
-    norms=("linf",),
-    epsilon=None,
-    step_size=None,
-    num_classes: Count | None = None,
-    seed: Natural = 0,
-    block_size: Count | None = None,
-    engine: str | None = None,
-    workers: Natural | None = None,
-    address: str | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    startup_timeout_s: Seconds = 120.0,
-    stall_timeout_s: Seconds = 1800.0,
-    max_failures: Natural = 5,
-    output: Place | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    data=None,
-) -> dict:
-    """Natural and robust accuracy of any model on any images.
-
-    Args:
-        model: `torch.nn.Module` or a function, images (N, C, H, W) float32 in [0, 1] -> logits (N, K); evaluated in
-            eval mode and float32, and neither it nor `x` is changed.
-        x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
-        y: (N,) integer labels, 0..K-1.
-        attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
-            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one text "pgd20,aa".
-        norms: of "linf", "l2", "l1".
-        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the text "8/255"). With one norm the radius
-            alone will do. By default the radii that a model of genray was trained for, else those of the papers:
-            8/255, 128/255 and 12.
-        step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
-        num_classes: K; by default the number of logits.
-        seed: of all random numbers.
-        block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block); None for
-            `default_block_size`, 100 unless images are tiny.
-        engine: who runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
-            None for "genray" in linf and l2 and "pyautoattack" in l1.
-        workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
-        address: Ray cluster of the workers.
-        device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each although none may be there yet.
-        startup_timeout_s: how long the cluster may take to start a worker.
-        stall_timeout_s: how long a worker may go without computing anything before another one takes its block.
-        max_failures: how often a block may lose its worker, and a worker be lost in a row, before the evaluation ends.
-        output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
-        resume: go on with the blocks that are in `output`, which say `block_size` and `engine` where they are None.
-        overwrite: replace the evaluation that is in `output`, once the first new block is done.
-        data: {"source", "split"} for the record.
-
-    Returns:
-        The record: `natural`, `norms`, `union` (several norms), `findings` (why a number may not be trusted) and
-        `protocol`. Accuracies are fractions with 95 % Wilson intervals.
-
-    Raises:
-        InputError: arguments, data or folder are wrong; nothing was evaluated.
-        StorageError: files could not be written until minutes after the end; the record was printed.
-    """
-    from genray.data.fingerprint import fingerprint as data_fingerprint
-    from genray.evaluation import inputs
-    from genray.evaluation.checks import look_at_origin
-    from genray.evaluation.contract import as_network
-    from genray.evaluation.engines import ENGINES
-    from genray.evaluation.estimate import TimeLeft
-    from genray.evaluation.job import Request, as_pixels, default_block_size
-    from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
-    from genray.evaluation.task_queue import TaskQueue
-    from genray.interop.origin import origin_of
-    from genray.recording.evaluation_folder import EvaluationFolder, fingerprint, protocol_in
-    from genray.recording.progress import Progress
-
-    check_again(resume, overwrite)
-    origin = origin_of(model)
-    attacks, norms = inputs.names(attacks), inputs.names(norms)
-    radii = inputs.radii(norms, epsilon, origin.radii())
-    threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
-    inputs.check_engine(engine)
-    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, engine=engine)
-    for norm in norms:
-        request.columns(norm)
-    images, labels = inputs.check_images(x, y)
-    model, logits, findings = as_network(model, as_pixels(images[:32]))
-    classes = inputs.check_classes(labels, logits, num_classes)
-    before = protocol_in(output) if output and resume else {}
-    block_size = block_size or before.get("block_size") or default_block_size(images.shape[1:])
-    engine = engine or (before["engine"] if before.get("engine") in ENGINES else None)
-    request = replace(request, block_size=block_size, engine=engine)
-    described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
-    described |= {"fingerprint": data_fingerprint(images, labels)}
-    stated = protocol(request, described, classes, _versions())
-    identity = {
-        "protocol": {key: value for key, value in stated.items() if key not in ("versions", "engines")},
-        "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
-        "images": fingerprint({"x": images, "y": labels}),
-        "predictions": fingerprint({"first images": logits.argmax(1)}),  # equal weights may be another network's
-    }
-    folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
-    findings = look_at_origin(origin, threats, images.shape[1:]) + findings
-    for finding in findings:
-        Progress().say(f"! {finding}")  # now: the table is hours away
-    findings += _look(model, images, labels, request)
-    limits = {"startup_timeout_s": startup_timeout_s, "stall_timeout_s": stall_timeout_s, "max_failures": max_failures}
-    cluster = {"workers": workers, "address": address, "device": device, "limits": limits}
-    left = TimeLeft(request, len(labels), classes, together=1 if workers is None else workers or os.cpu_count() or 1)
-    stored = (lambda tasks: left.stored(folder.finished(tasks))) if folder else (lambda tasks: {})
-    todo = TaskQueue(request, len(labels), stored)
-    try:
-        with closing(_run(todo, model, images, labels, classes, cluster, left)) as found:
-            for task, result in _shown(found, left):
-                if folder:
-                    folder.write(task, result)
-                todo.finish(task, result)
-    except BaseException:
-        if folder:
-            folder.save()
-        raise
-    results = {task: todo.results[task] for task in todo.known()}  # in an order that no worker has a say in
-    flags = join(results)
-    record = build_record(request, flags, results, labels.numpy(), findings, stated)
-    if folder:
-        try:
-            folder.finish(record, flags_parquet(flags, labels.numpy()))
-        except StorageError:
-            say(record_table(record))  # the figures are not lost with the files
-            raise
-    return record
-
-
-def _shown(found, left):
-    """Passes (task, result) on and shows how far they are, in shares of the time, and what is left of that."""
-    from genray.recording.progress import Progress, repeated
-
-    progress = Progress()
-    progress.phase("evaluating", 100, unit="%")
-
-    def show():
-        progress.steps(100 * left.share(), left.left())
-
-    try:
-        with repeated(show, seconds=1.0):
-            for task, result in found:
-                left.finished(task, result)
-                yield task, result
-                show()
-        progress.steps(100, 0.0)
-    finally:
-        progress.close()
-
-
-def _look(model, images, labels, request):
-    """Findings about the model; refuses attacks that cannot run on it."""
-    from genray.evaluation.checks import NO_GRADIENT, look_at_model
-    from genray.evaluation.contract import device_of
-    from genray.evaluation.job import as_pixels
-
-    device = device_of(model)
-    findings = look_at_model(model, as_pixels(images[:32]).to(device), labels[:32].to(device))
-    blind = {name for threat in request.threats for name in request.columns(threat.norm)} - {"square"}
-    if NO_GRADIENT in findings and blind:
-        raise DataError(f"model: {NO_GRADIENT}; of the attacks only square can run")
-    return findings
-
-
-def _run(todo, model, images, labels, classes, cluster, left):
-    """Yields (task, result)."""
-    from genray.evaluation.contract import device_of
-    from genray.evaluation.engines import copies_kept
-    from genray.evaluation.estimate import look
-    from genray.evaluation.job import run_here
-
-    first, device = todo.take(), device_of(model)
-    if not first:
-        return
-    if cluster["workers"] is None:
-        with copies_kept(model):
-            left.saw(look(model, images, labels, todo.request))
-            yield from run_here(todo, model, images, labels, classes, device, first)
-        return
-    from genray.runtime.ray.evaluation import run_on_workers
-    from genray.runtime.ray.worker_pool import Limits
-
-    # A copy, because the caller's model has to stay where it is.
-    model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
-    cluster = cluster | {"limits": Limits(**cluster["limits"])}
-    yield from run_on_workers(first, todo, model, images, labels, classes, **cluster)
-
-
-def _versions():
-    from genray.recording.run_folder import versions
-
-    found = versions([])
-    del found["devices"]  # the record is the same whatever computed it
-    return found | {"pyautoattack": metadata.version("pyautoattack")}
+from genray.types import fraction_text
 
 
 def main(args):
@@ -400,9 +195,7 @@ def parse_args(argv):
         "--workers", type=int, metavar="N", help="Ray actors, 0 for one a device (default: this process)"
     )
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], help="of the workers; cuda: a GPU each, none yet or not"
-    )
+    parser.add_argument("--device", choices=get_args(Device), help="of the workers; cuda: a GPU each, none yet or not")
     parser.add_argument(
         "--startup-timeout", type=float, metavar="S", help="seconds that the cluster may take to start a worker (120)"
     )

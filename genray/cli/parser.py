@@ -72,16 +72,6 @@ def _outcome(main, args) -> int:
         return 1
 
 
-def check_again(resume: bool, overwrite: bool):
-    """What is there is gone on with or done anew, not both.
-
-    Raises:
-        ConfigError: both are asked for.
-    """
-    if resume and overwrite:
-        raise ConfigError("--overwrite: expected no --resume with it: one begins anew, the other goes on")
-
-
 def _say_stopped(what, args):
     hint = "; --resume goes on from the newest checkpoint" if hasattr(args, "resume") else ""
     print(f"stopped by {what}{hint}", file=sys.stderr)

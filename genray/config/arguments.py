@@ -58,3 +58,13 @@ def checked(function=None, *, error=ConfigError, prefix=""):
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def check_again(resume: bool, overwrite: bool):
+    """What is there is gone on with or done anew, not both.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if resume and overwrite:
+        raise ConfigError("--overwrite: expected no --resume with it: one begins anew, the other goes on")

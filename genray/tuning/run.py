@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from genray.config import to_dict
-from genray.errors import RunFolderError
+from genray.errors import GenrayError, RunFolderError
 from genray.storage import Storage
 from genray.tuning.checks import check_fits, check_visible
 from genray.tuning.grid import RECORD, SUGGESTED, Grid, stated_trials
@@ -202,3 +202,15 @@ def _outcome(found) -> GridOutcome:
         else:
             outcome.stopped[name] = (result.metrics or {}).get("epoch", 0)
     return outcome
+
+
+def check_ended(outcome, size):
+    """Raises what a grid has to say that left trials without a result."""
+    if outcome.failed:
+        name, reason = next(iter(outcome.failed.items()))
+        raise GenrayError(
+            f"{len(outcome.failed)} of {size} trials failed, first {name}: {reason}; --resume tries again"
+        )
+    if not outcome.finished:
+        ends = "; ".join(f"{name} was stopped at epoch {epoch}" for name, epoch in list(outcome.stopped.items())[:3])
+        raise GenrayError(f"none of {size} trials was finished, so that there is no result: {ends or 'none began'}")

@@ -5,6 +5,9 @@ import json
 from ray import tune
 
 from genray.config import load_stored_config
+from genray.data.datasets import load_image_data
+from genray.evaluation.sources import data_of
+from genray.interop.load import load_model
 from genray.recording import RunFolder
 from genray.storage import Storage
 from genray.tuning.grid import stated_trials
@@ -21,8 +24,8 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
         configs: name -> plain configuration, of a grid that states its trials.
         storage: folder or URI of the runs.
         runtime: as in `genray.train`.
-        train, evaluate: `genray.train` and what judges a run folder: (its `Storage`, config, arguments) -> metrics.
-        judged_by: arguments of the evaluation of a finished run, or {}.
+        train, evaluate: `genray.train` and `genray.evaluate`.
+        judged_by: arguments of `genray.evaluate` for a finished run, and `examples`; {} for no evaluation.
     """
     name = tuned["point"]["trial"]
     config = load_stored_config(configs.get(name) or stated_trials(Storage(storage))[name]["config"])
@@ -35,8 +38,27 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     results = json.loads(folder.storage.read("results.json"))
     final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}
     if judged_by:
-        final |= evaluate(folder.storage, config, judged_by)
+        final |= _judged(folder.storage, config, judged_by, evaluate)
     report.finished(final)
+
+
+def _judged(folder, config, arguments, evaluate):
+    """Evaluates a finished run into `evaluation/` in its folder; {"test_<norm>_<attack>": fraction}."""
+    arguments = dict(arguments)
+    examples = arguments.pop("examples", None)
+    attack = config.evaluation.attack
+    arguments.setdefault("norms", [attack.norm])
+    radii = {attack.norm: attack.epsilon} | (arguments.get("epsilon") or {})
+    arguments["epsilon"] = {norm: radius for norm, radius in radii.items() if norm in arguments["norms"]}
+    test = load_image_data(**data_of(config), decode=("test",)).test
+    test = test if examples is None else test.first(examples, "evaluate.examples")
+    data = {"source": config.data.source, "split": "test"}
+    record = evaluate(
+        load_model(folder), test.images, test.labels, output=folder / "evaluation", resume=True, data=data, **arguments
+    )
+    columns = [(norm, c, r["value"]) for norm, part in record["norms"].items() for c, r in part["columns"].items()]
+    found = {f"test_{norm}_{column}": value for norm, column, value in columns}
+    return found | ({"test_union": record["union"]["value"]} if record.get("union") else {})
 
 
 class _Reporter:

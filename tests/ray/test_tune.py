@@ -13,12 +13,11 @@ from conftest import descendants
 from ray.util import placement_group_table
 
 import genray
-from genray.cli.tune import _check_ended, _run_all
 from genray.config import to_dict
 from genray.errors import GenrayError, PlacementError
 from genray.reporting.trials import read_trials
 from genray.tuning.grid import load_grid
-from genray.tuning.run import GridOutcome
+from genray.tuning.run import GridOutcome, check_ended
 
 pytestmark = pytest.mark.ray
 TINY = {
@@ -132,9 +131,8 @@ def process_title(pid):
 
 def test_what_cannot_be_placed_is_said_before_any_trial(cluster, tmp_path):
     path = write(tmp_path, "wide", grid={"base_learners.linf.resources.num_cpus": [1, 64]})
-    grid = load_grid(path)
     with pytest.raises(PlacementError, match=r"trial 1_num_cpus-64_seed-0: wants 65 CPU, 0 GPU"):
-        _run_all(grid, str(tmp_path / "runs"), None, None, False)
+        genray.tune(path, storage=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -153,4 +151,4 @@ def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_p
 
 def test_a_grid_without_a_result_is_no_success():
     with pytest.raises(GenrayError, match="none of 2 trials was finished.*: a was stopped at epoch 3"):
-        _check_ended(GridOutcome(stopped={"a": 3, "b": 3}), 2)
+        check_ended(GridOutcome(stopped={"a": 3, "b": 3}), 2)

@@ -250,7 +250,7 @@ def test_blocks_of_tiny_images_are_larger(shape, size):
 def test_versions_are_stated_but_not_hashed(monkeypatch):
     x, y = stripes(10, 20)
     before = genray.evaluate(Linear(10), x, y, attacks="pgd20")["protocol"]
-    monkeypatch.setattr(genray.evaluate, "_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("genray.evaluation.run._versions", lambda: {"torch": "0.1"})
     after = genray.evaluate(Linear(10), x, y, attacks="pgd20")["protocol"]
     assert after["versions"] == {"torch": "0.1"} != before["versions"]
     assert after["hash"] == before["hash"]
@@ -309,7 +309,7 @@ def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypa
         return [(tmp_path / name / file).read_bytes() for file in ("results.json", "results.parquet")]
 
     forwards = written("forwards")
-    monkeypatch.setattr(genray.evaluate, "_run", backwards)
+    monkeypatch.setattr("genray.evaluation.run.run_tasks", backwards)
     assert written("backwards") == forwards
 
 
@@ -374,7 +374,7 @@ def test_an_evaluation_that_is_stopped_keeps_what_is_finished(model, digits, tmp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Storage, "write", write)
-    monkeypatch.setattr(genray.evaluate, "_run", stopped)
+    monkeypatch.setattr("genray.evaluation.run.run_tasks", stopped)
     with pytest.raises(KeyboardInterrupt):
         genray.evaluate(model, *digits, **QUICK, output=str(tmp_path / "out"))
     assert (tmp_path / "out" / "request.json").is_file() and len(list((tmp_path / "out" / "blocks").iterdir())) == 2
@@ -540,7 +540,7 @@ def test_the_bar_is_closed_and_the_work_stopped_when_the_disk_is_full(model, dig
     def full(self, task, result):
         raise genray.errors.StorageError("disk full")
 
-    monkeypatch.setattr(genray.evaluate, "_run", watched)
+    monkeypatch.setattr("genray.evaluation.run.run_tasks", watched)
     monkeypatch.setattr("genray.recording.evaluation_folder.EvaluationFolder.write", full)
     with pytest.raises(genray.errors.StorageError) as caught:
         genray.evaluate(model, *digits, **QUICK, output=str(tmp_path / "out"))

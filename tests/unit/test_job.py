@@ -151,7 +151,7 @@ def test_the_work_beside_the_attacks_grows_with_the_blocks_and_not_with_their_sq
             yield task, BlockResult({task.attack: np.ones(todo.size(task), dtype=bool)})
             queue.extend(todo.take())
 
-    monkeypatch.setattr(genray.evaluate, "_run", instantly)
+    monkeypatch.setattr("genray.evaluation.run.run_tasks", instantly)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 10))
 
     def calls(blocks, profile):

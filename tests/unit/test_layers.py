@@ -25,6 +25,7 @@ LAYERS = [
     {"runtime"},
     {"tuning"},
     {"reporting"},
+    {"api"},
     {"cli"},
     {"train", "evaluate", "tune", "report", "export"},
     {"__main__"},

@@ -14,11 +14,11 @@ pytest.importorskip("ray", reason="grids run on Ray")
 
 import ray
 
-from genray.cli.tune import plan_text
 from genray.runtime.ray.cluster import connected
 from genray.tuning import resources as module
 from genray.tuning.checks import check_private
 from genray.tuning.grid import load_grid
+from genray.tuning.plan import plan_text
 from genray.tuning.resources import Needs, fits_at_once, make_plan
 
 TINY = {

@@ -27,7 +27,6 @@ import genray
 from genray.attacks import ExampleDraw, GradientAttack
 from genray.cli.parser import run_command
 from genray.cli.report import main, parse_args
-from genray.cli.tune import _report
 from genray.config import load_config, to_dict
 from genray.data.splits import Split
 from genray.errors import InputError, StorageError
@@ -41,6 +40,7 @@ from genray.reporting.gallery import Side, _Looker, default_sides, make_gallery,
 from genray.reporting.page import as_page
 from genray.reporting.paper import paper_table
 from genray.reporting.plots import heat_map
+from genray.reporting.report import report_grid
 from genray.reporting.run_plots import times
 from genray.reporting.table import Cell, Table, TableRow, as_csv, as_latex, as_markdown
 from genray.reporting.trials import read_trials
@@ -735,7 +735,7 @@ def test_a_grids_file_that_cannot_be_written_stops_no_other(lab, tmp_path):
     folder = tmp_path / "grid"
     shutil.copytree(lab / "grid", folder)
     (folder / "trials.csv" / "folder").mkdir(parents=True)
-    trials, unwritten = _report(str(folder))
+    trials, unwritten = report_grid(str(folder))
     assert len(trials.rows) == 8 and str(unwritten).startswith(f"not written: trials.csv ({folder}/trials.csv: ")
     assert {"trials.parquet", "table.md", "scatter.png"} <= {p.name for p in folder.iterdir() if p.is_file()}
 

@@ -17,7 +17,6 @@ import yaml
 from PIL import Image
 
 import genray
-from genray.cli.train import dry_run
 from genray.core import memory
 from genray.data.datasets import load_image_data
 from genray.data.fingerprint import fingerprint, identify
@@ -27,6 +26,7 @@ from genray.recording import RunFolder
 from genray.recording.progress import Progress
 from genray.reporting.comparison import comparisons
 from genray.reporting.found import find
+from genray.runtime.training import dry_run
 
 CONFIG = {
     "name": "a",

@@ -1,0 +1,325 @@
+"""The functions of genray, for programs and notebooks; the commands in `genray.cli` call the same ones.
+
+Each imports what it needs when it is called, so that `genray --help` loads neither torch nor Ray.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from genray.config.arguments import Count, Natural, Place, Seconds, check_again, checked
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from genray.config.schema import RunConfig
+    from genray.reporting.content import Report
+    from genray.reporting.trials import Trials
+
+    Configuration: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None
+    Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
+    Network: TypeAlias = nn.Module
+    Model: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
+    Images: TypeAlias = Tensor | np.ndarray
+    Names: TypeAlias = str | Iterable[str]
+    Radii: TypeAlias = float | str | Fraction | Mapping[str, float | str | Fraction] | None
+    Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    EpochCallback: TypeAlias = Callable[[dict[str, Any]], object]
+    PlanCallback: TypeAlias = Callable[[str], object]
+    Findings: TypeAlias = tuple[Report, list[tuple[str, str]]]
+    Table: TypeAlias = Trials
+else:  # `checked` passes these on: the functions that read them say more than a type can
+    Configuration = Overrides = Network = Model = Images = Names = Radii = Paths = Any
+    EpochCallback = PlanCallback = Findings = Table = Any
+
+DEFAULT_STORAGE = "runs"
+Runtime = Literal["ray", "local"]
+Device = Literal["auto", "cpu", "cuda"]
+Layout = Literal["trades", "robustbench", "onnx"]
+
+
+@checked
+def train(
+    config: Configuration = None,
+    overrides: Overrides = (),
+    *,
+    runtime: Runtime = "ray",
+    address: str | None = None,
+    name: str | None = None,
+    storage: Place = DEFAULT_STORAGE,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: EpochCallback | None = None,
+) -> dict[str, Any]:
+    """Trains one run to its end and returns its final record.
+
+    Args:
+        config: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run.
+        overrides: "key=value" strings, or a mapping with nested or dotted keys.
+        runtime: "ray" (one actor a learner) or "local" (one after another in this process, same bits on CPU).
+        address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
+        name: run name, instead of the configuration's.
+        storage: path or URI of the folder that holds the runs.
+        resume: go on from the newest checkpoint of a run of this name; of a finished one, only its record is read.
+        overwrite: begin a run of this name anew; the old one is removed once the new one can start.
+        on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for those that a recovery replays.
+
+    Returns:
+        The record of `results.json`: accuracies are fractions with 95 % Wilson intervals.
+
+    Raises:
+        InputError: configuration, data, folder or cluster are wrong; nothing was started.
+        GenrayError: the run failed.
+    """
+    from genray.runtime.training import train_run
+
+    return train_run(
+        config,
+        overrides,
+        runtime=runtime,
+        address=address,
+        name=name,
+        storage=storage,
+        resume=resume,
+        overwrite=overwrite,
+        on_epoch=on_epoch,
+    )
+
+
+@checked
+def evaluate(
+    model: Model,
+    x: Images,
+    y: Images,
+    *,
+    attacks: Names = ("standard",),
+    norms: Names = ("linf",),
+    epsilon: Radii = None,
+    step_size: Radii = None,
+    num_classes: Count | None = None,
+    seed: Natural = 0,
+    block_size: Count | None = None,
+    engine: str | None = None,
+    workers: Natural | None = None,
+    address: str | None = None,
+    device: Device = "auto",
+    startup_timeout_s: Seconds = 120.0,
+    stall_timeout_s: Seconds = 1800.0,
+    max_failures: Natural = 5,
+    output: Place | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    data: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Natural and robust accuracy of any model on any images.
+
+    Args:
+        model: `torch.nn.Module` or a function, images (N, C, H, W) float32 in [0, 1] -> logits (N, K); evaluated in
+            eval mode and float32, and neither it nor `x` is changed.
+        x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
+        y: (N,) integer labels, 0..K-1.
+        attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
+            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one text "pgd20,aa".
+        norms: of "linf", "l2", "l1".
+        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the text "8/255"). With one norm the radius
+            alone will do. By default the radii that a model of genray was trained for, else those of the papers:
+            8/255, 128/255 and 12.
+        step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
+        num_classes: K; by default the number of logits.
+        seed: of all random numbers.
+        block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block); None for
+            `default_block_size`, 100 unless images are tiny.
+        engine: who runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
+            None for "genray" in linf and l2 and "pyautoattack" in l1.
+        workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
+        address: Ray cluster of the workers.
+        device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each although none may be there yet.
+        startup_timeout_s: how long the cluster may take to start a worker.
+        stall_timeout_s: how long a worker may go without computing anything before another one takes its block.
+        max_failures: how often a block may lose its worker, and a worker be lost in a row, before the evaluation ends.
+        output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
+        resume: go on with the blocks that are in `output`, which say `block_size` and `engine` where they are None.
+        overwrite: replace the evaluation that is in `output`, once the first new block is done.
+        data: {"source", "split"} for the record.
+
+    Returns:
+        The record: `natural`, `norms`, `union` (several norms), `findings` (why a number may not be trusted) and
+        `protocol`. Accuracies are fractions with 95 % Wilson intervals.
+
+    Raises:
+        InputError: arguments, data or folder are wrong; nothing was evaluated.
+        StorageError: files could not be written until minutes after the end; the record was printed.
+    """
+    from genray.evaluation.run import run_evaluation
+
+    on_workers = None
+    if workers is not None:
+        from genray.runtime.ray.evaluation import run_on_workers
+        from genray.runtime.ray.worker_pool import Limits
+
+        limits = Limits(startup_timeout_s, stall_timeout_s, max_failures)
+        on_workers = partial(run_on_workers, workers=workers, address=address, device=device, limits=limits)
+    return run_evaluation(
+        model,
+        x,
+        y,
+        attacks=attacks,
+        norms=norms,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_classes=num_classes,
+        seed=seed,
+        block_size=block_size,
+        engine=engine,
+        together=1 if workers is None else workers or os.cpu_count() or 1,
+        on_workers=on_workers,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        data=data,
+    )
+
+
+@checked
+def tune(
+    grid: Place,
+    overrides: Overrides = (),
+    *,
+    address: str | None = None,
+    storage: Place = DEFAULT_STORAGE,
+    max_concurrent: Count | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_plan: PlanCallback | None = None,
+    debug: bool = False,
+) -> Table:
+    """Runs every trial of a grid to its end and writes their table.
+
+    Args:
+        grid: path of a grid file.
+        overrides: for every trial: "key=value" strings, or a mapping with nested or dotted keys.
+        address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
+        storage: folder or URI that holds the grid's folder; every node has to see it.
+        max_concurrent: at most so many trials at once; None for as many as fit.
+        resume: go on with a grid of this name: what is finished is not done again.
+        overwrite: begin a grid of this name anew; its trials' runs are removed once the new ones can start.
+        on_plan: called with the plan, as `--dry-run` prints it, before the first trial starts.
+        debug: show Ray Tune's own account of a trial that fails.
+
+    Returns:
+        The `Trials`: one row a trial.
+
+    Raises:
+        InputError: the grid, a configuration, the storage or the cluster is wrong; no trial was started.
+        GenrayError: trials failed; the others' table is written.
+    """
+    from genray.tuning import require_ray
+    from genray.tuning.grid import load_grid
+
+    check_again(resume, overwrite)
+    require_ray()
+    from genray.reporting.report import report_grid
+    from genray.reporting.trials import markdown
+    from genray.runtime.ray.cluster import connected, node_resources
+    from genray.tuning.plan import needs_of, plan_text
+    from genray.tuning.run import begin_folder, check_ended, check_folder, check_room, run_grid
+
+    loaded = load_grid(grid, overrides)
+    place = check_folder(loaded, storage, resume, overwrite)  # before the data are read
+    needs, widest = needs_of(loaded, address)
+    with connected(address, num_cpus=widest):
+        if on_plan:
+            on_plan(plan_text(needs, node_resources(), None if address else os.cpu_count(), max_concurrent))
+        check_room(needs, bool(address))
+        folder = begin_folder(loaded, place, overwrite)
+        try:
+            outcome = run_grid(
+                needs, folder, train=train, evaluate=evaluate, max_concurrent=max_concurrent, debug=debug
+            )
+        finally:
+            trials, unwritten = report_grid(folder)
+    check_ended(outcome, loaded.size)
+    if unwritten:
+        print(markdown(trials))  # the figures are not lost with the files
+        raise unwritten
+    return trials
+
+
+@checked
+def report(
+    paths: Paths,
+    *,
+    output: Place = "report",
+    formats: Names | None = None,
+    gallery: Paths | None = None,
+    images: Count = 300,
+) -> Findings:
+    """Makes a report of everything that lies below some folders.
+
+    Args:
+        paths: folders of runs, evaluations, mixtures and grids, or folders that hold such, in any mixture.
+        output: folder or URI; a report that is there is overwritten, nothing else is.
+        formats: a list, or one text "html,md", of html, md, csv, tex, png, svg; all but svg by default.
+        gallery: two models, each a run folder, RUN:LEARNER or a model file in a run; None for theta_g and the robust
+            base learner of the first run that has both; () for no gallery.
+        images: at most so many test images are attacked for the gallery.
+
+    Returns:
+        (the `Report`, [(folder, why it is left out or shown only in part)]).
+
+    Raises:
+        InputError: nothing that could be shown was found, or an argument is wrong; nothing was written.
+    """
+    from genray.reporting.report import make_report
+
+    return make_report(paths, output, formats, gallery, images)
+
+
+@checked
+def export(source: Place, layout: Layout, output: Place | None = None, *, overwrite: bool = False) -> str:
+    """Writes the model of a run as a file that other programs read.
+
+    The file gives the logits of `genray.load_model(source)` for images in [0, 1], normalisation included.
+
+    Args:
+        source: a run folder, or a model file written by genray: path or URI.
+        layout: "onnx", or "trades" or "robustbench": a plain state dict that their own classes load strictly
+            (`genray.interop.published_layouts` says which classes, and what they cannot hold).
+        output: path or URI of the file; by default `model.onnx`, `model_trades.pt` or `model_robustbench.pt` beside
+            the model.
+        overwrite: replace a file that is there.
+
+    Returns:
+        Where the file is.
+
+    Raises:
+        InputError: the source, the output or the layout will not do; nothing was written.
+        GenrayError: writing failed, or the ONNX file does not give the same logits.
+    """
+    from genray.interop.export import export_model
+
+    return export_model(source, layout, output, overwrite)
+
+
+@checked
+def load_model(path: Place, device: Any = "cpu") -> Network:
+    """Loads the model of a genray run.
+
+    Args:
+        path: a run folder, or a `model.pt` in one: a local path or a URI.
+        device: where the model is put.
+
+    Returns:
+        The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
+
+    Raises:
+        ConfigError: torch has no such device.
+        CheckpointError: absent, corrupt, or not written by genray (for other files: `build_model`, `load_into`).
+        RunFolderError: the URI cannot be understood, or the storage does not answer.
+    """
+    from genray.interop import load
+
+    return load.load_model(path, device)

@@ -1,0 +1,155 @@
+"""An evaluation from its arguments to its record: in this process or on Ray's workers, kept in a folder or not."""
+
+import copy
+from contextlib import closing
+from dataclasses import replace
+from importlib import metadata
+
+from genray.config.arguments import check_again
+from genray.console import say
+from genray.data.fingerprint import fingerprint as data_fingerprint
+from genray.errors import DataError, StorageError
+from genray.evaluation import inputs
+from genray.evaluation.checks import NO_GRADIENT, look_at_model, look_at_origin
+from genray.evaluation.contract import as_network, device_of
+from genray.evaluation.engines import ENGINES, copies_kept
+from genray.evaluation.estimate import TimeLeft, look
+from genray.evaluation.job import Request, as_pixels, default_block_size, run_here
+from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
+from genray.evaluation.task_queue import TaskQueue
+from genray.interop.origin import origin_of
+from genray.recording.evaluation_folder import EvaluationFolder, fingerprint, protocol_in
+from genray.recording.progress import Progress, repeated
+from genray.recording.run_folder import versions
+from genray.types import ThreatModel
+
+
+def run_evaluation(
+    model,
+    x,
+    y,
+    *,
+    attacks,
+    norms,
+    epsilon,
+    step_size,
+    num_classes,
+    seed,
+    block_size,
+    engine,
+    together,
+    on_workers,
+    output,
+    resume,
+    overwrite,
+    data,
+) -> dict:
+    """As `genray.evaluate`, which describes and checks the arguments.
+
+    Args:
+        together: how many blocks are computed at a time, for the time left.
+        on_workers: `run_on_workers` with its cluster; None computes in this process.
+    """
+    check_again(resume, overwrite)
+    origin = origin_of(model)
+    attacks, norms = inputs.names(attacks), inputs.names(norms)
+    radii = inputs.radii(norms, epsilon, origin.radii())
+    threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
+    inputs.check_engine(engine)
+    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, engine=engine)
+    for norm in norms:
+        request.columns(norm)
+    images, labels = inputs.check_images(x, y)
+    model, logits, findings = as_network(model, as_pixels(images[:32]))
+    classes = inputs.check_classes(labels, logits, num_classes)
+    before = protocol_in(output) if output and resume else {}
+    block_size = block_size or before.get("block_size") or default_block_size(images.shape[1:])
+    engine = engine or (before["engine"] if before.get("engine") in ENGINES else None)
+    request = replace(request, block_size=block_size, engine=engine)
+    described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
+    described |= {"fingerprint": data_fingerprint(images, labels)}
+    stated = protocol(request, described, classes, _versions())
+    identity = {
+        "protocol": {key: value for key, value in stated.items() if key not in ("versions", "engines")},
+        "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
+        "images": fingerprint({"x": images, "y": labels}),
+        "predictions": fingerprint({"first images": logits.argmax(1)}),  # equal weights may be another network's
+    }
+    folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
+    findings = look_at_origin(origin, threats, images.shape[1:]) + findings
+    for finding in findings:
+        Progress().say(f"! {finding}")  # now: the table is hours away
+    findings += _look(model, images, labels, request)
+    left = TimeLeft(request, len(labels), classes, together=together)
+    stored = (lambda tasks: left.stored(folder.finished(tasks))) if folder else (lambda tasks: {})
+    queue = TaskQueue(request, len(labels), stored)
+    try:
+        with closing(run_tasks(queue, model, images, labels, classes, on_workers, left)) as found:
+            for task, result in _shown(found, left):
+                if folder:
+                    folder.write(task, result)
+                queue.finish(task, result)
+    except BaseException:
+        if folder:
+            folder.save()
+        raise
+    results = {task: queue.results[task] for task in queue.known()}  # in an order that no worker has a say in
+    flags = join(results)
+    record = build_record(request, flags, results, labels.numpy(), findings, stated)
+    if folder:
+        try:
+            folder.finish(record, flags_parquet(flags, labels.numpy()))
+        except StorageError:
+            say(record_table(record))  # the figures are not lost with the files
+            raise
+    return record
+
+
+def _shown(found, left):
+    """Passes (task, result) on and shows how far they are, in shares of the time, and what is left of that."""
+    progress = Progress()
+    progress.phase("evaluating", 100, unit="%")
+
+    def show():
+        progress.steps(100 * left.share(), left.left())
+
+    try:
+        with repeated(show, seconds=1.0):
+            for task, result in found:
+                left.finished(task, result)
+                yield task, result
+                show()
+        progress.steps(100, 0.0)
+    finally:
+        progress.close()
+
+
+def _look(model, images, labels, request):
+    """Findings about the model; refuses attacks that cannot run on it."""
+    device = device_of(model)
+    findings = look_at_model(model, as_pixels(images[:32]).to(device), labels[:32].to(device))
+    blind = {name for threat in request.threats for name in request.columns(threat.norm)} - {"square"}
+    if NO_GRADIENT in findings and blind:
+        raise DataError(f"model: {NO_GRADIENT}; of the attacks only square can run")
+    return findings
+
+
+def run_tasks(queue, model, images, labels, classes, on_workers, left):
+    """Yields (task, result)."""
+    first, device = queue.take(), device_of(model)
+    if not first:
+        return
+    if on_workers is None:
+        with copies_kept(model):
+            left.saw(look(model, images, labels, queue.request))
+            yield from run_here(queue, model, images, labels, classes, device, first)
+        return
+    # A copy, because the caller's model has to stay where it is.
+    model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
+    yield from on_workers(first, queue, model, images, labels, classes)
+
+
+def _versions():
+    found = versions([])
+    del found["devices"]  # the record is the same whatever computed it
+    return found | {"pyautoattack": metadata.version("pyautoattack")}

@@ -1,0 +1,94 @@
+"""A report of folders, from their paths to its files."""
+
+import os
+
+from genray.config.model import did_you_mean
+from genray.console import say
+from genray.errors import ConfigError, InputError, RunFolderError, StorageError
+from genray.recording.progress import Progress
+from genray.recording.writer import write_all
+from genray.reporting.build import build_report
+from genray.reporting.content import Report
+from genray.reporting.found import find
+from genray.reporting.gallery import default_sides, make_gallery
+from genray.reporting.plots import heat_map, trials_scatter
+from genray.reporting.style import MissingMatplotlib, require_matplotlib
+from genray.reporting.trials import Trials, read_trials
+from genray.reporting.trials import files_of as trial_files
+from genray.reporting.write import DEFAULT_FORMATS, FORMATS, files_of, open_output, write_files
+from genray.storage import Storage
+
+
+def make_report(paths, output, formats=None, gallery=None, images=300) -> tuple[Report, list[tuple[str, str]]]:
+    """As `genray.report`, which describes and checks the arguments."""
+    formats = formats.split(",") if isinstance(formats, str) else formats
+    formats = _checked_formats(DEFAULT_FORMATS if formats is None else formats)
+    storage, before = open_output(output)
+    found = find([paths] if isinstance(paths, (str, os.PathLike)) else paths)
+    if found.nothing:
+        raise RunFolderError("; ".join(f"{path}: {reason}" for path, reason in found.problems) or "no folder given")
+    try:
+        require_matplotlib()
+        with_plots = True
+    except MissingMatplotlib:
+        with_plots = False
+    progress = Progress()
+    try:
+        shown, why_not = _gallery(found, gallery, images, progress)
+    finally:
+        progress.close()
+    made = build_report(found, shown, why_not, with_plots)
+    write_files(storage, before, files_of(made, formats))
+    return made, found.problems
+
+
+def _checked_formats(formats):
+    wrong = [name for name in formats if name not in FORMATS]
+    hint = did_you_mean(wrong[0], FORMATS) if wrong else ""
+    if wrong or not formats:
+        raise RunFolderError(
+            f"--format: expected some of {', '.join(FORMATS)}, got {wrong[0] if wrong else 'none'!r}{hint}"
+        )
+    return tuple(formats)
+
+
+def _gallery(found, wanted, images, progress):
+    """(gallery or None, why there is none). Models that are asked for have to be there; by default they need not."""
+    if wanted is not None and len(wanted) == 0:
+        return None, ""
+    if wanted is not None:
+        if len(wanted) != 2:
+            raise RunFolderError(f"--gallery: expected two models, got {len(wanted)}")
+        return make_gallery(*map(str, wanted), images, progress), ""
+    sides = default_sides(found.runs)
+    if sides is None:
+        return None, "no finished run here holds model.pt and the models of its base learners"
+    try:
+        return make_gallery(*sides, images, progress), ""
+    except InputError as error:
+        return None, " ".join(str(error).split())
+
+
+def report_grid(folder) -> tuple[Trials, StorageError | None]:
+    """Writes a grid's tables into its folder, and its plots where matplotlib is.
+
+    Args:
+        folder: of the grid.
+
+    Returns:
+        (the `Trials`, an error that lists the files that could not be written, or None).
+    """
+    trials = read_trials(folder)
+    files = trial_files(trials, folder)
+    try:
+        if trials.measures:
+            files["scatter.png"] = trials_scatter(trials)["png"]
+        for measure in trials.measures:
+            files[f"heat_{measure.replace('/', '_')}.png"] = heat_map(trials, measure)["png"]
+    except ConfigError as error:
+        say(f"note: {error}")
+    try:
+        write_all(Storage(folder), files)
+    except StorageError as error:
+        return trials, StorageError(f"{error}; --report writes them again")
+    return trials, None

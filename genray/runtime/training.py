@@ -1,0 +1,129 @@
+"""A run from its configuration to its record, on either runtime."""
+
+from dataclasses import replace
+
+from genray.config import listed_overrides, load_run, to_yaml
+from genray.config.arguments import check_again
+from genray.errors import PlacementError
+from genray.models import count_parameters
+from genray.recording import Progress, RunFolder, RunRecorder
+from genray.recording.dry_run import plan_text
+from genray.recording.pseudo_labels import pseudo_labelled
+from genray.run.allocation import plan_lines
+from genray.run.devices import alone_lines, local_device
+from genray.run.pseudo_labels import awaits_labels, classify, load_teacher
+from genray.run.setup import prepare
+from genray.runtime.local import run_local
+
+COLUMNS = ("image_column", "label_column")
+
+
+def train_run(
+    config, overrides=(), *, runtime, address, storage, name=None, resume=False, overwrite=False, on_epoch=None
+) -> dict:
+    """As `genray.train`, which describes and checks the arguments."""
+    check_again(resume, overwrite)
+    loaded, progress = _loaded(config, overrides, name), Progress()
+    folder = RunFolder(storage, loaded.config.name)
+    finished = folder.finished(loaded.config, _unsettled(loaded)) if resume else None
+    if finished:
+        return finished
+    folder.storage.check_writable()
+    with folder.lock():
+        try:
+            state = _starting_state(folder, loaded, resume, overwrite, progress)
+            # Ray's object store holds the images of a machine beside those of this process.
+            setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, progress=progress)
+            if resume and folder.storage.exists("config.yaml"):
+                folder.check_data(setup.identity)
+                folder.check_resumable(setup.config)
+            setup = _pseudo_labelled(setup, folder, progress, runtime, address)
+            recorder = RunRecorder(setup, folder, progress, state, on_epoch)
+            try:
+                return _run(recorder, progress, runtime, address)
+            except BaseException:
+                recorder.save()  # however the run ends, the last checkpoint is written first
+                raise
+        finally:
+            progress.close()
+
+
+def dry_run(config, overrides, name, runtime, address) -> str:
+    """The resolved configuration and the plan as text; starts nothing and writes nothing."""
+    setup = _prepared(_loaded(config, overrides, name), decode=False)
+    if awaits_labels(setup) and setup.config.data.unlabeled.teacher.path:
+        load_teacher(setup)  # says what is wrong with it
+    if runtime == "local":
+        places = [f"all learners in this process, one after another, on {local_device(setup.config)}"]
+        places += alone_lines(setup.config)
+    else:
+        where = address or "a private Ray on this machine"
+        places = [f"{where}: one actor a learner"]
+        places += [f"{n}: {_wants(learner)}" for n, learner in setup.config.base_learners.items()]
+        places += ["global learner: memory only", "evaluator: a spare device, else a share of the natural learner's"]
+        places += plan_lines(setup.config)
+    text = plan_text(setup, parameters=count_parameters(setup.build_network()), places=places)
+    return f"{to_yaml(setup.config)}\n{text}"
+
+
+def _wants(learner):
+    resources, several = learner.resources, f"{learner.workers} x " if learner.workers != 1 else ""
+    gpus = resources.num_gpus if resources.num_gpus == "auto" else f"{resources.num_gpus:g}"
+    return f"{several}{resources.num_cpus:g} CPU, {gpus} GPU"
+
+
+def _loaded(config, overrides, name):
+    return load_run(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])])
+
+
+def _prepared(loaded, progress=None, **how):
+    for note in loaded.notes if progress else ():
+        progress.say(f"note: {note}")
+    setup = prepare(loaded.config, loaded.follows, progress=progress, **how)
+    return replace(setup, notes=(*loaded.notes, *setup.notes))
+
+
+def _unsettled(loaded):
+    """Fields that the data settle; an unfinished run has them in its configuration."""
+    columns = {f"data.{name}" for name in COLUMNS if getattr(loaded.config.data, name) is None}
+    return loaded.follows | columns
+
+
+def _starting_state(folder, loaded, resume, overwrite, progress):
+    """The checkpoint to go on from; None for a new run. A foreign folder is refused here, before the data is loaded."""
+    if not resume:
+        folder.check_free(overwrite)
+        return None
+    if not folder.storage.exists("config.yaml"):
+        return None
+    folder.check_resumable(loaded.config, _unsettled(loaded))
+    return folder.read_newest_state(progress.say)
+
+
+def _pseudo_labelled(setup, folder, progress, runtime, address):
+    """The setup with pseudo-labels where the run trains on unlabelled images (`data.unlabeled`)."""
+
+    def train_teacher(config):
+        train_run(config, runtime=runtime, address=address, storage=folder.storage.uri, resume=True)
+
+    def classify_all(network, images, config):
+        if runtime == "local" or address is None:
+            return classify(network, images, config, local_device(config))
+        from genray.runtime.ray.labelling import classify_on_cluster
+
+        return classify_on_cluster(network, images, config, address)
+
+    return pseudo_labelled(setup, folder, progress, train_teacher, classify_all)
+
+
+def _run(recorder, progress, runtime, address):
+    if runtime == "local":
+        return run_local(recorder, progress)
+    try:
+        from genray.runtime.ray.driver import run_on_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        reason = "ray is not installed; pip install 'ray[train,tune]', or --runtime local"
+        raise PlacementError(f"--runtime ray: {reason}") from None
+    return run_on_ray(recorder, progress, address)

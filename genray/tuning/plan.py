@@ -1,0 +1,70 @@
+"""What a grid will run, checked and said before the first trial starts."""
+
+import os
+
+import torch
+
+from genray.tuning.checks import check_private
+from genray.tuning.loggers import check_loggers
+from genray.tuning.resources import Needs, make_plan, total
+from genray.tuning.search import check_searcher
+
+
+def needs_of(grid, address) -> tuple[Needs, float]:
+    """(what the trials need, CPUs of the widest one), checked as far as it goes without a cluster."""
+    check_loggers(grid)
+    check_searcher(grid)
+    needs = Needs(grid)
+    if not address:
+        check_private(needs, os.cpu_count() or 1)
+    return needs, max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in needs.bundles(0).values())
+
+
+def dry_run(grid, address, max_concurrent) -> str:
+    """The plan on this machine, as a Ray of our own would have it; a cluster is not joined."""
+    needs, widest = needs_of(grid, address)
+    if address:
+        return plan_text(needs, [], None, max_concurrent)
+    cores = os.cpu_count() or 1
+    node = {"CPU": max(widest, cores), "GPU": torch.cuda.device_count(), "memory": float("inf")}
+    return plan_text(needs, [node], cores, max_concurrent)
+
+
+def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> str:
+    """What will be run, before it is: trials, what each holds, how many at once and about how long it takes.
+
+    Args:
+        needs, nodes, cores, max_concurrent: as in `genray.tuning.resources.make_plan`; no nodes: of a cluster that is
+            not looked at.
+    """
+    grid = needs.grid
+    lines = [f"grid           {grid.name}: {grid.size} trials{', suggested by Optuna' if grid.space else ''}"]
+    wanted = needs.bundles(total(nodes).get("GPU", 0))
+    for trial in grid.trials[:1] if grid.space else grid.trials:
+        cpus, gpus = (total(wanted[trial.name]).get(kind, 0) for kind in ("CPU", "GPU"))
+        who = "each" if grid.space else trial.name
+        lines.append(f"trial          {who}: {cpus:g} CPU, {gpus:g} GPU, {trial.config.training.epochs} epochs")
+    if not nodes:
+        return "\n".join([*lines, "at once        as many as the cluster holds"])
+    plan = make_plan(needs, nodes, cores, max_concurrent)
+    where = f"on {len(nodes)} node{'s' * (len(nodes) > 1)}"
+    lines.append(f"at once        {plan.at_once} {where}" if plan.at_once else f"at once        none yet {where}")
+    return "\n".join([*lines, *_time_lines(plan)])
+
+
+def _time_lines(plan):
+    if plan.seconds is None:
+        return ["time           not known before the first epochs are done; then it is shown"]
+    lines = [
+        f"time           about {_duration(plan.seconds)} of computing, at the pace of a training step measured on this "
+        "machine just now; starting the processes of a trial adds some seconds"
+    ]
+    return lines + [f"               and at most {_duration(plan.judging_s)} for `evaluate`"] * bool(plan.judging_s)
+
+
+def _duration(seconds):
+    if seconds < 1:
+        return "a second"
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 100 * size or unit == "h":
+            return f"{seconds / size:.2g} {unit}"
