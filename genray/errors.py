@@ -85,6 +85,4 @@ class LostError(LearnerError):
 
 
 class NonFiniteError(GenrayError):
-    """A learner's loss or weights became NaN or infinite; `learner` is its name in `base_learners`."""
-
-    learner = ""
+    """A learner's loss or weights became NaN or infinite."""

@@ -18,6 +18,7 @@ from genray.errors import ConfigError, RunFolderError, one_line
 MAX_DEPTH = 20  # levels of a configuration; ours has six
 DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
 RESERVED = ("global", "global_last")  # rows of the results beside the base learners
+DROPPED = {"training": ("on_non_finite", "rollback_lr_factor", "max_rollbacks")}  # fields of earlier versions
 FOLLOW_DATA = ("data.train_examples", "data.test_examples", "data.validation_examples", "evaluation.examples")
 
 
@@ -244,7 +245,7 @@ def load_run(source=None, overrides=()) -> Loaded:
     data = source if isinstance(source, Mapping) else read_yaml(DEFAULT_CONFIG if source is None else source)
     data = {key: value for key, value in data.items() if key != "versions"}
     before, data, typed = data, apply_overrides(data, overrides), _typed(overrides)
-    notes = _follow_epochs(before, data, typed)
+    notes = (*_drop_fields(data), *_follow_epochs(before, data, typed))
     config, problems = collect(RunConfig, data)
     if config is not None:
         config = complete(config, problems)
@@ -270,6 +271,15 @@ def _follow_epochs(before, data, typed):
         return ()
     data["global_learner"]["warmup_epochs"] = lowered = round(found / was * epochs)
     return (f"{at}: {lowered} instead of {found:g}, as training.epochs is {epochs:g} instead of {was:g}",)
+
+
+def _drop_fields(data):
+    """Removes fields that only earlier versions had; yields a line for each that asked for something."""
+    for section, fields in DROPPED.items():
+        given = data.get(section)
+        for name in fields if isinstance(given, Mapping) else ():
+            if given.pop(name, None) == "rollback":
+                yield f"{section}.{name}: rollback no longer exists; a learner whose numbers fail ends the run"
 
 
 def _number(data, key):

@@ -84,11 +84,6 @@ class TrainingConfig(Section):
     schedules_by: Literal["epoch", "step"] = option(
         "step", "schedules are read once a step, or once an epoch at its 1-based number (the official code)"
     )
-    on_non_finite: Literal["halt", "rollback"] = option(
-        "halt", "a learner's loss or weights are NaN or infinite: end, or go back a checkpoint and lower its rate"
-    )
-    rollback_lr_factor: Real = option(0.5, "what that learner's rate is multiplied by, from there on", gt=0, lt=1)
-    max_rollbacks: int = option(3, "of one learner in a run", ge=1, unit="rollbacks")
 
 
 class AttackConfig(Section):

@@ -201,12 +201,11 @@ class BaseLearner:
         first = int(finite.long().argmin()) if not finite.all() else len(losses) - 1
         what = f"loss {float(losses[first]):g}" if not finite.all() else "weights NaN or infinite"
         epoch, batch = divmod(start + first, self.plan.steps_per_epoch)
-        error = NonFiniteError(
+        raise NonFiniteError(
             f"base_learners.{self.name}: {what} at step {start + first} (batch {batch} of epoch {epoch + 1}); a lower "
-            f"base_learners.{self.name}.lr is the usual cure, and training.on_non_finite: rollback tries it by itself"
+            f"base_learners.{self.name}.lr in a new run is the usual cure; --resume goes on from the newest "
+            "checkpoint at the same rate"
         )
-        error.learner = self.name
-        raise error
 
     def contribution(self, *, private: bool = True) -> WeightSnapshot:
         """The learner's share G_k of theta_g; `private` as in `FlatWeights.snapshot`."""

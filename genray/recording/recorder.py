@@ -48,8 +48,10 @@ class RunRecorder:
         self.devices, self.newest = None, None
         if state:
             self.newest = encode_state(state)
-            self.setup = setup.with_rollbacks(json.loads(state["books"])["rollbacks"])
-            self.seconds_before = json.loads(state["books"])["wall_s"]
+            books = json.loads(state["books"])
+            self.seconds_before = books["wall_s"]
+            for name in books.get("rollbacks", {}):  # of earlier versions
+                progress.say(f"warning: base_learners.{name}: its rate had been lowered by rollbacks and is lr again")
         self.newest_step = state["step"] if state else 0
         self.go_back()
 
@@ -65,17 +67,6 @@ class RunRecorder:
         self.redistributions = books.get("redistributions", 0)
         self.events = None
         return state
-
-    def go_further_back(self):
-        """Gives up the newest state for the one before it on storage; for the beginning of the run where there is none.
-
-        Raises:
-            StorageError: the storage does not answer within runtime.storage_timeout_s.
-        """
-        self.writer.flush(self.setup.config.runtime.storage_timeout_s)
-        self.folder.delete_state(self.newest_step)
-        state = self.folder.read_newest_state(self.progress.say)
-        self.newest, self.newest_step = (encode_state(state), state["step"]) if state else (None, 0)
 
     def begin(self, devices: list[str]):
         """Training begins, or begins again after `go_back`.
@@ -167,7 +158,6 @@ class RunRecorder:
             "loss": sum(p.loss_sum for p in parts) / examples,
             "train_accuracy": sum(p.num_correct for p in parts) / examples,
             "learning_rate": parts[-1].learning_rate,
-            "rollbacks": self.setup.plan.rollbacks.get(name, 0),
             **{name: round(sum(getattr(p, name) for p in parts), 4) for name in TIMES},
         }
 
@@ -211,7 +201,6 @@ class RunRecorder:
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "redistributions": self.redistributions,
-            "rollbacks": self.setup.plan.rollbacks,
             "wall_s": self.wall_s(),
         }
         state = {

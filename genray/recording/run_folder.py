@@ -217,11 +217,6 @@ class RunFolder:
         for state in older[: max(0, len(older) - keep + 1)]:
             self.storage.delete(f"checkpoints/{state}")
 
-    def delete_state(self, step: int):
-        """Removes the checkpoint of a step, if there is one."""
-        if _state_name(step) in self._states():
-            self.storage.delete(f"checkpoints/{_state_name(step)}")
-
     def read_newest_state(self, say=None) -> dict | None:
         """The newest checkpoint that is whole, or None where there is none.
 
@@ -269,9 +264,8 @@ def _resumed_part(plain):
     }
     same = {key: value for key, value in plain.items() if key not in ("device", "runtime")}
     data = {**plain["data"], "path": None, "download": None}
-    training = {**plain["training"], "on_non_finite": None, "max_rollbacks": None}
     checkpoint = {**plain["checkpoint"], "keep": None}
-    return same | {"base_learners": learners, "data": data, "training": training, "checkpoint": checkpoint}
+    return same | {"base_learners": learners, "data": data, "checkpoint": checkpoint}
 
 
 def first_difference(before, after, path=""):

@@ -1,6 +1,6 @@
 """What a run will do, from its configuration and the size of its data: steps, windows, schedules, bytes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from genray.config.schema import RunConfig
@@ -14,7 +14,6 @@ class RunPlan:
     num_train: training images an epoch, validation part excluded.
     steps_per_epoch, total_steps: optimiser steps of every base learner.
     windows: in order; they tile the run.
-    rollbacks: learner name -> how often it went back because of a NaN; each lowers its learning rate for good.
     """
 
     config: RunConfig
@@ -22,7 +21,6 @@ class RunPlan:
     steps_per_epoch: int
     total_steps: int
     windows: tuple[Window, ...]
-    rollbacks: dict[str, int] = field(default_factory=dict)
 
     @property
     def smallest_batch(self) -> int:
@@ -37,8 +35,7 @@ class RunPlan:
         return step / self.total_steps
 
     def learning_rate(self, learner: str, step: int) -> float:
-        lowered = self.config.training.rollback_lr_factor ** self.rollbacks.get(learner, 0)
-        return lowered * piecewise_linear(self._knots["lr", learner], self.position(step))
+        return piecewise_linear(self._knots["lr", learner], self.position(step))
 
     def mixing_weight(self, learner: str, step: int) -> float:
         """w_k(s): the learner's share of theta_g at step s (gamma for the robust one)."""

@@ -57,10 +57,6 @@ class RunSetup:
             "std": model.std,
         }
 
-    def with_rollbacks(self, rollbacks: dict):
-        """The same run, with the learning rates that these rollbacks leave."""
-        return replace(self, plan=replace(self.plan, rollbacks=dict(rollbacks)))
-
     def build_network(self):
         """A new network with the run's initial weights: the same in every process, in memory order too, because flat
         weights are in the order of memory."""

@@ -7,48 +7,51 @@ from genray.evaluation import Evaluator, chunks, join_flags
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
 from genray.run.devices import alone_lines, device_names, evaluation_threads, learner_threads, local_device
-from genray.runtime.recovery import run_with_recovery
+from genray.runtime.protocols import Progress, Recorder
 from genray.types import WeightSnapshot
 
 
-def run_local(recorder, progress) -> dict:
+def run_local(recorder: Recorder, progress: Progress) -> dict:
     """Trains all base learners window by window, one after another, and evaluates the result.
 
     Args:
-        recorder: a `RunRecorder`, with the setup and the state to go on from; gets every window.
-        progress: a `Progress`.
+        recorder: has the setup and the state to start from; gets every window.
+        progress: what the user sees.
 
     Returns:
         The final record (`results.json`).
     """
     keep_freed_memory()
-    for line in alone_lines(recorder.setup.config):
+    config = recorder.setup.config
+    for line in alone_lines(config):
         progress.say(line)
-    recorder.begin(device_names(recorder.setup.config))
-    with threads_kept(), deterministic(recorder.setup.config.compute.deterministic):
-        return run_with_recovery(lambda setup, state: _run(setup, recorder, progress, state), recorder, progress)
+    recorder.begin(device_names(config))
+    with threads_kept(), deterministic(config.compute.deterministic):
+        return _train(recorder, progress)
 
 
-def _run(setup, recorder, progress, state):
-    plan, device = setup.plan, local_device(setup.config)
-    learners = {name: _learner(name, setup, device) for name in setup.config.base_learners}
-    glob = GlobalLearner(setup.config)
-    threads = evaluation_threads(setup.config, setup.architecture)
-    evaluator = Evaluator(setup.config, setup.build_network(), setup.splits, device, threads)
-    first, theta_g = 0, None
+def _train(recorder, progress):
+    setup, plan, config = recorder.setup, recorder.setup.plan, recorder.setup.config
+    device, split, first, theta_g = local_device(config), config.evaluation.select_on, 0, None
+    learners = {}
+    for name in config.base_learners:
+        threads = learner_threads(config, setup.architecture, name)
+        learners[name] = BaseLearner(name, plan, setup.build_network(), setup.splits["train"], device, threads)
+        learners[name].on_step = lambda: progress.steps(sum(lr.step for lr in learners.values()) / len(learners))
+    glob = GlobalLearner(config)
+    threads = evaluation_threads(config, setup.architecture)
+    evaluator = Evaluator(config, setup.build_network(), setup.splits, device, threads)
+    state = recorder.go_back()
     if state:
         first, theta_g = state["next_window"], WeightSnapshot(**state["theta_g"])
         for name, learner in learners.items():
             learner.load_state_dict(state["learners"][name])
-    for learner in learners.values():
-        learner.on_step = lambda: progress.steps(sum(lr.step for lr in learners.values()) / len(learners))
 
-    split = setup.config.evaluation.select_on
     for window in plan.windows[first:]:
         stats = {name: learner.run_window(window.start, window.stop) for name, learner in learners.items()}
         scores, shipped, own = None, None, {}
-        if window.evaluate and setup.config.evaluation.base_learners:  # before theta_g takes the place of raw weights
-            own = {name: evaluator.evaluate(lr.model_snapshot(), split) for name, lr in learners.items()}
+        if window.evaluate and config.evaluation.base_learners:  # before theta_g replaces the raw weights
+            own = {name: evaluator.evaluate(learner.model_snapshot(), split) for name, learner in learners.items()}
         if window.hands_over:
             theta_g = glob.combine([learner.contribution() for learner in learners.values()])
         if window.redistribute:
@@ -64,11 +67,6 @@ def _run(setup, recorder, progress, state):
     own_models = {name: learner.model_snapshot() for name, learner in learners.items()}
     judged = recorder.models_to_judge(evaluator.finalize(theta_g), own_models)
     return recorder.finish(_judge(evaluator, judged, progress))
-
-
-def _learner(name, setup, device):
-    threads = learner_threads(setup.config, setup.architecture, name)
-    return BaseLearner(name, setup.plan, setup.build_network(), setup.splits["train"], device, threads)
 
 
 def _judge(evaluator, judged, progress):

@@ -1,22 +1,24 @@
-"""What a run does after a fault: goes back to its newest state and goes on, as often as the configuration allows."""
+"""After a fault a run continues from its newest state, as often as the configuration allows."""
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
-from genray.errors import LearnerError, LostError, NonFiniteError
+from genray.errors import LearnerError, LostError
+from genray.runtime.protocols import Progress, Recorder
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 
 
-def run_with_recovery(attempt, recorder, progress):
-    """Calls `attempt(setup, state)` until it returns; every call goes on from the newest state.
+def run_with_recovery(attempt: Callable[[dict | None], dict], recorder: Recorder, progress: Progress) -> dict:
+    """Calls `attempt(state)` until it returns; every call continues from the newest state.
 
     Windows are pure functions of the state before them, so a replayed one gives the same bits.
 
     Args:
         attempt: trains from a state (None: from the beginning) to the end; raises LostError where a process was lost.
-        recorder: a `RunRecorder`, which keeps the newest state.
-        progress: a `Progress`.
+        recorder: keeps the newest state.
+        progress: what the user sees.
 
     Returns:
         What `attempt` returned.
@@ -24,42 +26,17 @@ def run_with_recovery(attempt, recorder, progress):
     Raises:
         LearnerError: more than runtime.max_failures processes were lost in a row, or the same one crashed twice by the
             same signal after the same state.
-        NonFiniteError: a learner's numbers failed, and training.on_non_finite forbids to try again.
     """
-    losses, since, rolled_back_to = [], recorder.newest_step, None
+    losses, since = [], recorder.newest_step
     while True:
         try:
-            return attempt(recorder.setup, recorder.go_back())
-        except NonFiniteError as error:
-            _roll_back(recorder, error, progress, again=recorder.newest_step == rolled_back_to)
-            rolled_back_to = recorder.newest_step
+            return attempt(recorder.go_back())
         except LostError as error:
             if recorder.newest_step != since:
                 losses, since = [], recorder.newest_step
             # A copy: the error itself holds the frames it came through, and all that they refer to in the object store.
             losses.append(LostError(error.who, error.why, error.signal))
             _pause(losses, recorder, progress)
-
-
-def _roll_back(recorder, error, progress, *, again):
-    """Lowers the rate of the learner whose numbers failed, or gives up.
-
-    Args:
-        again: numbers failed before since the newest state, which may be lost itself: one further back is tried.
-    """
-    training, before = recorder.setup.config.training, recorder.setup.plan.rollbacks
-    times = before.get(error.learner, 0)
-    if training.on_non_finite == "halt" or not error.learner:
-        raise error
-    if times >= training.max_rollbacks:
-        gave_up = NonFiniteError(f"{error}; rolled back {times} times (training.max_rollbacks) to no avail")
-        gave_up.learner = error.learner
-        raise gave_up from None
-    recorder.setup = recorder.setup.with_rollbacks({**before, error.learner: times + 1})
-    if again:
-        recorder.go_further_back()
-    factor = training.rollback_lr_factor ** (times + 1)
-    progress.say(f"{error}: back to step {recorder.newest_step} with {factor:g} times its learning rate")
 
 
 def _pause(losses, recorder, progress):

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genray.config import load_config, to_dict, to_yaml
+from genray.config import load_config, load_run, to_dict, to_yaml
 from genray.config.load import parse_yaml
 from genray.config.objectives import AdversarialObjective, NaturalObjective
 from genray.config.optimizers import SGD, Adam, AdamW
@@ -576,6 +576,14 @@ def test_nasty_yaml_is_a_config_error(tmp_path, text):
 def test_what_pyyaml_wrote_is_read_as_it_was(value):
     """Its YAML 1.1 quotes every text that we read as something else, so that older files keep their meaning."""
     assert parse_yaml(yaml.safe_dump({"x": value}), "") == {"x": value}
+
+
+def test_fields_that_older_versions_wrote_are_ignored():
+    older = minimal()
+    older["training"] |= {"on_non_finite": "halt", "rollback_lr_factor": 0.5, "max_rollbacks": 3}
+    assert load_run(older).config == load_config(minimal()) and load_run(older).notes == ()
+    asked = load_run(minimal(), ["training.on_non_finite=rollback"])
+    assert asked.config == load_config(minimal()) and "training.on_non_finite: rollback" in asked.notes[0]
 
 
 @pytest.mark.parametrize("text", ["no", "Yes", "on", "010", "0x1F", "0o17", "1_000", "1:20", "2024-11-30", "1e3", "+5"])

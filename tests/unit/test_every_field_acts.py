@@ -44,7 +44,6 @@ L1 = f"{L}.attack={{norm: l1, epsilon: 2, step_size: 1, num_steps: 2}}"
 L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
 TWO = "{linf: {norm: linf, epsilon: 0.1, step_size: 0.1, num_steps: 1}, l2: {norm: l2, epsilon: 2, step_size: 1}}"
 MAX = [f"{L}.attack=null", f"{L}.objective=max", f"{L}.attacks={TWO}"]
-EXPLODES = f"{L}.lr=1e30"
 ADAM = f"{L}.optimizer={{name: adam}}"
 FRACTION = ["data.unlabeled={source: fraction, fraction: 0.5, teacher: {epochs: 1}}"]
 IMAGES = ["PARQUET", "data.unlabeled={source: image_folder, path: IMAGES/a, teacher: {epochs: 1}}"]
@@ -90,15 +89,6 @@ CHANGES = {
     "training.batch_size": ([], "training.batch_size=31"),
     "training.drop_last": (["training.batch_size=40"], "training.drop_last=true"),
     "training.schedules_by": ([], "training.schedules_by=epoch"),
-    "training.on_non_finite": ([EXPLODES], "training.on_non_finite=rollback"),
-    "training.rollback_lr_factor": (
-        [EXPLODES, "training.on_non_finite=rollback", "training.rollback_lr_factor=1e-31"],
-        "training.rollback_lr_factor=1e-32",
-    ),
-    "training.max_rollbacks": (
-        [EXPLODES, "training.on_non_finite=rollback", "training.rollback_lr_factor=1e-16", "training.max_rollbacks=1"],
-        "training.max_rollbacks=2",
-    ),
     "base_learners.attack.algorithm": (
         [f"{E}.attack.step_size=0.1"],
         f"{L}.attack={{algorithm: apgd, norm: linf, epsilon: 0.2, num_steps: 1, start: uniform}}",

@@ -21,8 +21,9 @@ LAYERS = [
     {"models", "data", "attacks", "objectives"},
     {"interop"},
     {"run", "learners"},
-    {"evaluation", "recording"},
+    {"evaluation"},
     {"runtime"},
+    {"recording"},
     {"tuning"},
     {"reporting"},
     {"api"},
@@ -33,11 +34,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # An objective names its attack; the reverse is a circle.
 SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run"), ("run", "evaluation")}
-SIBLINGS |= {
-    ("evaluation", "recording"),
-    ("recording", "evaluation"),
-    ("evaluation", "reporting"),
-}
+SIBLINGS |= {("evaluation", "recording"), ("evaluation", "reporting")}
 USES_RAY = {"runtime", "tuning"}
 COMMANDS = {"train", "evaluate", "tune", "report", "export"}  # run, not imported
 

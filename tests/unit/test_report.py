@@ -75,7 +75,7 @@ def write_run(folder, config, natural, robust, epochs=3, examples=200):
     names = list(config.base_learners)
     seconds = {"seconds": 10.0, "attack_seconds": 6.0, "averaging_seconds": 1.5, "transfer_seconds": 0.25,
                "waiting_seconds": 3.0}  # fmt: skip
-    learner = {"loss": 1.0, "train_accuracy": 0.5, "learning_rate": 0.1, "rollbacks": 0, **seconds}
+    learner = {"loss": 1.0, "train_accuracy": 0.5, "learning_rate": 0.1, **seconds}
     records = [
         {"epoch": epoch, "step": epoch, "wall_s": 1.0, "redistributions": max(0, epoch - 1), "best_epoch": 2,
          "learners": dict.fromkeys(names, learner), "mixing_weights": dict.fromkeys(names, 1 / len(names)),

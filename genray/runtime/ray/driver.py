@@ -9,6 +9,7 @@ import ray
 from genray.errors import LostError, PlacementError
 from genray.evaluation import chunks, join_flags
 from genray.run.allocation import fixed_workers
+from genray.runtime.protocols import Progress, Recorder
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.actors import pack
 from genray.runtime.ray.allocation import DeviceAllocator
@@ -22,12 +23,12 @@ STATE_COPIES = 5  # weights, average, share and up to two optimiser moments
 BYTES_PER_GIB = 2**30
 
 
-def run_on_ray(recorder, progress, address: str | None = None) -> dict:
+def run_on_ray(recorder: Recorder, progress: Progress, address: str | None = None) -> dict:
     """Trains all base learners at the same time, each in its own actor, and evaluates the result.
 
     Args:
-        recorder: a `RunRecorder`, with the setup and the state to go on from.
-        progress: a `Progress`.
+        recorder: has the setup and the state to start from; gets every window.
+        progress: what the user sees.
         address: None for a private Ray on this machine, "auto" or "host:port" for a cluster.
 
     Returns:
@@ -53,7 +54,8 @@ class _Attempts:
         self.images = ray.put(pack(recorder.setup)[1])  # once for all attempts
         self.division = DeviceAllocator(progress)
 
-    def run(self, setup, state):
+    def run(self, state):
+        setup = self.recorder.setup
         try:
             placement = self._place(setup)
             states = state["learners"] if state else {}
