@@ -56,14 +56,25 @@ def _described(doc, unit, ranges):
     return {"description": doc, "json_schema_extra": extra}
 
 
-class Section(BaseModel):
-    """A mapping of known keys; immutable. A subclass may have `problems()`: what its fields may not be together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class Described(BaseModel):
+    """A mapping of described fields. A subclass may have `problems()`: what its fields may not be together."""
 
     def problems(self):
         """Yields "field: message" lines."""
         return ()
+
+    @model_validator(mode="after")
+    def _together(self, info):
+        problems = [] if info.context == ONE_BY_ONE else [*self.problems()]
+        if problems:
+            raise PydanticCustomError("together", "fields that do not go together", {"problems": problems})
+        return self
+
+
+class Section(Described):
+    """A mapping of known keys; immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     def replace(self, **changes):
         """A copy with other values, which are not checked."""
@@ -82,13 +93,6 @@ class Section(BaseModel):
             if not _in_range(number, ranges):
                 raise PydanticCustomError("range", "out of range", {"suffix": suffix, "given": _as_given(held)})
         return value
-
-    @model_validator(mode="after")
-    def _together(self, info):
-        problems = [] if info.context == ONE_BY_ONE else [*self.problems()]
-        if problems:
-            raise PydanticCustomError("together", "fields that do not go together", {"problems": problems})
-        return self
 
 
 def _numbers(value):

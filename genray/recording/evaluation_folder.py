@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from genray import records
 from genray.console import say
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation.job import BlockResult, Task
@@ -56,9 +57,9 @@ class EvaluationFolder:
 
     def _check_same(self, identity):
         try:
-            before = dict(json.loads(self.storage.read("request.json")))
-        except (ValueError, TypeError):
-            raise RunFolderError(f"{self.storage}/request.json: not an evaluation of genray") from None
+            before = records.read(records.EvaluationRequest, self.storage, "request.json")
+        except records.Damaged as error:
+            raise RunFolderError(f"{self.storage}: {error}") from None
         different = _difference(before, json.loads(json.dumps(identity)))
         if different:
             raise RunFolderError(f"{self.storage}: cannot resume another evaluation: {different}")
@@ -118,10 +119,11 @@ def protocol_in(uri: str) -> dict:
     """What an evaluation that is in a folder measures; {} where there is none, or none that can be read."""
     storage = Storage(uri)
     try:
-        found = json.loads(storage.read("request.json"))["protocol"] if storage.exists("request.json") else {}
-    except (ValueError, TypeError, KeyError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        if storage.exists("request.json"):
+            return records.read(records.EvaluationRequest, storage, "request.json").get("protocol") or {}
+    except records.Damaged:
+        pass
+    return {}
 
 
 def _difference(before, now, where=""):

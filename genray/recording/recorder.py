@@ -17,12 +17,11 @@ from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encod
 from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
+from genray.records import TIMES
 from genray.run.allocation import last_evaluation_in_steps
 from genray.run.pseudo_labels import unlabeled_record
 from genray.run.setup import RunSetup
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
-
-TIMES = ("seconds", "attack_seconds", "averaging_seconds", "transfer_seconds", "waiting_seconds")  # of `WindowStats`
 
 
 class RunRecorder:

@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 import genray
+from genray import records
 from genray.config import load_stored_config, to_dict
 from genray.config.load import parse_yaml
 from genray.core.flat import from_array
@@ -157,8 +158,8 @@ class RunFolder:
             return None
         self.check_resumable(config, follows)
         try:
-            return {**json.loads(self.storage.read("results.json")), "folder": self.location}
-        except (ValueError, TypeError):  # a damaged file is made anew from the newest checkpoint
+            return {**records.read(records.RunResults, self.storage, "results.json"), "folder": self.location}
+        except records.Damaged:  # it is made anew from the newest checkpoint
             return None
 
     def is_complete(self, config) -> bool:
@@ -192,9 +193,9 @@ class RunFolder:
 
     # --- records ------------------------------------------------------------------------------------------------
 
-    def write_metrics(self, records: list[dict]):
+    def write_metrics(self, epochs: list[dict]):
         """`metrics.jsonl`: one line an epoch, written anew so that a resumed run has every epoch once."""
-        self.storage.write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records).encode())
+        self.storage.write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in epochs).encode())
 
     def read_metrics(self) -> list[dict]:
         if not self.storage.exists("metrics.jsonl"):

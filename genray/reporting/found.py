@@ -1,13 +1,12 @@
 """What lies in folders: runs, evaluations, mixtures and grids, and what is wrong with the rest, a line each."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from genray import records
 from genray.config import RunConfig, load_stored_config
 from genray.config.load import parse_yaml
 from genray.errors import GenrayError
-from genray.reporting.checked import Damaged, check_evaluation, check_record, check_request, check_results, check_study
 from genray.reporting.table import one_line
 from genray.reporting.trials import Trials, read_trials
 from genray.storage import Storage, without_secrets
@@ -169,32 +168,32 @@ class _Search:
         except (GenrayError, ValueError, TypeError, AttributeError, RecursionError) as error:
             self.problem(path, f"config.yaml is not of a genray run: {_reason(error)}")
             return None
-        records, results = self._records(path, storage, names), None
+        epochs, results = self._epochs(path, storage, names), None
         try:
-            results = _checked(storage, "results.json", check_results) if "results.json" in names else None
-        except (GenrayError, Damaged) as error:
+            results = records.read(records.RunResults, storage, "results.json") if "results.json" in names else None
+        except GenrayError as error:
             self.problem(path, f"{_reason(error)}; its table is left out")
         else:
             if results is None:
-                self.problem(path, f"unfinished: {len(records)} of {config.training.epochs} epochs; only its curves")
-        if results is None and not records:
+                self.problem(path, f"unfinished: {len(epochs)} of {config.training.epochs} epochs; only its curves")
+        if results is None and not epochs:
             return None
-        run = Run(storage, config, records, results, grid, point)
+        run = Run(storage, config, epochs, results, grid, point)
         self.found.runs.append(run)
         return run
 
-    def _records(self, path, storage, names):
+    def _epochs(self, path, storage, names):
         if "metrics.jsonl" not in names:
             self.problem(path, "no metrics.jsonl, so no curves")
             return []
-        records = []
+        found = []
         for number, line in enumerate(storage.read("metrics.jsonl").splitlines(), 1):
             try:
-                records.append(check_record(json.loads(line)))
-            except (ValueError, RecursionError):
-                self.problem(path, f"metrics.jsonl: line {number} is damaged; curves end before it")
+                found.append(records.parse(records.EpochRecord, line))
+            except records.Damaged as error:
+                self.problem(path, f"metrics.jsonl: line {number} is damaged; curves end before it: {error}")
                 break
-        return records
+        return found
 
     def _evaluation(self, path, storage, names, owner):
         if "results.json" not in names:
@@ -202,27 +201,19 @@ class _Search:
             self.problem(path, f"unfinished evaluation: {blocks} blocks are done; genray.evaluate --resume goes on")
             return
         try:
-            record = _checked(storage, "results.json", check_evaluation)
-            request = _checked(storage, "request.json", check_request)
+            record = records.read(records.EvaluationRecord, storage, "results.json")
+            request = records.read(records.EvaluationRequest, storage, "request.json")
             self.found.evaluations.append(Evaluation(storage, record, request["model"], owner))
-        except (GenrayError, Damaged) as error:
+        except GenrayError as error:
             self.problem(path, _reason(error))
 
     def _study(self, path, storage):
         try:
-            self.found.studies.append(SweepResult(path, _checked(storage, "results.json", check_study)))
-        except (GenrayError, Damaged) as error:
+            results = records.read(records.MixtureResults, storage, "results.json")
+            self.found.studies.append(SweepResult(path, results))
+        except GenrayError as error:
             self.problem(path, _reason(error))
 
 
 def _reason(error):
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _checked(storage, name, check):
-    """The content of a JSON file that holds what it must."""
-    data = storage.read(name)
-    try:
-        return check(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{name} is damaged or not of genray: {_reason(error)}") from None

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genray import records
 from genray.errors import RunFolderError, one_line
 from genray.evaluation.job import STAGE
 from genray.evaluation.suite import COLUMNS
-from genray.reporting.checked import check_evaluation, check_grid, check_results
 from genray.reporting.table import Cell, Table, TableRow, as_markdown, cell_of, head_of
 from genray.storage import Storage
 from genray.tuning.grid import RECORD, short_names, stated_trials
@@ -57,7 +57,7 @@ def read_trials(folder: Any) -> Trials:
     if not storage.exists(RECORD):
         raise RunFolderError(f"{storage}: expected the folder of a grid, with {RECORD} in it; it is not there")
     try:
-        stated = check_grid({"trials": stated_trials(storage)})["trials"]
+        stated = records.check(records.GridRecord, {"trials": stated_trials(storage)})["trials"]
     except Exception as error:
         reason = one_line(error, 150)
         raise RunFolderError(f"{storage}: expected the folder of a grid, with {RECORD} in it: {reason}") from None
@@ -97,12 +97,12 @@ def _numbers(storage, name, data):
         begun = storage.exists(f"{name}/config.yaml")
         return {"status": "unfinished" if begun else "not started"}, ""
     try:
-        results = check_results(json.loads(storage.read(f"{name}/results.json")))
+        results = records.read(records.RunResults, storage, f"{name}/results.json")
         numbers = {attack: record["value"] for attack, record in results["models"]["global"].items()}
         protocol = results["protocol"]
         about = f"{protocol['examples']} test images of {data}, {protocol['threat_model']}"
         if storage.exists(f"{name}/evaluation/results.json"):
-            judged = check_evaluation(json.loads(storage.read(f"{name}/evaluation/results.json")))
+            judged = records.read(records.EvaluationRecord, storage, f"{name}/evaluation/results.json")
             numbers = {"natural": judged["natural"]["value"]}
             for norm, part in judged["norms"].items():
                 several = len(judged["norms"]) > 1
@@ -115,7 +115,7 @@ def _numbers(storage, name, data):
             about = f"{stated['data']['examples']} test images of {data}, {radii}, engine {stated['engine']}"
         ended = {"status": "finished", "best_epoch": results["best_epoch"], "wall_s": results["wall_s"]}
         return numbers | ended, about
-    except (ValueError, RecursionError):
+    except records.Damaged:
         return {"status": "damaged results.json"}, ""
 
 

@@ -12,6 +12,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
+from genray import records
 from genray.config import to_dict
 from genray.errors import GenrayError, RunFolderError
 from genray.storage import Storage
@@ -51,9 +52,9 @@ def check_folder(grid: Grid, storage: Any, resume: bool, overwrite: bool) -> Sto
     if not resume and not overwrite:
         raise RunFolderError(f"{place}: a grid of this name exists; give it another name, --resume or --overwrite")
     try:
-        before = dict(json.loads(place.read(RECORD)))
-    except (ValueError, TypeError):
-        raise RunFolderError(f"{place / RECORD}: not the record of a grid of genray") from None
+        before = records.read(records.GridRecord, place, RECORD)
+    except records.Damaged as error:
+        raise RunFolderError(f"{place}: {error}") from None
     if resume and any(before.get(key) != _record(grid).get(key) for key in ("trials", "space")):
         raise RunFolderError(
             f"{place}: cannot resume another grid: its trials differ from those in {RECORD}; --overwrite begins anew"

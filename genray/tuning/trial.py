@@ -1,9 +1,8 @@
 """One trial: a whole run, in the placement group that Tune reserved for it."""
 
-import json
-
 from ray import tune
 
+from genray import records
 from genray.config import load_stored_config
 from genray.data.datasets import load_image_data
 from genray.evaluation.sources import data_of
@@ -35,7 +34,7 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
         report(record)
     if not folder.is_complete(config):
         train(config, runtime=runtime, storage=storage, resume=True, on_epoch=report)
-    results = json.loads(folder.storage.read("results.json"))
+    results = records.read(records.RunResults, folder.storage, "results.json")
     final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}
     if judged_by:
         final |= _judged(folder.storage, config, judged_by, evaluate)

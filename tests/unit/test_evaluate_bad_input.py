@@ -206,7 +206,7 @@ def test_output(capsys, tmp_path, trained_run):
     check(capsys, tmp_path, "cannot resume another evaluation: model not what it was", *of_other)
     for content in (b"", b"[]", b"[1]", b"3", b"null", b"\xff\xfe"):
         (out / "request.json").write_bytes(content)
-        says = "request.json: not an evaluation of genray" if content != b"[]" else "cannot resume another evaluation"
+        says = "request.json is damaged or not of genray: "
         check(capsys, tmp_path, says, *line, "--resume")
 
 

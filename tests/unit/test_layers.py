@@ -16,6 +16,7 @@ LAYERS = [
     {"types", "errors", "console"},
     {"storage"},
     {"config"},
+    {"records"},
     {"core"},
     {"parallel"},
     {"models", "data", "attacks", "objectives"},
@@ -112,9 +113,9 @@ def roots(name, **options):
     return {target.split(".")[0] for target in imports(name, **options)}
 
 
-def test_config_types_and_errors_need_no_torch():
+def test_config_records_types_and_errors_need_no_torch():
     for name in MODULES:
-        if layer(name) in ("config", "types", "errors"):
+        if layer(name) in ("config", "records", "types", "errors"):
             assert not roots(name) & {"torch", "torchvision", "ray"}, name
     assert "torch" in roots("genray.core.flat")
 
