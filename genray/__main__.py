@@ -12,6 +12,7 @@ COMMANDS = {
     "tune": ("genray.cli.tune", "compare runs: genray tune configs/ablations/mixing_and_interval.yaml"),
     "report": ("genray.cli.report", "tables and plots of what is there: genray report runs"),
     "export": ("genray.cli.export", "a model for other programs: genray export runs/digits --layout onnx"),
+    "configs": ("genray.cli.configs", "configurations to begin with: genray configs copy digits"),
     "config": ("genray.cli.config", "JSON Schema and reference of configurations: genray config schema"),
 }
 

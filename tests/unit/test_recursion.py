@@ -54,5 +54,3 @@ def test_whole_run_equals_the_per_step_recursion(small_run, mix, schedules_by):
                 assert torch.equal(learner.flat.weights, torch.from_numpy(theta_g.weights))
     assert redistributed >= 4
     assert not np.allclose(reference, theta_0, atol=1e-2)
-
-
