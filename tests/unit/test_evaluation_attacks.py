@@ -82,13 +82,6 @@ def test_mim_is_the_slow_loop(norm, epsilon, mu):
     assert (found - without).abs().max() > 1e-3
 
 
-def test_momentum_keeps_no_memory_between_batches():
-    model = network()
-    x, y = batch(model, 4)
-    attack = GradientAttack("linf", 0.1, 0.02, 5, momentum=1.0)
-    assert torch.equal(attack(model, x, y, draw()), attack(model, x, y, draw()))
-
-
 class FlatFar(nn.Module):
     """Gradient w up to a margin of 0, none below."""
 

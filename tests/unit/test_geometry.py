@@ -1,4 +1,4 @@
-"""Norm balls: starts, steps and projections against their definitions and a slow convex solve."""
+"""Norm balls: starts, steps and projections against their definitions; that they are nearest is in tests/property."""
 
 import numpy as np
 import pytest
@@ -49,12 +49,6 @@ def test_linf_projection_by_hand():
     assert project("linf", x, u, 0.1)[0].tolist() == pytest.approx([0.6, 0.4, 0.55, 0.0, 1.0, 0.0, 1.0], abs=1e-7)
 
 
-def test_linf_projection_is_the_clamp_of_the_definition():
-    x, u = images(5, 3, 4, 4, seed=1).numpy(), 3 * images(5, 3, 4, 4, seed=2).numpy() - 1
-    expected = np.clip(x + np.clip(u.astype(np.float64) - x, -0.1, 0.1), 0, 1)
-    assert np.abs(project("linf", x, u, 0.1) - expected).max() < 1e-7
-
-
 def test_l2_projection_rescales_then_clips():
     x, u = images(6, 2, 3, 3, seed=1).numpy(), 3 * images(6, 2, 3, 3, seed=2).numpy() - 1
     u[0] = x[0] + 0.01  # inside the ball
@@ -63,27 +57,6 @@ def test_l2_projection_rescales_then_clips():
     factor = np.minimum(1, 0.5 / np.maximum(length("l2", delta), 1e-30)).reshape(-1, 1, 1, 1)
     assert factor[0] == 1 and factor[2] < 1
     assert np.abs(project("l2", x, u, 0.5) - np.clip(x + factor * delta, 0, 1)).max() < 2e-7
-
-
-def slow_l1_projection(x, u, epsilon):
-    """min |z - u|^2 with |z - x|_1 <= epsilon and z in the box: a smooth program in the parts p - q of z - x."""
-    d = len(x)
-
-    def objective(pq):
-        residual = x + pq[:d] - pq[d:] - u
-        return residual @ residual, np.concatenate([2 * residual, -2 * residual])
-
-    room = np.concatenate([1 - x, x])
-    result = optimize.minimize(
-        objective,
-        np.minimum(room, epsilon / (4 * d)),
-        jac=True,
-        bounds=[(0, r) for r in room],
-        constraints={"type": "ineq", "fun": lambda pq: epsilon - pq.sum(), "jac": lambda pq: -np.ones(2 * d)},
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 500},
-    )
-    return x + result.x[:d] - result.x[d:]
 
 
 def bisected_l1_projection(x, u, epsilon):
@@ -122,10 +95,9 @@ def l1_cases():
 
 
 @pytest.mark.parametrize("name", l1_cases())
-def test_l1_projection_equals_a_convex_solve(name):
+def test_l1_projection_equals_a_bisection(name):
     x, u, epsilon = l1_cases()[name]
     fast = project("l1", x[None].astype(np.float64), u[None], epsilon)[0]
-    assert np.abs(fast - slow_l1_projection(x, u, epsilon)).max() < 1e-5
     assert np.abs(fast - bisected_l1_projection(x, u, epsilon)).max() < 1e-9
 
 
@@ -141,26 +113,12 @@ def test_l1_projection_of_an_image_sized_batch():
     assert length("l1", fast.astype(np.float64) - x)[:3] == pytest.approx([12.0] * 3, rel=1e-5)
 
 
-def test_projecting_on_the_ball_and_then_clipping_is_worse():
-    """The trap of methods D5: near the wall the exact projection keeps the whole budget."""
-    x, u = np.array([[0.95, 0.5]]), np.array([[3.0, 0.8]])
-    assert length("l1", project("l1", x, u, 0.3) - x)[0] == pytest.approx(0.3)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_examples_of_a_batch_do_not_touch_each_other(norm):
     x, u = images(6, 2, 5, 5, seed=1), 4 * images(6, 2, 5, 5, seed=2) - 1.5
     together = BALLS[norm].project(x, u, 0.7)
     alone = torch.cat([BALLS[norm].project(x[i : i + 1], u[i : i + 1], 0.7) for i in range(6)])
     assert torch.allclose(together, alone, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_projection_leaves_its_arguments(norm):
-    x, u = images(3, 1, 4, 4, seed=1), 4 * images(3, 1, 4, 4, seed=2) - 1.5
-    copies = x.clone(), u.clone()
-    BALLS[norm].project(x, u, 0.2)
-    assert torch.equal(x, copies[0]) and torch.equal(u, copies[1])
 
 
 # --- steps -------------------------------------------------------------------------------------------------------

@@ -76,32 +76,6 @@ def test_the_name_in_the_readme_is_the_papers_preset():
         assert (CONFIGS / name).resolve() == CONFIGS / "paper" / Path(name).name
 
 
-def test_the_learning_rate_grid_of_the_readme():
-    """The overrides beside each row of the appendix' table 5 give its rates."""
-    lines = (CONFIGS / "paper/README.md").read_text(encoding="utf-8").splitlines()
-    rows = [re.match(r"\| (0[.\d]*), (0[.\d]*) \|.*?(?:`(.*)`)? \|", line) for line in lines]
-    rows = [row.groups() for row in rows if row]
-    assert len(rows) == 5 and sum(override is not None for *_, override in rows) == 3
-    for natural, linf, override in rows:
-        if override:
-            learners = load_config(
-                CONFIGS / "paper/cifar10_resnet18_generalist.yaml", overrides_in(override)
-            ).base_learners
-            assert [float(learners[name].lr.knots[0][1]) for name in ("natural", "linf")] == [
-                float(natural),
-                float(linf),
-            ]
-            assert all(learner.lr.knots[-1][1] * 100 == learner.lr.knots[0][1] for learner in learners.values())
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_header_has_purpose_command_and_figures(name):
-    lines = header(name)
-    assert len(lines[0]) > 20 and lines[0].endswith(".")
-    assert launch_line(name)
-    assert any(re.search(r"\b(Expected|Published)\b", line) for line in lines)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_header_examples_are_valid_overrides(name):
     launch, examples = overrides_in(launch_line(name)), [line for line in header(name) if overrides_in(line)]
@@ -141,12 +115,6 @@ def test_header_quotes_the_published_row(name, row):
 @pytest.mark.parametrize(("name", "figures"), (SECOND_HAND | MSD_PAPER).items())
 def test_header_quotes_the_other_papers_figures(name, figures):
     assert quoted_figures(name) == figures
-
-
-@pytest.mark.parametrize("name", sorted(set(PAPER) - {n for n, _ in TABLE_ROWS} - set(SECOND_HAND) - set(MSD_PAPER)))
-def test_no_other_preset_quotes_figures(name):
-    if name != "paper/cifar10_resnet18_generalist_official.yaml":
-        assert not any("per cent" in line for line in header(name))
 
 
 @pytest.mark.parametrize("name", PAPER)
