@@ -57,7 +57,6 @@ def without_counters(state):
 LAYOUTS = {
     "generalist": ("wrn_32_10", lambda s: prefixed(with_sub_block(s), "module."), None),
     "generalist_preact": ("preact_resnet18_no_bn", lambda s: prefixed(s, "module."), None),
-    "seat": ("resnet18", lambda s: prefixed(s, "module."), None),
     "trades": ("wrn_34_10", with_sub_block, None),
     "trades_mnist": ("small_cnn", lambda s: s, None),
     "mart": ("resnet18", lambda s: s, None),
@@ -70,11 +69,6 @@ LAYOUTS = {
             "test_pgd20_acc": np.float64(0.46),
             "optimizer": {"state": {0: {"buf": torch.ones(2)}}, "param_groups": [{}]},
         },
-        None,
-    ),
-    "rst": (
-        "wrn_28_10",
-        lambda s: {"num_classes": 10, "state_dict": prefixed(with_sub_block(s), "module."), "normalize_input": False},
         None,
     ),
     "rst_normalised": (
@@ -141,15 +135,6 @@ LAYOUTS = {
         },
         None,
     ),
-    "mair_parallel": (
-        "resnet18",
-        lambda s: {
-            "rmodel": prefixed(s, "model.module.")
-            | {"n_classes": torch.tensor(10)}
-            | buffers("mean", "std", ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), (3,))
-        },
-        None,
-    ),
     "mair_normalised": (
         "resnet18",
         lambda s: {
@@ -174,7 +159,6 @@ LAYOUTS = {
         OTHER_STATISTICS,
     ),
     "compiled": ("resnet18", lambda s: prefixed(s, "_orig_mod."), None),
-    "compiled_parallel": ("resnet18", lambda s: {"net": prefixed(s, "_orig_mod.module.")}, None),
     "compiled_blocks": (
         "resnet18",
         lambda s: {"module." + key.replace("layer2.", "layer2._orig_mod."): value for key, value in s.items()},

@@ -133,16 +133,6 @@ def test_parquet_from_uri_data_folder_and_file_system_object(hub):
     assert_is(load_image_data("parquet", path=hub).train, RGB[:17], LABELS[:17])
 
 
-def test_parquet_in_memory_file_system():
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    memory = pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem()))
-    memory.create_dir("/bucket/set")
-    for part in ("train", "test"):
-        pq.write_table(rows(RGB[:6], LABELS[:6]), f"/bucket/set/{part}-0.parquet", filesystem=memory)
-    assert_is(load_image_data("parquet", path=(memory, "/bucket/set")).train, RGB[:6], LABELS[:6])
-
-
 class ClientError(Exception):
     """What the client of some service raises: no OSError, and several lines."""
 

@@ -313,11 +313,13 @@ def unchanged(folders, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_repeatable(unchanged, tmp_path):
     """Otherwise the test below could not fail."""
     assert fingerprint([], tmp_path) == unchanged([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", CHANGES)
 def test_field_acts(field, folders, unchanged, tmp_path):
     base, change = CHANGES[field]

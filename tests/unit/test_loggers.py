@@ -1,8 +1,5 @@
 """MLflow and Weights & Biases through Ray's own callbacks, and what is said where they are not installed."""
 
-from importlib.util import find_spec
-from types import SimpleNamespace
-
 import pytest
 import yaml
 
@@ -62,37 +59,3 @@ def test_settings_reach_rays_callbacks(grid_file, monkeypatch):
         ("mlflow", {"experiment_name": "e", "tracking_uri": "sqlite:///x"}),
         ("wandb", {"project": "p", "group": "logged", "mode": "offline"}),
     ]
-
-
-@pytest.mark.skipif(find_spec("mlflow") is None or find_spec("sqlalchemy") is None, reason="an optional package")
-def test_mlflow_has_a_run_a_trial(grid_file, tmp_path):
-    from mlflow.tracking import MlflowClient
-
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    (callback,) = loggers.logger_callbacks(load_grid(grid_file(loggers={"mlflow": {"tracking_uri": store}})))
-    callback.setup()
-    config = {"point": {"trial": "0_x", "base_learners.linf.lr": 0.1}}
-    trial = TrialOfTune(config)
-    callback.log_trial_start(trial)
-    for epoch in (1, 2):
-        callback.log_trial_result(0, trial, {"training_iteration": epoch, "epoch": epoch, "score": epoch / 2})
-    callback.log_trial_end(trial)
-    client = MlflowClient(tracking_uri=store)
-    (run,) = client.search_runs([client.get_experiment_by_name("logged").experiment_id])
-    assert run.info.run_name == "0_x" and run.info.status == "FINISHED"
-    assert run.data.metrics["score"] == 1.0
-    assert [m.value for m in client.get_metric_history(run.info.run_id, "score")] == [0.5, 1.0]
-    assert run.data.params["point/base_learners.linf.lr"] == "0.1"
-
-
-class TrialOfTune(SimpleNamespace):
-    """As much of a Tune trial as the callbacks look at."""
-
-    def __init__(self, config):
-        super().__init__(config=config, trial_id="abc")
-
-    def __hash__(self):
-        return 1
-
-    def __str__(self):
-        return self.config["point"]["trial"]

@@ -102,7 +102,7 @@ def knots(first, curve):
 
 
 @pytest.mark.parametrize("name", GENERALISTS)
-def test_run_constants(name):
+def test_constants(name):
     config, expected = load(name), GENERALISTS[name]
     assert (config.data.source, config.seed) == (expected.source, expected.seed)
     assert (config.data.train_examples, config.data.validation_examples) == (None, expected.validation)
@@ -111,11 +111,6 @@ def test_run_constants(name):
     assert (training.epochs, training.batch_size, training.drop_last) == (expected.epochs, 128, False)
     assert training.schedules_by == expected.schedules_by
     assert list(config.base_learners) == ["natural", "linf"]
-
-
-@pytest.mark.parametrize("name", GENERALISTS)
-def test_base_learner_constants(name):
-    config, expected = load(name), GENERALISTS[name]
     natural, linf = config.base_learners["natural"], config.base_learners["linf"]
     assert natural.objective == NaturalObjective(label_smoothing=0, mixup=0)
     assert linf.objective == AdversarialObjective(beta=1, label_smoothing=0)
@@ -129,20 +124,12 @@ def test_base_learner_constants(name):
         assert (learner.data_order, learner.awp) == ("shared", None)
     epsilon, step_size, num_steps = expected.attack
     assert linf.attack == attack("linf", epsilon, step_size, num_steps)
-
-
-@pytest.mark.parametrize("name", GENERALISTS)
-def test_evaluation_constants(name):
-    evaluation, expected = load(name).evaluation, GENERALISTS[name]
-    attack = evaluation.attack
-    assert (attack.norm, attack.epsilon, attack.step_size, attack.num_steps) == ("linf", *expected.evaluation)
+    evaluation = config.evaluation
+    judged = evaluation.attack
+    assert (judged.norm, judged.epsilon, judged.step_size, judged.num_steps) == ("linf", *expected.evaluation)
     assert (evaluation.select_on, evaluation.natural_floor) == (expected.select_on, expected.natural_floor)
     assert (evaluation.every_epochs, evaluation.examples) == (1, None)
-
-
-@pytest.mark.parametrize("name", GENERALISTS)
-def test_global_learner_constants(name):
-    glob, expected = load(name).global_learner, GENERALISTS[name]
+    glob = config.global_learner
     assert (glob.mix, glob.decay, glob.batch_norm) == ("averaged", 0.999, "mix")
     assert (glob.warmup_epochs, glob.sync_every, glob.sync_unit) == (expected.warmup, 5, expected.sync_unit)
     assert glob.mixing_weights["linf"].knots == knots(1, ("1", "1", "1", "2/5"))

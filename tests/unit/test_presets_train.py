@@ -1,5 +1,5 @@
-"""Every preset plans, and takes two steps on random images of its data's shape with a network cut to one or two
-channels: what a learner is made of fits together. Figures are for real runs."""
+"""Every preset plans, and one of each composition and network takes two steps on random images of its data's shape, cut
+to one or two channels: what a learner is made of fits together. Figures are for real runs."""
 
 import numpy as np
 import pytest
@@ -55,8 +55,24 @@ def shortened(name):
     return load_config(CONFIGS / name, [*overrides_in(launch_line(name)), *overrides])
 
 
+def composition(name):
+    """What its learners are made of; figures, data and networks aside."""
+    config = load(name)
+    kinds = [config.data.unlabeled is None]
+    for learner in config.base_learners.values():
+        attacks = [learner.attack] if learner.attack else (learner.attacks or {}).values()
+        kinds += [learner.objective.name, learner.optimizer.name, learner.awp is None]
+        kinds += [(attack.norm, attack.algorithm, attack.mode, attack.start) for attack in attacks]
+    return tuple(kinds)
+
+
+# Of several the last: no wide network where a small one will do.
+CHEAP_LAST = sorted(PRESETS, key=lambda name: "wrn" not in name)
+ONE_OF_EACH = {load(name).model.name: name for name in PRESETS} | {composition(name): name for name in CHEAP_LAST}
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_plans_and_takes_two_steps(name, monkeypatch):
+def test_plans(name, monkeypatch):
     monkeypatch.setattr(setup, "load_image_data", random_images)
     prepared = setup.prepare(shortened(name))
     text = plan_text(prepared, parameters=1, places=["here"])
@@ -64,6 +80,12 @@ def test_plans_and_takes_two_steps(name, monkeypatch):
         assert f"\nlearner        {learner}: " in text
     assert "1 epochs x 2 = 2 a learner" in text
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(ONE_OF_EACH.values())))
+def test_takes_two_steps(name, monkeypatch):
+    monkeypatch.setattr(setup, "load_image_data", random_images)
+    prepared = setup.prepare(shortened(name))
     if awaits_labels(prepared):  # a teacher that has not learned anything yet
         teacher = prepared.build_network()
         labels = classify(teacher, unlabeled_images(prepared), prepared.config, "cpu")

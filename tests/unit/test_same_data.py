@@ -1,12 +1,8 @@
 """What a data set is known by: fingerprints in a run's records, and what they keep apart or together."""
 
-import fcntl
 import io
 import json
-import os
 import shutil
-import struct
-import termios
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +19,6 @@ from genray.data.fingerprint import fingerprint, identify
 from genray.data.splits import Split
 from genray.errors import DataError, RunFolderError
 from genray.recording import RunFolder
-from genray.recording.progress import Progress
 from genray.reporting.comparison import comparisons
 from genray.reporting.found import find
 from genray.runtime.training import dry_run
@@ -284,28 +279,3 @@ def test_free_memory_is_the_least_that_is_left(tmp_path):
     assert memory.free_memory(machine(tmp_path / "v1", 1000, **first)) == 50_000
     (tmp_path / "v1" / group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert memory.free_memory(tmp_path / "v1") == 1000 * 1024
-
-
-def shown_on_a_terminal(path):
-    """What loading prints on a real terminal of 100 columns."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
-    with open(theirs, "w") as terminal:
-        load_image_data("parquet", path=path, progress=Progress(terminal))
-        terminal.flush()
-        os.set_blocking(ours, False)
-        try:
-            return os.read(ours, 100_000).decode()
-        except BlockingIOError:
-            return ""
-        finally:
-            os.close(ours)
-
-
-def test_decoding_shows_how_far_it_is(tmp_path, monkeypatch):
-    path = parquet(tmp_path / "x", [picture(i % 2, i) for i in range(40)])
-    monkeypatch.setattr("genray.data.reading._SHOWN_AFTER_S", -1)
-    text = shown_on_a_terminal(path)
-    assert "reading train images 100%" in text and "reading test images 100%" in text and "40/40 images [" in text
-    monkeypatch.setattr("genray.data.reading._SHOWN_AFTER_S", 1e9)
-    assert shown_on_a_terminal(path) == ""
