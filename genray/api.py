@@ -74,19 +74,11 @@ def train(
         InputError: configuration, data, folder or cluster are wrong; nothing was started.
         GenrayError: the run failed.
     """
-    from genray.runtime.training import train_run
+    from genray.reporting.results import Results
+    from genray.training import train_run
 
-    return train_run(
-        config,
-        overrides,
-        runtime=runtime,
-        address=address,
-        name=name,
-        storage=storage,
-        resume=resume,
-        overwrite=overwrite,
-        on_epoch=on_epoch,
-    )
+    how = {"runtime": runtime, "address": address, "name": name, "storage": storage, "on_epoch": on_epoch}
+    return Results(train_run(config, overrides, **how, resume=resume, overwrite=overwrite))
 
 
 @checked
@@ -154,6 +146,7 @@ def evaluate(
         StorageError: files could not be written until minutes after the end; the record was printed.
     """
     from genray.evaluation.run import run_evaluation
+    from genray.reporting.results import Results
 
     on_workers = None
     if workers is not None:
@@ -162,7 +155,7 @@ def evaluate(
 
         limits = Limits(startup_timeout_s, stall_timeout_s, max_failures)
         on_workers = partial(run_on_workers, workers=workers, address=address, device=device, limits=limits)
-    return run_evaluation(
+    record = run_evaluation(
         model,
         x,
         y,
@@ -181,6 +174,7 @@ def evaluate(
         overwrite=overwrite,
         data=data,
     )
+    return Results(record)
 
 
 @checked

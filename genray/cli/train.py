@@ -10,7 +10,7 @@ from genray.runtime.ray.loopback import keep_on_loopback
 def main(args):
     overrides = [*args.overrides, *args.set]
     if args.dry_run:
-        from genray.runtime.training import dry_run
+        from genray.training import dry_run
 
         print(dry_run(args.config, overrides, args.name, args.runtime, args.address))
         return
@@ -26,9 +26,7 @@ def main(args):
         resume=args.resume,
         overwrite=args.overwrite,
     )
-    from genray.recording.table import results_table
-
-    print(results_table(results))
+    print(results)
     print(f"{results['wall_s']:g} s of training and evaluation; everything is in {results['folder']}")
 
 

@@ -57,6 +57,9 @@ def checked(function=None, *, error=ConfigError, prefix=""):
         bound.arguments.update((name, getattr(value, name)) for name in fields if name in bound.arguments)
         return function(*bound.args, **bound.kwargs)
 
+    plain = typing.get_type_hints(function)  # for `help`, without what the checks need
+    parameters = [p.replace(annotation=plain.get(name, p.annotation)) for name, p in signature.parameters.items()]
+    call.__signature__ = signature.replace(parameters=parameters)
     return call
 
 

@@ -4,15 +4,21 @@ import os
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 
-from tqdm import tqdm
+from tqdm import TqdmWarning
 
 from genray.console import Lasting
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets has lines instead of a bar
+    from tqdm.auto import tqdm
 
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
 SECONDS_BETWEEN_EPOCHS = 5.0  # epochs that follow faster than this are not all printed,
 SECONDS_OF_SILENCE = 30.0  # and off a terminal something is printed at least this often
+_IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 
 
 class _Bar(tqdm):
@@ -64,7 +70,7 @@ class Progress:
         self.later, self.left = later, None
         self.name, self.total, self.initial, self.done, self.unit = name, total, done, done, unit
         self.began = self.last_line = time.perf_counter()
-        if total and _columns(self.stream):
+        if total and (_IN_NOTEBOOK or _columns(self.stream)):
             options = {"file": self.stream, "bar_format": BAR, "desc": name, "unit": unit}
             self.bar = _Bar(total=total, initial=done, **options)
 

@@ -11,8 +11,8 @@ def results_table(results: dict) -> str:
     """
     protocol, models = results["protocol"], results["models"]
     attacks = list(next(iter(models.values())))
-    heads = ["model", *(_head(attack, protocol) for attack in attacks)]
-    rows = [[_model_name(name, results), *(_cell(record[a]) for a in attacks)] for name, record in models.items()]
+    heads = ["model", *(head_text(attack, protocol) for attack in attacks)]
+    rows = [[model_name(name, results), *(_cell(record[a]) for a in attacks)] for name, record in models.items()]
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows]]
     lines.insert(1, "-" * len(max(lines, key=len)))
@@ -24,14 +24,14 @@ def results_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _head(attack, protocol):
+def head_text(attack, protocol):
     if attack in ("natural", "union"):
         return attack
     ball = protocol.get("other_norms", {}).get(attack, protocol)
     return f"{attack.removesuffix('_' + ball['norm'])} {ball['threat_model']}"
 
 
-def _model_name(name, results):
+def model_name(name, results):
     if name == "global":
         return f"theta_g, epoch {results['best_epoch']} (best on {results['protocol']['selected_on']})"
     return "theta_g, last epoch" if name == "global_last" else f"base learner {name}"

@@ -256,6 +256,14 @@ def test_versions_are_stated_but_not_hashed(monkeypatch):
     assert after["hash"] == before["hash"]
 
 
+def test_a_notebook_shows_a_table_a_norm():
+    x, y = stripes(10, 20)
+    record = genray.evaluate(Linear(10), x, y, attacks="pgd20", norms="linf,l2")
+    assert repr(record) == record_table(record) and isinstance(record, dict)
+    html = record._repr_html_()
+    assert html.count("<table") == 2 and html.count("PGD20") == 2 and "l2, epsilon 128/255" in html
+
+
 def test_the_table_is_in_the_papers_order(model, digits):
     wanted = ["pgd100", "apgd_dlr", "pgd20", "apgd_ce", "cw"]
     record = genray.evaluate(model, digits[0][:30], digits[1][:30], attacks=wanted, epsilon=0.1)

@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"runtime"},
     {"recording"},
-    {"tuning"},
+    {"tuning", "training"},
     {"reporting"},
     {"api"},
     {"cli"},

@@ -21,7 +21,7 @@ from genray.errors import DataError, RunFolderError
 from genray.recording import RunFolder
 from genray.reporting.comparison import comparisons
 from genray.reporting.found import find
-from genray.runtime.training import dry_run
+from genray.training import dry_run
 
 CONFIG = {
     "name": "a",

@@ -22,6 +22,7 @@ from genray.interop.load import load_model
 from genray.models import build_model
 from genray.recording.run_folder import RunFolder, encode_state
 from genray.recording.table import results_table
+from genray.reporting.results import Results
 from genray.storage import Storage, without_secrets
 
 
@@ -608,3 +609,11 @@ def test_the_table_names_models_intervals_and_a_selection_on_test():
     assert lines[3].startswith("theta_g, last epoch") and lines[4].startswith("base learner linf")
     assert "NOTE" not in table
     assert "NOTE: the checkpoint was chosen on the test images" in results_table(results("test"))
+
+
+def test_a_notebook_shows_the_table_and_a_program_has_the_dictionary():
+    shown = Results(results("test") | {"folder": "runs/<digits>"})
+    assert repr(shown) == results_table(shown) and shown["best_epoch"] == 27 and isinstance(shown, dict)
+    html = shown._repr_html_()
+    assert all(part in html for part in ("theta_g, last epoch", "97.50", "95.3, 98.7", "runs/&lt;digits&gt;"))
+    assert html.count("<tr") == 4 and "<digits>" not in html
