@@ -7,13 +7,13 @@ from genray import __version__
 from genray.config.model import did_you_mean
 
 COMMANDS = {
-    "train": ("genray.cli.train", "train a run: genray train configs/digits.yaml training.epochs=10"),
-    "evaluate": ("genray.cli.evaluate", "measure robustness: genray evaluate runs/digits --attacks pgd20,cw"),
-    "tune": ("genray.cli.tune", "compare runs: genray tune configs/ablations/mixing_and_interval.yaml"),
-    "report": ("genray.cli.report", "tables and plots of what is there: genray report runs"),
-    "export": ("genray.cli.export", "a model for other programs: genray export runs/digits --layout onnx"),
-    "configs": ("genray.cli.configs", "configurations to begin with: genray configs copy digits"),
-    "config": ("genray.cli.config", "JSON Schema and reference of configurations: genray config schema"),
+    "train": ("genray.cli.train", "train a run"),
+    "evaluate": ("genray.cli.evaluate", "measure the robustness of a run or of any model file"),
+    "tune": ("genray.cli.tune", "compare runs: a grid of them"),
+    "report": ("genray.cli.report", "tables and plots of what is there"),
+    "export": ("genray.cli.export", "a model for other programs"),
+    "configs": ("genray.cli.configs", "configurations to begin with: list, copy, init"),
+    "config": ("genray.cli.config", "JSON Schema and reference of configurations"),
 }
 
 
@@ -27,7 +27,7 @@ def main(argv=None) -> int:
     if name in ("-h", "--help"):
         print("usage: genray COMMAND ...\n")
         print("\n".join(f"  {command:<10}{what}" for command, (_, what) in COMMANDS.items()))
-        print("\n  genray COMMAND --help says more; genray --version")
+        print("\n  genray COMMAND --help says more, with an example; genray --version")
         return 0 if argv else 2
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)

@@ -4,9 +4,9 @@
 fields of a run.
 """
 
-import argparse
 import json
 
+from genray.cli.parser import Parser
 from genray.config.grid_file import GridFile
 from genray.config.model import json_schema
 from genray.config.reference import reference
@@ -21,7 +21,7 @@ def main(args):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(prog="genray.config", description=__doc__)
+    parser = Parser("genray config schema", prog="genray.config", description=__doc__)
     parser.add_argument("what", choices=["schema", "grid-schema", "reference"])
     parser.set_defaults(debug=False)
     return parser.parse_args(argv)

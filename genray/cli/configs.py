@@ -37,7 +37,7 @@ def _check_free(target):
 
 
 def parse_args(argv):
-    parser = Parser(prog="genray.configs", description=__doc__, epilog="example: genray configs copy digits my_configs")
+    parser = Parser("genray configs copy digits my_configs", prog="genray.configs", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True, metavar="list|copy|init")
     what.add_parser("list", help="names, and what each is")
     copy = what.add_parser("copy", help="one of them, as a file of yours")

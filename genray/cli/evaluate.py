@@ -153,7 +153,9 @@ def normalization(text):
 
 
 def parse_args(argv):
-    parser = Parser(prog="genray.evaluate", description=__doc__)
+    parser = Parser(
+        "genray evaluate runs/digits --attacks pgd20,cw --examples 100", prog="genray.evaluate", description=__doc__
+    )
     parser.add_argument(
         "model", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a model file of any known producer"
     )

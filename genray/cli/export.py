@@ -14,7 +14,7 @@ def main(args):
 
 
 def parse_args(argv):
-    parser = Parser(prog="genray.export", description=__doc__)
+    parser = Parser("genray export runs/digits --layout onnx", prog="genray.export", description=__doc__)
     parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a model file written by genray")
     parser.add_argument("--layout", choices=get_args(Layout), required=True, help="what the file is to look like")
     parser.add_argument("--output", metavar="FILE", help="path or URI (default: beside the model)")

@@ -13,7 +13,10 @@ from genray.errors import ConfigError, GenrayError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the word that was probably meant."""
+    """An argument parser: its help ends with an example, an error is one line with what was probably meant."""
+
+    def __init__(self, example: str = "", **options):
+        super().__init__(epilog=f"example: {example}" if example else None, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}{self._meant(message)}\n")

@@ -30,7 +30,7 @@ def main(args):
 
 
 def parse_args(argv):
-    parser = Parser(prog="genray.report", description=__doc__)
+    parser = Parser("genray report runs --output report", prog="genray.report", description=__doc__)
     parser.add_argument(
         "folders", nargs="+", metavar="RUN_OR_FOLDER", help="runs, evaluations, grids, or what holds them"
     )

@@ -31,7 +31,9 @@ def main(args):
 
 
 def parse_args(argv):
-    parser = Parser(prog="genray.train", description=__doc__)
+    parser = Parser(
+        "genray train configs/digits.yaml training.epochs=10 --name short", prog="genray.train", description=__doc__
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="[FILE] key=value", help="a YAML file; fields to override: training.epochs=10"
     )

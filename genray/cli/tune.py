@@ -47,7 +47,7 @@ def main(args):
 
 
 def parse_args(argv):
-    parser = Parser(prog="genray.tune", description=__doc__)
+    parser = Parser("genray tune configs/ablations/averaging.yaml --dry-run", prog="genray.tune", description=__doc__)
     parser.add_argument("grid", metavar="GRID.yaml", help="which runs to compare: configs/ablations, configs/paper")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a field of every run: data.path=/data/mnist")
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: a private one)")

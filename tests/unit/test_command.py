@@ -2,6 +2,7 @@
 
 import argparse
 import fcntl
+import importlib
 import json
 import os
 import pty
@@ -18,6 +19,8 @@ import torch
 from conftest import CTRL_C, ROOT, every_write_made, tensorboard_events
 
 import genray
+from genray.__main__ import COMMANDS
+from genray.__main__ import main as genray_main
 from genray.cli.parser import Terminated, run_command
 from genray.errors import ConfigError, DataError, RunFolderError
 
@@ -244,14 +247,21 @@ def test_a_finished_run_shows_its_table_at_once(tmp_path, small_run, genray_comm
 
 def test_all_commands_have_one_name(capsys):
     from genray import __version__
-    from genray.__main__ import COMMANDS
-    from genray.__main__ import main as genray_main
 
     assert genray_main(["--version"]) == 0 and capsys.readouterr().out == f"genray {__version__}\n"
     assert genray_main(["--help"]) == 0
     assert all(f"  {name} " in capsys.readouterr().out for name in ["train"])
     assert genray_main([]) == 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_ends_with_an_example_that_it_takes(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        genray_main([name, "--help"])
+    assert stop.value.code == 0
+    program, command, *words = capsys.readouterr().out.rpartition("example: ")[2].split()
+    assert (program, command) == ("genray", name) and importlib.import_module(COMMANDS[name][0]).parse_args(words)
     assert genray_main(["trian"]) == 2 and "(did you mean train?)" in capsys.readouterr().err
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stop:

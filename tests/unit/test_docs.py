@@ -46,7 +46,9 @@ def all_commands():
 def inline_commands():
     """Those in running text, where they have arguments and leave nothing out."""
     for page in PAGES:
-        for line in re.findall(r"`((?:\S*/)?python -m genray\.\w+ [^`]+)`", page.read_text(encoding="utf-8")):
+        for line in re.findall(
+            r"`((?:(?:\S*/)?python -m genray\.\w+|genray [a-z]+) [^`]+)`", page.read_text(encoding="utf-8")
+        ):
             if "..." not in line:
                 yield Block(page, 0, "", line, ""), line, shlex.split(line)
 
@@ -57,6 +59,8 @@ OURS = re.compile(r"genray\.[\w.]+")
 
 def genray_part(words):
     """(module, its arguments) of a command that runs one of ours, in whatever it is wrapped; None for others."""
+    if words[0] == "genray" and words[1:]:
+        return f"genray.{words[1]}", words[2:]
     for i in range(len(words) - 2):
         if Path(words[i]).name in ("python", "python3") and words[i + 1] == "-m" and OURS.fullmatch(words[i + 2]):
             return words[i + 2], words[i + 3 :]
