@@ -12,6 +12,7 @@ COMMANDS = {
     "tune": ("genray.cli.tune", "compare runs: a grid of them"),
     "report": ("genray.cli.report", "tables and plots of what is there"),
     "export": ("genray.cli.export", "a model for other programs"),
+    "label": ("genray.cli.label", "a model's labels of images, as training data"),
     "configs": ("genray.cli.configs", "configurations to begin with: list, copy, init"),
     "config": ("genray.cli.config", "JSON Schema and reference of configurations"),
 }

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Network: TypeAlias = nn.Module
     Model: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
     Images: TypeAlias = Tensor | np.ndarray
+    Labeller: TypeAlias = Model | str | os.PathLike[str]
+    Unlabelled: TypeAlias = Images | str | None
     Names: TypeAlias = str | Iterable[str]
     Radii: TypeAlias = float | str | Fraction | Mapping[str, float | str | Fraction] | None
     Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     Findings: TypeAlias = tuple[Report, list[tuple[str, str]]]
     Table: TypeAlias = Trials
 else:  # `checked` passes these on: the functions that read them say more than a type can
-    Configuration = Overrides = Network = Model = Images = Names = Radii = Paths = Any
+    Configuration = Overrides = Network = Model = Images = Labeller = Unlabelled = Names = Radii = Paths = Any
     EpochCallback = PlanCallback = Findings = Table = Any
 
 DEFAULT_STORAGE = "runs"
@@ -270,6 +272,70 @@ def report(
     from genray.reporting.report import make_report
 
     return make_report(paths, output, formats, gallery, images)
+
+
+@checked
+def label(
+    model: Labeller,
+    output: Place,
+    images: Unlabelled = None,
+    *,
+    image_column: str | None = None,
+    resize: bool = False,
+    examples: Count | None = None,
+    batch_size: Count = 256,
+    workers: Natural | None = None,
+    address: str | None = None,
+    device: Device = "auto",
+    startup_timeout_s: Seconds = 120.0,
+    overwrite: bool = False,
+) -> str:
+    """Writes images with the classes that a model gives them, as a file for `data.extra`.
+
+    Args:
+        model: a run folder or a model file written by genray (path or URI), or any `torch.nn.Module`, images
+            (N, C, H, W) float32 in [0, 1] -> logits (N, K).
+        output: path or URI of the file. FILE.npz has `image` (N, H, W, C) uint8, `label` (N,) int64 and `pseudo` (N,),
+            all true; FILE.parquet has columns of the same names, images as PNG.
+        images: (N, C, H, W) uint8, or "npz:FILE", "parquet:FILE_OR_FOLDER", "image_folder:FOLDER" (any folders below
+            it), "svhn_extra[:FOLDER]"; labels that they have are not read. None, of a run folder, for the training
+            images that it left out by `data.train_examples`.
+        image_column: Parquet column with the images; by default found from the column types.
+        resize: resize files to the size of the model's own images.
+        examples: only the first so many images.
+        batch_size: images a forward pass.
+        workers, address, startup_timeout_s: as of `genray.evaluate`.
+        device: where to compute, each worker too; "auto" takes a GPU where there is one.
+        overwrite: replace a file that is there.
+
+    Returns:
+        Where the file is.
+
+    Raises:
+        InputError: the model, the images or the output will not do; nothing was written.
+        GenrayError: a worker failed, or writing did.
+    """
+    from genray.evaluation.labelling import label_images
+
+    on_workers = None
+    if workers is not None:
+        from genray.runtime.ray.labelling import predicted_on_workers
+        from genray.runtime.ray.worker_pool import Limits
+
+        limits = Limits(startup_timeout_s)
+        on_workers = partial(predicted_on_workers, workers=workers, address=address, device=device, limits=limits)
+    return label_images(
+        model,
+        output,
+        images,
+        image_column=image_column,
+        resize=resize,
+        examples=examples,
+        batch_size=batch_size,
+        device=device,
+        on_workers=on_workers,
+        overwrite=overwrite,
+    )
 
 
 @checked

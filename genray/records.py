@@ -79,19 +79,19 @@ class RunBall(Ball):
     step_size_decimal: Finite = 0
 
 
-class UnlabeledRecord(Record):
+class ExtraRecord(Record):
+    """Training images beside the data set's own."""
+
     source: str
-    examples: int
-    labelled_examples: int
+    examples: Positive
+    pseudo_labelled: int
     batch_share: Finite | None
-    teacher: str | None
-    right: AccuracyRecord | None
 
 
 class RunProtocol(RunBall):
     data: str
     fingerprint: str = ""
-    unlabeled: UnlabeledRecord | None = None
+    extra: ExtraRecord | None = None
     split: str = "test"
     examples: int
     threat_model: str

@@ -8,10 +8,8 @@ from genray.errors import PlacementError
 from genray.models import count_parameters
 from genray.recording import Progress, RunFolder, RunRecorder
 from genray.recording.dry_run import plan_text
-from genray.recording.pseudo_labels import pseudo_labelled
 from genray.run.allocation import plan_lines
 from genray.run.devices import alone_lines, local_device
-from genray.run.pseudo_labels import awaits_labels, classify, load_teacher
 from genray.run.setup import prepare
 from genray.runtime.local import run_local
 
@@ -37,7 +35,6 @@ def train_run(
             if resume and folder.storage.exists("config.yaml"):
                 folder.check_data(setup.identity)
                 folder.check_resumable(setup.config)
-            setup = _pseudo_labelled(setup, folder, progress, runtime, address)
             recorder = RunRecorder(setup, folder, progress, state, on_epoch)
             try:
                 return _run(recorder, progress, runtime, address)
@@ -51,8 +48,6 @@ def train_run(
 def dry_run(config, overrides, name, runtime, address) -> str:
     """The resolved configuration and the plan as text; starts nothing and writes nothing."""
     setup = _prepared(_loaded(config, overrides, name), decode=False)
-    if awaits_labels(setup) and setup.config.data.unlabeled.teacher.path:
-        load_teacher(setup)  # says what is wrong with it
     if runtime == "local":
         places = [f"all learners in this process, one after another, on {local_device(setup.config)}"]
         places += alone_lines(setup.config)
@@ -98,22 +93,6 @@ def _starting_state(folder, loaded, resume, overwrite, progress):
         return None
     folder.check_resumable(loaded.config, _unsettled(loaded))
     return folder.read_newest_state(progress.say)
-
-
-def _pseudo_labelled(setup, folder, progress, runtime, address):
-    """The setup with pseudo-labels where the run trains on unlabelled images (`data.unlabeled`)."""
-
-    def train_teacher(config):
-        train_run(config, runtime=runtime, address=address, storage=folder.storage.uri, resume=True)
-
-    def classify_all(network, images, config):
-        if runtime == "local" or address is None:
-            return classify(network, images, config, local_device(config))
-        from genray.runtime.ray.labelling import classify_on_cluster
-
-        return classify_on_cluster(network, images, config, address)
-
-    return pseudo_labelled(setup, folder, progress, train_teacher, classify_all)
 
 
 def _run(recorder, progress, runtime, address):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
+from genray.config.extra import extra_problems
 from genray.config.model import collect
 from genray.config.schema import RunConfig, linf_radius_problems
-from genray.config.unlabeled import unlabeled_problems
 from genray.config.values import Schedule
 from genray.config.workers import worker_problems
 from genray.errors import ConfigError, RunFolderError, one_line
@@ -18,7 +18,10 @@ from genray.errors import ConfigError, RunFolderError, one_line
 MAX_DEPTH = 20  # levels of a configuration; ours has six
 DEFAULT_CONFIG = Path(__file__).parent / "digits.yaml"
 RESERVED = ("global", "global_last")  # rows of the results beside the base learners
-DROPPED = {"training": ("on_non_finite", "rollback_lr_factor", "max_rollbacks")}  # fields of earlier versions
+DROPPED = {  # fields of earlier versions
+    "training": ("on_non_finite", "rollback_lr_factor", "max_rollbacks"),
+    "data": ("unlabeled",),
+}
 FOLLOW_DATA = ("data.train_examples", "data.test_examples", "data.validation_examples", "evaluation.examples")
 
 
@@ -278,7 +281,11 @@ def _drop_fields(data):
     for section, fields in DROPPED.items():
         given = data.get(section)
         for name in fields if isinstance(given, Mapping) else ():
-            if given.pop(name, None) == "rollback":
+            value = given.pop(name, None)
+            if name == "unlabeled" and value is not None:
+                problem = "no longer read; `genray label` writes pseudo-labels, and data.extra trains on them"
+                raise ConfigError(f"data.unlabeled: {problem}")
+            if value == "rollback":
                 yield f"{section}.{name}: rollback no longer exists; a learner whose numbers fail ends the run"
 
 
@@ -306,7 +313,7 @@ def load_stored_config(plain) -> RunConfig:
 def complete(config: RunConfig, problems) -> RunConfig:
     """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
     _check_learners(config, problems)
-    problems += unlabeled_problems(config)
+    problems += extra_problems(config)
     problems += worker_problems(config)
     glob = config.global_learner.replace(
         gamma=None,

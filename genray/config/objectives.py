@@ -1,7 +1,7 @@
 """What a base learner minimises: one section an objective, with its published constants as defaults.
 
 `attacks` says how many attacks make its training examples: "none", "one" (the learner's `attack`) or "several" (the
-learner's `attacks`, one a norm); `needs_unlabeled`, that it is for data with pseudo-labels. Definitions: methods C;
+learner's `attacks`, one a norm); `needs_pseudo_labels`, that it is for data with pseudo-labels. Definitions: methods C;
 code: `genray/objectives/`, one file a method.
 """
 
@@ -64,7 +64,7 @@ class RstObjective(Section):
 
     name: Literal["rst"] = "rst"
     attacks: ClassVar[str] = "one"
-    needs_unlabeled: ClassVar[bool] = True
+    needs_pseudo_labels: ClassVar[bool] = True
     beta: Real = option(0.5, "weight of the robust loss", ge=0, le=1)
     natural_weight: Real = option(
         0.9, "u_nat: a pseudo-labelled image in L_nat; a labelled one has the rest", ge=0, le=1

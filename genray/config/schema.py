@@ -7,10 +7,10 @@ both runtimes and Tune. `load.py` turns YAML into it and reports every mistake a
 import math
 from typing import Literal
 
+from genray.config.extra import ExtraConfig
 from genray.config.model import Entries, RunName, Section, Text, option, required
 from genray.config.objectives import Objective
 from genray.config.optimizers import SGD, Optimizer
-from genray.config.unlabeled import UnlabeledConfig
 from genray.config.values import Exact, Numbers, Pair, Real, Schedule
 
 Norm = Literal["linf", "l2", "l1"]
@@ -31,7 +31,7 @@ class DataConfig(Section):
         1000, "held out of the training images, class-balanced, to choose by", ge=0, unit="images"
     )
     validation_seed: int = option(0, "seed of that split", ge=0)
-    unlabeled: UnlabeledConfig | None = option(None, "images without labels, for pseudo-labels; null: none")
+    extra: ExtraConfig | None = option(None, "labelled images that are trained on beside these; null: none")
 
     def problems(self):
         if self.source in ("parquet", "image_folder") and self.path is None:

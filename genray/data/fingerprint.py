@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from genray.data.splits import UNLABELED, Split
+from genray.data.splits import Split
 
 _AT_ONCE = 4096  # images
 _DIGITS = 16
@@ -50,14 +50,13 @@ def identify(splits: dict[str, Split]) -> tuple[dict, list[str]]:
         splits: "train", "validation" and "test", decoded.
 
     Returns:
-        {split: {"examples", "fingerprint"}} without regard to pseudo-labels, and what there is to say about it: test
-        images that are among the training images.
+        {split: {"examples", "fingerprint"}}, and what there is to say about it: test images that are among the training
+        images.
     """
     found = {name: digests(split.images) for name, split in splits.items()}
     record = {}
     for name, split in splits.items():
-        own = split.labels if split.labelled is None else split.labels.masked_fill(~split.labelled, UNLABELED)
-        mark = fingerprint(split.images, own, found[name], ordered=name != "test")
+        mark = fingerprint(split.images, split.labels, found[name], ordered=name != "test")
         record[name] = {"examples": len(split), "fingerprint": mark}
     seen = {*found["train"], *found["validation"]}
     repeated = sum(digest in seen for digest in found["test"])

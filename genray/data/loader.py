@@ -34,8 +34,8 @@ class BatchLoader:
         augmentation: Augmentation | None,
         device: str | torch.device,
         drop_last: bool = False,
-        unlabeled_share: float | None = None,
-        epoch_examples: int | None = None,
+        extra_share: float | None = None,
+        own_examples: int | None = None,
     ):
         """Moves the whole split to the device.
 
@@ -48,8 +48,8 @@ class BatchLoader:
             augmentation: callable (images, generator) -> images on uint8 tensors, or None for none.
             device: where the data lives and the batches are made.
             drop_last: leave out the short last batch (a random one each epoch, so no example is left out for good).
-            unlabeled_share: share of pseudo-labelled examples in each batch; None: every example once an epoch.
-            epoch_examples: with a share, the length of an epoch; by default the size of the split.
+            extra_share: share of the examples after the first `own_examples` in each batch, while an epoch has as many
+                as these; None: every example once an epoch.
 
         Raises:
             DataError: batch_size below 1, no examples, or drop_last with fewer examples than one batch.
@@ -58,7 +58,7 @@ class BatchLoader:
             raise DataError(f"batch_size: expected 1 or more, came {batch_size}")
         if len(split) == 0:
             raise DataError("training data: expected at least 1 example, came 0")
-        num_examples = len(split) if epoch_examples is None else epoch_examples
+        num_examples = len(split) if extra_share is None else own_examples
         if drop_last and num_examples < batch_size:
             raise DataError(
                 f"batch_size: expected at most the {num_examples} training examples, since drop_last leaves out "
@@ -74,11 +74,10 @@ class BatchLoader:
         self._drop_last = drop_last
         self._order_epoch, self._order = None, None
         draw = functools.partial(rng.generator, "cpu", seed, order_key)
-        if unlabeled_share is None:
+        if extra_share is None:
             self._draw_order = Shuffled(num_examples, draw)
         else:
-            labelled = torch.ones(len(split), dtype=torch.bool) if split.labelled is None else split.labelled
-            self._draw_order = Shares(labelled, unlabeled_share, num_examples, batch_size, draw)
+            self._draw_order = Shares(num_examples, len(split), extra_share, batch_size, draw)
 
     @property
     def num_examples(self) -> int:
@@ -108,7 +107,7 @@ class BatchLoader:
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
             images = self._augmentation(images, rng.generator(self.device, *key))
-        # DeviceAllocator, not a product with 1/255: v / 255 is the value every published model was trained on.
+        # A division, not a product with 1/255: v / 255 is the value every published model was trained on.
         return images.to(torch.float32).div_(255), labels
 
     def labelled(self, step: int) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from genray.config.unlabeled import share_of
+from genray.config.extra import share_of
 
 
 class Shuffled:
@@ -24,45 +24,38 @@ class Shuffled:
 
 
 class Shares:
-    """Epochs of a given length whose batches all have the same share of pseudo-labelled examples.
+    """Epochs over the first `own` examples whose batches all have the same share of the other, extra ones.
 
-    Labelled and pseudo-labelled examples are two endless streams, each one shuffled pass after another; a batch takes
-    its share of the one and fills up from the other (Carmon et al., 1905.13736, where both halves are of equal size).
+    Each group is an endless stream, one shuffled pass after another; a batch takes its share of the extra examples and
+    fills up from the own ones (Carmon et al., 1905.13736, where both halves are of equal size).
 
     Args:
-        labelled: (N,) bool.
-        share: of pseudo-labelled examples in a batch; a batch of b takes share * b of them, rounded (halves up).
-        num_examples: length of an epoch; the last batch may be short.
+        own: length of an epoch; its last batch may be short.
+        size: examples of both groups together.
+        share: of extra examples in a batch; a batch of b takes share * b of them, rounded (halves up).
         batch_size: examples a batch.
         draw: (key parts) -> CPU generator.
     """
 
-    def __init__(self, labelled: torch.Tensor, share: float, num_examples: int, batch_size: int, draw: Callable):
-        self.num_examples, self._draw = num_examples, draw
-        self._members = {"labelled": labelled.nonzero().flatten(), "pseudo-labelled": (~labelled).nonzero().flatten()}
-        place = torch.arange(num_examples)
-        start = place // batch_size * batch_size
-        quotas = {size: share_of(share, size) for size in {batch_size, num_examples % batch_size}}
-        sizes = torch.clamp(num_examples - start, max=batch_size)
-        quota = torch.zeros_like(sizes)
-        for size, number in quotas.items():
-            quota[sizes == size] = number
-        self._is_pseudo = place - start < quota
+    def __init__(self, own: int, size: int, share: float, batch_size: int, draw: Callable):
+        self.num_examples, self._draw = own, draw
+        place = torch.arange(own)
+        full, rest = divmod(own, batch_size)
+        quotas = [share_of(share, batch_size)] * full + [share_of(share, rest)]
+        self._is_extra = place % batch_size < torch.tensor(quotas)[place // batch_size]
+        self._groups = ("own", ~self._is_extra, 0, own), ("extra", self._is_extra, own, size - own)
 
     def __call__(self, epoch: int) -> torch.Tensor:
         """(num_examples,) int64, indices of the examples."""
         order = torch.empty(self.num_examples, dtype=torch.int64)
-        for kind, here in (("labelled", ~self._is_pseudo), ("pseudo-labelled", self._is_pseudo)):
+        for name, here, first, size in self._groups:
             count = int(here.sum())
-            order[here] = self._stream(kind, epoch * count, count)
+            if count:
+                order[here] = first + self._stream(name, size, epoch * count, count)
         return order
 
-    def _stream(self, kind, start, count):
-        """Examples [start, start + count) of a stream."""
-        members = self._members[kind]
-        if not count:
-            return members[:0]
-        passes = range(start // len(members), (start + count - 1) // len(members) + 1)
-        orders = [torch.randperm(len(members), generator=self._draw("order", kind, number)) for number in passes]
-        skip = start - passes[0] * len(members)
-        return members[torch.cat(orders)[skip : skip + count]]
+    def _stream(self, name, size, start, count):
+        """Places [start, start + count) of a group's stream."""
+        passes = range(start // size, (start + count - 1) // size + 1)
+        orders = [torch.randperm(size, generator=self._draw("order", name, number)) for number in passes]
+        return torch.cat(orders)[start - passes[0] * size :][:count]

@@ -7,6 +7,7 @@ integer class label. A split is one or several files, train-*.parquet and test-*
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +20,7 @@ from genray.data.images import ImageStack, shape_of
 from genray.data.reading import Reading
 from genray.data.request import PARTS, DataRequest, resolve_classes
 from genray.errors import DataError
+from genray.storage import Storage
 
 _SHARD = re.compile(r"(train|test|validation)([-_.].*)?\.parquet")
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
@@ -56,6 +58,13 @@ class Shard:
             return labels
         return names.renumbered(labels, own, self.path)
 
+    def marks(self, column: str) -> torch.Tensor:
+        """(rows,) bool, a column of truth values; false where there is none."""
+        if column not in self.schema.names or not pa.types.is_boolean(self.schema.field(column).type):
+            return torch.zeros(self.num_rows, dtype=torch.bool)
+        with readable(f"{self.path}: expected a readable Parquet file"):
+            return torch.tensor(self._file.read(columns=[column]).column(column).fill_null(False).to_numpy())
+
     def first_image(self, column: str) -> bytes | None:
         """The encoded first image; next to nothing else is read."""
         return next(self._images(column, 1))[0]
@@ -83,12 +92,18 @@ class Shard:
             raise _no_column(self.path, role, column, self.schema)
 
 
+@dataclass(frozen=True)
 class ClassNames:
-    """Class names of a data set: those of its first file that states any."""
+    """Class names of a data set, None where they are not stated, and where they stand."""
 
-    def __init__(self, shards: list[Shard], label_column: str):
+    path: str
+    names: list[str] | None
+
+    @classmethod
+    def first(cls, shards: list[Shard], label_column: str) -> "ClassNames":
+        """Those of the first file that states any."""
         stated = ((shard.path, class_names(shard.schema, label_column)) for shard in shards)
-        self.path, self.names = next(((path, names) for path, names in stated if names), ("", None))
+        return next((cls(path, names) for path, names in stated if names), cls("", None))
 
     def renumbered(self, labels: torch.Tensor, own: list[str], path: str) -> torch.Tensor:
         """Labels of a file with class names `own`, as numbers of the same names here.
@@ -114,7 +129,7 @@ def load_parquet(request: DataRequest) -> Catalogue:
     shards = find_shards(Folder(request.require_path()), request.reading)
     schema = shards["train"][0].schema
     image_column, label_column = find_columns(schema, request.image_column, request.label_column)
-    names = ClassNames([shard for part in PARTS for shard in shards[part]], label_column)
+    names = ClassNames.first([shard for part in PARTS for shard in shards[part]], label_column)
     pieces = {part: [shard.labels(label_column, names) for shard in shards[part]] for part in PARTS}
     labels = {part: torch.cat(pieces[part]) for part in PARTS}
 
@@ -178,13 +193,16 @@ def find_shards(folder: Folder, reading: Reading) -> dict[str, list[Shard]]:
     return {part: [Shard(folder, path) for path in found[part]] for part in PARTS}
 
 
-def unlabeled_shards(folder: Folder) -> list[Shard]:
-    """Parquet files whose labels are of no interest, from the folder itself or else its sub-folder `data`, in order of
-    their names: train-*.parquet, or where there are none all that are no test or validation part.
+def lone_shards(path) -> list[Shard]:
+    """A Parquet file, or those of a folder without parts: from the folder itself or else its sub-folder `data`, in
+    order of their names, train-*.parquet, or where there are none all that are no test or validation part.
 
     Raises:
         DataError: there are none, or of numbered files some are missing.
     """
+    if str(path).endswith(".parquet") and (file := Storage(path)).is_file():
+        return [Shard(Folder(file.parent), file.root)]
+    folder = Folder(path)
     for below in ("", "data"):
         names = {info.path: info.base_name for info in folder.list(below) if info.base_name.endswith(".parquet")}
         parts = {path: match[1] if (match := _SHARD.fullmatch(name)) else "" for path, name in names.items()}

@@ -9,7 +9,6 @@ from genray.core.memory import check_memory, free_on
 from genray.errors import DataError
 
 _MOVED_AT_ONCE = 4096  # examples
-UNLABELED = -1  # the label of an image whose label is not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +17,8 @@ class Split:
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64, class numbers from 0; UNLABELED where not even a pseudo-label is known yet.
-        labelled: (N,) bool, whether a label is the data set's own and no pseudo-label; None where all are.
+        labels: (N,) int64, class numbers from 0.
+        labelled: (N,) bool, whether a label is the data's own and no pseudo-label; None where all are.
 
     Raises:
         ValueError: dtypes or shapes differ from these.

@@ -124,7 +124,7 @@ def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:
     if (
         not in_the_tables_ball(data.source, norm, epsilon)
         or config.model.width is not None
-        or (data.train_examples, data.test_examples) != (None, None)
+        or data.test_examples is not None
     ):
         return None
     table = f"{data.source}_{config.model.name.removesuffix('_10').replace('wrn_32', 'wrn32_10')}"
@@ -138,10 +138,8 @@ def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:
 
 def _methods(config) -> tuple[str, ...]:
     """The papers' names of a line-up of learners, the more exact one first; none for one they do not have."""
-    learners, unlabeled = list(config.base_learners.values()), config.data.unlabeled
-    if unlabeled and not (
-        unlabeled.source == "fraction" and isinstance(learners[0].objective, objectives.RstObjective)
-    ):
+    learners, is_cut = list(config.base_learners.values()), config.data.train_examples is not None
+    if is_cut != bool(config.data.extra) or is_cut != isinstance(learners[0].objective, objectives.RstObjective):
         return ()  # the tables' RST has most likely seen no more images than the others
     if any(learner.awp or learner.augmentation.cutout for learner in learners):
         return ()

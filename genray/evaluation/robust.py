@@ -1,5 +1,6 @@
 """Natural and PGD accuracy of a model, per example, the same however the examples are batched or sharded."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +22,26 @@ def correct_flags(model, x, y) -> torch.Tensor:
     """
     with temporary_mode(model, training=False), full_precision():
         return (model(x).argmax(1) == y).cpu()
+
+
+@torch.no_grad()
+def predicted(model, images, batch_size: int, device) -> Iterator[tuple[int, torch.Tensor]]:
+    """The class of the largest logit of each image, one batch after another.
+
+    Args:
+        model: as in `correct_flags`, on the device.
+        images: (N, C, H, W) uint8.
+        batch_size: images at once.
+        device: where to compute.
+
+    Yields:
+        (index of the batch's first image, (n,) int64 on the CPU).
+    """
+    for start in range(0, len(images), batch_size):
+        with temporary_mode(model, training=False), full_precision():
+            x = images[start : start + batch_size].to(device).float().div_(255)
+            found = model(x).argmax(1).cpu()
+        yield start, found
 
 
 def attacked_flags(model, x, y, attack, *, seed, name, indices) -> torch.Tensor:

@@ -39,8 +39,7 @@ class Source:
     """
 
     def __init__(self, name: str, plan: RunPlan, train, device):
-        run, unlabeled = plan.config, plan.config.data.unlabeled
-        share = unlabeled.batch_share if unlabeled else None
+        run, extra = plan.config, plan.config.data.extra
         learner = run.base_learners[name]
         key = "shared" if learner.data_order == "shared" else name
         self.memory_format = memory_format(run)
@@ -53,8 +52,8 @@ class Source:
             augmentation=Augmentation(**vars(learner.augmentation)),
             device=device,
             drop_last=run.training.drop_last,
-            unlabeled_share=share,
-            epoch_examples=None if share is None else plan.num_train,
+            extra_share=extra.batch_share if extra else None,
+            own_examples=plan.num_train,
         )
 
     def batch(self, step: int) -> Batch:

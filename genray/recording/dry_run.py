@@ -1,7 +1,7 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
 from genray.core.memory import bytes_text, free_memory
-from genray.run.pseudo_labels import unlabeled_lines, unlabeled_record
+from genray.recording.table import extra_lines
 from genray.run.setup import RunSetup
 from genray.types import ThreatModel
 
@@ -23,7 +23,6 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
     lines = [
         f"data           {config.data.source}: {splits}; {shape}{of_first}, {len(setup.class_names)} classes",
         *_data_lines(setup),
-        *_unlabeled_lines(setup),
         f"model          {config.model.name}, {parameters:,} parameters, {setup.weight_bytes / MIB:.2f} MiB",
         f"steps          {config.training.epochs} epochs x {plan.steps_per_epoch} = {plan.total_steps} a learner, "
         f"batches of {config.training.batch_size}",
@@ -44,14 +43,9 @@ def _data_lines(setup):
     lines = [*setup.notes, *([", ".join(columns)] if data.source == "parquet" else [])]
     nbytes, free = sum(split.images.nbytes for split in setup.splits.values()), free_memory()
     there = "" if free is None else f", {bytes_text(free)} are free on this machine"
+    lines += extra_lines(setup.extra)
     lines.append(f"images take {bytes_text(nbytes)} of memory{there}")
     return [f"{'':<14} {line}" for line in lines]
-
-
-def _unlabeled_lines(setup):
-    record = unlabeled_record(setup)
-    lines = unlabeled_lines(record) if record else []
-    return [f"{'unlabelled' if i == 0 else '':<14} {line}" for i, line in enumerate(lines)]
 
 
 def _learner_line(plan, name):

@@ -19,7 +19,6 @@ from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
 from genray.records import TIMES
 from genray.run.allocation import last_evaluation_in_steps
-from genray.run.pseudo_labels import unlabeled_record
 from genray.run.setup import RunSetup
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
@@ -274,11 +273,11 @@ class RunRecorder:
 
     def _protocol(self):
         attack, config = self.setup.config.evaluation.attack, self.setup.config
-        unlabeled, others = unlabeled_record(self.setup), list(final_attacks(config).items())[1:]
+        extra, others = self.setup.extra, list(final_attacks(config).items())[1:]
         return {
             "data": config.data.source,
             "fingerprint": self.setup.identity["test"]["fingerprint"],
-            **({"unlabeled": unlabeled} if unlabeled else {}),
+            **({"extra": extra} if extra else {}),
             "split": "test",
             "examples": len(self.setup.splits["test"]),
             **_ball(attack),

@@ -264,7 +264,8 @@ def _resumed_part(plain):
         for name, learner in plain["base_learners"].items()
     }
     same = {key: value for key, value in plain.items() if key not in ("device", "runtime")}
-    data = {**plain["data"], "path": None, "download": None}
+    extra = plain["data"]["extra"]
+    data = {**plain["data"], "path": None, "download": None, "extra": extra and {**extra, "path": None}}
     checkpoint = {**plain["checkpoint"], "keep": None}
     return same | {"base_learners": learners, "data": data, "checkpoint": checkpoint}
 

@@ -1,7 +1,5 @@
 """Results as text."""
 
-from genray.run.pseudo_labels import unlabeled_lines
-
 
 def results_table(results: dict) -> str:
     """The final table: one row a model, accuracies in per cent with 95 % intervals.
@@ -17,11 +15,20 @@ def results_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows]]
     lines.insert(1, "-" * len(max(lines, key=len)))
     lines.append(f"{protocol['examples']} test images; accuracy in % with its {protocol['interval']} interval")
-    if "unlabeled" in protocol:
-        lines += unlabeled_lines(protocol["unlabeled"])
+    lines += extra_lines(protocol.get("extra"))
     if protocol["selected_on"] == "test":
         lines.append("NOTE: the checkpoint was chosen on the test images (evaluation.select_on: test)")
     return "\n".join(lines)
+
+
+def extra_lines(extra: dict | None) -> list[str]:
+    """`RunSetup.extra` in words."""
+    if not extra:
+        return []
+    share = f", {100 * extra['batch_share']:g} % of each batch" if extra["batch_share"] else ""
+    return [
+        f"extra images: {extra['examples']} of {extra['source']}, {extra['pseudo_labelled']} pseudo-labelled{share}"
+    ]
 
 
 def head_text(attack, protocol):

@@ -49,7 +49,7 @@ class Fitting:
         problem = f"expected at most the {test} test images, got {self.config.evaluation.examples}"
         self._at_most("evaluation", "examples", test, test, problem, problems)
         problems += self._shape_problems(catalogue)
-        if not problems and self.config.data.unlabeled is None:
+        if not problems and self.config.data.extra is None:
             problems += batch_problems(self.config, len(labels) - self.config.data.validation_examples)
         if problems:
             raise ConfigError(problems)

@@ -8,15 +8,16 @@ import torch
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
 from genray.data.datasets import load_image_data, validation_split
+from genray.data.extra import with_extra
 from genray.data.fingerprint import identify
 from genray.data.reading import Reading
 from genray.data.request import PARTS
-from genray.data.unlabeled import with_unlabeled
 from genray.errors import ConfigError
 from genray.models import build_model
 from genray.models.guarded import guard_weight_gradients
 from genray.run.fitting import Fitting, batch_problems
 from genray.run.plan import RunPlan, make_plan
+from genray.storage import without_secrets
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class RunSetup:
     plan: the run's plan, with its configuration.
     splits: {"train", "validation", "test"} -> `Split`; the validation part is taken out of the training images.
     class_names: one a class.
-    dropped_labels: true labels of the images without a label of their own, in order; None where they are not known.
-        Only to count right pseudo-labels by: no learner is given them.
+    num_extra: images of `data.extra`, which are the last of the training images.
     notes: how the data was read, one line each.
     identity: {split: {"examples", "fingerprint"}}; empty where the images are not decoded.
     """
@@ -34,7 +34,7 @@ class RunSetup:
     plan: RunPlan
     splits: dict
     class_names: tuple[str, ...]
-    dropped_labels: torch.Tensor | None = None
+    num_extra: int = 0
     notes: tuple[str, ...] = ()
     identity: dict = field(default_factory=dict)
 
@@ -55,6 +55,19 @@ class RunSetup:
             "batch_norm": model.batch_norm,
             "mean": model.mean,
             "std": model.std,
+        }
+
+    @property
+    def extra(self) -> dict | None:
+        """What the records of a run say about `data.extra`; None where there is none."""
+        extra, labelled = self.config.data.extra, self.splits["train"].labelled
+        if extra is None:
+            return None
+        return {
+            "source": without_secrets(f"{extra.source} {extra.path or ''}".strip()),
+            "examples": self.num_extra,
+            "pseudo_labelled": 0 if labelled is None else int((~labelled).sum()),
+            "batch_share": extra.batch_share,
         }
 
     def build_network(self):
@@ -108,16 +121,17 @@ def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int =
     validation = config.data.validation_examples, config.data.validation_seed
     train, validation = validation_split(data.train, *validation, in_place=True)
     reading = Reading(progress)
-    training = with_unlabeled(train, config.data, reading)
+    training = with_extra(train, config.data, data.class_names, reading)
     reading.report()
-    problems = list(batch_problems(config, training.epoch_examples))
+    an_epoch = train if config.data.extra and config.data.extra.batch_share else training
+    problems = [*batch_problems(config, len(an_epoch)), *_rst_problems(config, training)]
     if problems:
         raise ConfigError(problems)
     test = data.test if config.evaluation.examples is None else data.test.first(config.evaluation.examples)
-    splits = {"train": training.split, "validation": validation, "test": test}
-    plan = make_plan(config, training.epoch_examples)
+    splits = {"train": training, "validation": validation, "test": test}
+    plan = make_plan(config, len(an_epoch))
     notes = *data.notes, *reading.notes, *fitting.notes
-    setup = RunSetup(plan, splits, data.class_names, training.dropped_labels, notes)
+    setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes)
     setup.build_network()  # raises where the images do not fit the model
     if not decode:
         return setup
@@ -125,3 +139,13 @@ def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int =
     for note in repeated if progress else ():
         progress.say(f"data: {note}")
     return replace(setup, notes=(*notes, *repeated), identity=identity)
+
+
+def _rst_problems(config, training):
+    """Without pseudo-labels an objective that weighs them apart would be another one without saying so."""
+    for name, learner in config.base_learners.items():
+        if getattr(learner.objective, "needs_pseudo_labels", False) and training.labelled is None:
+            yield (
+                "data.extra.path: expected images that are marked as pseudo-labelled (`pseudo`, as genray.label writes "
+                f"it), which base_learners.{name}.objective weighs apart, came none"
+            )

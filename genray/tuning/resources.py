@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from genray.config import to_dict
-from genray.config.unlabeled import teacher_config
 from genray.core.threads import threads_kept
 from genray.errors import ConfigError
 from genray.evaluation.estimate import FORWARDS_A_PASS, resisting_cost
@@ -101,9 +100,6 @@ class Needs:
         """What a trial computes, from its configuration: a step of an attack counts as one of training."""
         kind, config = self.kind_of[trial.name], trial.config
         learners = _learners_passes(config, kind.sizes["train"])
-        unlabeled = config.data.unlabeled
-        if unlabeled and unlabeled.is_used and not unlabeled.teacher.path:
-            learners |= _learners_passes(teacher_config(config), kind.sizes["train"])
         judged = min(config.training.epochs, 1 + len(config.base_learners)) + 1  # models in the final table
         images = kind.sizes["validation"] * config.training.epochs / config.evaluation.every_epochs
         images *= 1 + len(config.base_learners) * config.evaluation.base_learners

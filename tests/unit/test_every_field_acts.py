@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import ROOT, every_write_made, timeless
 from PIL import Image
 
@@ -19,7 +18,6 @@ from genray.config.objectives import OBJECTIVES
 from genray.config.optimizers import OPTIMIZERS
 from genray.config.reference import reference
 from genray.errors import GenrayError
-from genray.models import build_model
 from genray.run.setup import prepare
 from genray.runtime.ray.placement import make_placement
 
@@ -45,11 +43,9 @@ L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
 TWO = "{linf: {norm: linf, epsilon: 0.1, step_size: 0.1, num_steps: 1}, l2: {norm: l2, epsilon: 2, step_size: 1}}"
 MAX = [f"{L}.attack=null", f"{L}.objective=max", f"{L}.attacks={TWO}"]
 ADAM = f"{L}.optimizer={{name: adam}}"
-FRACTION = ["data.unlabeled={source: fraction, fraction: 0.5, teacher: {epochs: 1}}"]
-IMAGES = ["PARQUET", "data.unlabeled={source: image_folder, path: IMAGES/a, teacher: {epochs: 1}}"]
-PNG = [*IMAGES, "data.unlabeled.source=parquet", "data.unlabeled.path=PARQUET", "data.unlabeled.image_column=image"]
-NAMED = [*FRACTION, "data.unlabeled.teacher.epochs=null", "data.unlabeled.teacher.path=TEACHERS/a.pt"]
-RST = [*FRACTION, f"{L}.objective=rst"]
+IMAGES = ["PARQUET", "data.extra={source: image_folder, path: IMAGES/a}"]
+PNG = ["PARQUET", "data.extra={source: parquet, path: PARQUET, image_column: image, label_column: label}"]
+RST = ["data.extra={source: npz, path: IMAGES/pseudo.npz}", f"{L}.objective=rst"]
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
 # field -> (what else has to be so for it to matter, the change)
@@ -67,19 +63,13 @@ CHANGES = {
     "data.test_examples": ([], "data.test_examples=23"),
     "data.validation_examples": ([], "data.validation_examples=10"),
     "data.validation_seed": ([], "data.validation_seed=1"),
-    "data.unlabeled.source": (IMAGES, "data.unlabeled.source=parquet"),
-    "data.unlabeled.fraction": (FRACTION, "data.unlabeled.fraction=0.4"),
-    "data.unlabeled.class_balanced": (FRACTION, "data.unlabeled.class_balanced=false"),
-    "data.unlabeled.seed": (FRACTION, "data.unlabeled.seed=1"),
-    "data.unlabeled.path": (IMAGES, "data.unlabeled.path=IMAGES/b"),
-    "data.unlabeled.image_column": (PNG, "data.unlabeled.image_column=second"),
-    "data.unlabeled.resize": ([*IMAGES, "data.unlabeled.path=IMAGES/large"], "data.unlabeled.resize=true"),
-    "data.unlabeled.examples": (IMAGES, "data.unlabeled.examples=20"),
-    "data.unlabeled.batch_share": (FRACTION, "data.unlabeled.batch_share=0.4"),
-    "data.unlabeled.teacher.path": (NAMED, "data.unlabeled.teacher.path=TEACHERS/b.pt"),
-    "data.unlabeled.teacher.epochs": (FRACTION, "data.unlabeled.teacher.epochs=3"),
-    "data.unlabeled.teacher.lr": (FRACTION, "data.unlabeled.teacher.lr=0.02"),
-    "data.unlabeled.teacher.optimizer": (FRACTION, "data.unlabeled.teacher.optimizer=adam"),
+    "data.extra.source": (IMAGES, "data.extra.source=parquet"),
+    "data.extra.path": (IMAGES, "data.extra.path=IMAGES/b"),
+    "data.extra.image_column": (PNG, "data.extra.image_column=second"),
+    "data.extra.label_column": (PNG, "data.extra.label_column=parity"),
+    "data.extra.resize": ([*IMAGES, "data.extra.path=IMAGES/large"], "data.extra.resize=true"),
+    "data.extra.examples": (IMAGES, "data.extra.examples=20"),
+    "data.extra.batch_share": (IMAGES, "data.extra.batch_share=0.4"),
     "model.name": ([], "model.name=resnet18"),
     "model.width": ([], "model.width=5"),
     "model.batch_norm": ([], "model.batch_norm=false"),
@@ -230,17 +220,13 @@ def folders(tmp_path_factory):
             pq.write_table(table, made[name] / f"{part}-00000-of-00001.parquet")
     made["IMAGES"] = tmp_path_factory.mktemp("images")
     for name, side in (("a", 8), ("b", 8), ("large", 10)):
-        (made["IMAGES"] / name).mkdir()
-        columns = {"image": pa.array([_encoded(noise) for _ in range(25)])}
-        pq.write_table(pa.table(columns), made["IMAGES"] / name / "unlabeled.parquet")
+        (made["IMAGES"] / name / "1").mkdir(parents=True)
+        columns = {"image": pa.array([_encoded(noise) for _ in range(25)]), "label": np.arange(25) % 4}
+        pq.write_table(pa.table(columns), made["IMAGES"] / name / "extra.parquet")
         for i in range(30):
-            (made["IMAGES"] / name / f"{i:02d}.png").write_bytes(_encoded(noise, side)["bytes"])
-    made["TEACHERS"] = tmp_path_factory.mktemp("teachers")
-    for seed, name in enumerate("ab"):
-        shape = {"num_classes": 10, "in_channels": 1, "image_size": (8, 8), "width": 4, "batch_norm": True}
-        teacher = build_model("small_cnn", seed=seed, **shape)
-        teacher.classifier.fc3.weight.data.normal_(generator=torch.Generator().manual_seed(seed))
-        torch.save(teacher.state_dict(), made["TEACHERS"] / f"{name}.pt")
+            (made["IMAGES"] / name / "1" / f"{i:02d}.png").write_bytes(_encoded(noise, side)["bytes"])
+    images = noise.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(made["IMAGES"] / "pseudo.npz", image=images, label=np.arange(60) % 10, pseudo=True)
     made["EMPTY"] = tmp_path_factory.mktemp("empty")
     return made
 
@@ -284,12 +270,12 @@ def fingerprint(overrides, storage, chunks=False):
         return str(error)
     folder = storage / config.name
     weights = hashlib.sha256()
-    for file in sorted(folder.rglob("model*.pt")):  # the teacher's too
+    for file in sorted(folder.glob("model*.pt")):
         state = genray.load_model(file).state_dict()
         for value in state.values():
             weights.update(value.numpy().tobytes())
     records = timeless((folder / "metrics.jsonl").read_text())
-    results["protocol"].pop("unlabeled", None)  # words; what they say has to act as well
+    results["protocol"].pop("extra", None)  # words; what they say has to act as well
     states = sorted(p.name for p in (folder / "checkpoints").iterdir())
     seen = [repr(placement), weights.hexdigest(), records, results["models"], results["protocol"], states, config.name]
     if chunks:  # a batch size must not change results, only how many examples are evaluated at once

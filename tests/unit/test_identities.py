@@ -186,7 +186,7 @@ COSTS = {  # passes an example with a gradient; forward passes besides (methods 
     "TRADES": ([f"{L}.objective=trades"], K + 2, 1),
     "MART": ([f"{L}.objective=mart"], K + 2, 0),
     "IAT": ([f"{L}.objective=iat"], K + 2, 0),
-    "RST": ([f"{L}.objective=rst", "data.unlabeled={source: fraction, fraction: 0.5}"], K + 2, 0),
+    "RST": ([f"{L}.objective=rst", "data.extra={source: npz, path: x}"], K + 2, 0),
     "FAT with tau = K": (FAT_K, K + 1, 0),
     "AWP around PGD-AT": ([f"{L}.awp.gamma=0.01"], K + 2, 0),
     "AWP around TRADES": ([f"{L}.objective=trades", f"{L}.awp.gamma=0.005"], K + 4, 1),

@@ -29,15 +29,15 @@ LAYERS = [
     {"reporting"},
     {"api"},
     {"cli"},
-    {"train", "evaluate", "tune", "report", "export"},
+    {"train", "evaluate", "tune", "report", "export", "label"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # An objective names its attack; the reverse is a circle.
-SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run"), ("run", "evaluation")}
+SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run")}
 SIBLINGS |= {("evaluation", "recording"), ("evaluation", "reporting")}
 USES_RAY = {"runtime", "tuning"}
-COMMANDS = {"train", "evaluate", "tune", "report", "export"}  # run, not imported
+COMMANDS = {"train", "evaluate", "tune", "report", "export", "label"}  # run, not imported
 
 
 def modules():

@@ -75,19 +75,6 @@ def test_passes_are_those_that_training_makes(tmp_path, monkeypatch):
     assert sum(counted) == sum(passes.learners.values())
 
 
-def test_a_teacher_is_counted(tmp_path):
-    rst = {
-        "base_learners.natural": None,
-        "base_learners.linf.objective": "rst",
-        "data.unlabeled": {"source": "fraction", "fraction": 0.5, "teacher": {"epochs": 5}},
-        "base_learners.linf.attack.num_steps": 3,
-        "global_learner.gamma": None,
-        "global_learner.sync_unit": "never",
-    }
-    found = needs_of(tmp_path, set=rst)
-    assert found.passes(found.grid.trials[0]).learners == {"linf": 2 * 160 * 4, "teacher": 5 * 160}
-
-
 def test_judging_is_counted_by_the_attacks_it_asks_for(tmp_path):
     judged = {"attacks": ["pgd20", "pgd100"], "examples": 20, "engine": "genray", "block_size": 10}
     found = needs_of(tmp_path, evaluate=judged)

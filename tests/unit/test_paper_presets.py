@@ -1,13 +1,17 @@
 """The papers' presets hold the papers' constants, written again here, and what a family shares is the same in all."""
 
 import dataclasses
+import shlex
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from presets import PAPER, load, plan_of
+from presets import CONFIGS, PAPER, header, load, plan_of
 
+from genray.cli import label, train
+from genray.config import load_config
+from genray.config.extra import ExtraConfig
 from genray.config.objectives import (
     AdversarialObjective,
     EatObjective,
@@ -19,7 +23,6 @@ from genray.config.objectives import (
     TradesObjective,
 )
 from genray.config.schema import SGD, AttackConfig, AugmentationConfig, AwpConfig
-from genray.config.unlabeled import TEACHER, TeacherConfig, UnlabeledConfig, teacher_config
 from genray.config.values import Schedule
 from genray.models import build_model, count_parameters
 
@@ -182,20 +185,21 @@ def test_a_baseline_is_generalists_learner_alone(name):
     glob = config.global_learner
     assert (glob.mix, glob.decay, glob.sync_unit) == ("raw", 0, "never")
     same = {"base_learners": generalist.base_learners, "global_learner": generalist.global_learner}
-    same["data"] = config.data.replace(unlabeled=None) if method == "rst" else config.data
+    same["data"] = config.data.replace(train_examples=None, extra=None) if method == "rst" else config.data
     assert config.replace(name=generalist.name, **same) == generalist
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILY_OF if name.endswith("rst.yaml")])
-def test_rsts_teacher_is_natural_training(name):
-    """Half of the labels are dropped; the teacher is NT on the rest."""
-    config, natural = load(name), load(name.replace("rst", "nt"))
-    rates = natural.base_learners["natural"].lr
-    teaching = TeacherConfig(epochs=natural.training.epochs, lr=rates)
-    assert config.data.unlabeled == UnlabeledConfig(source="fraction", fraction=0.5, seed=0, teacher=teaching)
-    teacher = teacher_config(config)
-    assert teacher.base_learners == {TEACHER: natural.base_learners["natural"]}
-    assert teacher.training == natural.training
+def test_rsts_teacher_is_natural_training(name, monkeypatch):
+    """On the half that has labels; the header's commands make the file that the run reads."""
+    monkeypatch.chdir(CONFIGS.parent)
+    lines = [shlex.split(line)[3:] for line in header(name) if line.startswith("python -m genray.")]
+    taught, said = train.parse_args(lines[0]), label.parse_args(lines[1])
+    teacher, run = load_config(taught.config, taught.overrides), load(name)
+    assert taught.config.endswith(name.replace("rst", "nt"))
+    assert teacher.data == run.data.replace(extra=None) and run.data.train_examples == 25_000
+    assert (said.model, said.output, said.data) == (f"runs/{taught.name}", run.data.extra.path, None)
+    assert run.data.extra == ExtraConfig(source="npz", path=f"runs/{taught.name}/rest.npz")
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if len(load(name).base_learners) == 1])

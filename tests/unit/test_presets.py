@@ -12,7 +12,6 @@ from genray.config.load import load_config, read_yaml, to_yaml
 from genray.config.objectives import OBJECTIVES, MsdObjective
 from genray.config.optimizers import OPTIMIZERS
 from genray.config.schema import AttackConfig, AwpConfig
-from genray.config.unlabeled import TeacherConfig, UnlabeledConfig
 from genray.evaluation.published import FOLDER
 
 # Row of the papers' tables -> end of the preset's name.
@@ -124,14 +123,8 @@ def test_stands_alone(name):
     assert {"seed", "data", "model", "training", "base_learners", "global_learner", "evaluation"} <= set(raw)
     assert {"epochs", "batch_size", "drop_last", "schedules_by"} <= set(raw["training"])
     assert {"source", "validation_examples"} <= set(raw["data"])
-    if "unlabeled" in raw["data"]:
-        assert set(left_out(UnlabeledConfig, raw["data"]["unlabeled"])) == {
-            "path",
-            "image_column",
-            "resize",
-            "examples",
-        }
-        assert left_out(TeacherConfig, raw["data"]["unlabeled"]["teacher"]) == ["path"]
+    if "extra" in raw["data"]:
+        assert set(raw["data"]["extra"]) == {"source", "path", "batch_share"} and "train_examples" in raw["data"]
     several = len(raw["base_learners"]) > 1
     for learner in raw["base_learners"].values():
         _learner_stands_alone(learner, several)

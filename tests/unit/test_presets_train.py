@@ -7,13 +7,11 @@ import torch
 from presets import CONFIGS, PRESETS, launch_line, load, overrides_in
 
 from genray.config.load import load_config
-from genray.config.unlabeled import teacher_config
 from genray.data.splits import ImageData, Split
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
 from genray.recording.dry_run import plan_text
 from genray.run import setup
-from genray.run.pseudo_labels import awaits_labels, classify, unlabeled_images, with_labels
 
 SHAPES = {"digits": (10, 1, 8), "cifar100": (100, 3, 32), "mnist": (10, 1, 28)}  # others: 10 colours of 32 x 32
 BATCH = 8
@@ -43,7 +41,7 @@ def random_images(source, **_):
     return ImageData(split(2 * BATCH), split(4), tuple(map(str, range(classes))), source)
 
 
-def shortened(name):
+def shortened(name, folder):
     """The preset with two steps an epoch, two steps an attack and a thin network."""
     config = load(name)
     overrides = [*SHORT, f"model.width={1 if config.model.name.startswith('wrn') else 2}"]
@@ -52,13 +50,17 @@ def shortened(name):
         overrides += [f"{at}.attack.num_steps=2"] if learner.attack else []
         overrides += [f"{at}.attacks.{key}.num_steps=2" for key in learner.attacks or {}]
         overrides += [f"{at}.awp.warmup_epochs=0"] if learner.awp else []
+    if config.data.extra:
+        some = random_images(config.data.source).test
+        np.savez(folder / "x.npz", image=some.images.numpy(), label=some.labels.numpy(), pseudo=True)
+        overrides += [f"data.extra.path={folder / 'x.npz'}", "data.extra.batch_share=0.5"]
     return load_config(CONFIGS / name, [*overrides_in(launch_line(name)), *overrides])
 
 
 def composition(name):
     """What its learners are made of; figures, data and networks aside."""
     config = load(name)
-    kinds = [config.data.unlabeled is None]
+    kinds = [config.data.extra is None]
     for learner in config.base_learners.values():
         attacks = [learner.attack] if learner.attack else (learner.attacks or {}).values()
         kinds += [learner.objective.name, learner.optimizer.name, learner.awp is None]
@@ -72,9 +74,9 @@ ONE_OF_EACH = {load(name).model.name: name for name in PRESETS} | {composition(n
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_plans(name, monkeypatch):
+def test_plans(name, monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "load_image_data", random_images)
-    prepared = setup.prepare(shortened(name))
+    prepared = setup.prepare(shortened(name, tmp_path))
     text = plan_text(prepared, parameters=1, places=["here"])
     for learner in prepared.config.base_learners:
         assert f"\nlearner        {learner}: " in text
@@ -83,14 +85,9 @@ def test_plans(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(ONE_OF_EACH.values())))
-def test_takes_two_steps(name, monkeypatch):
+def test_takes_two_steps(name, monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "load_image_data", random_images)
-    prepared = setup.prepare(shortened(name))
-    if awaits_labels(prepared):  # a teacher that has not learned anything yet
-        teacher = prepared.build_network()
-        labels = classify(teacher, unlabeled_images(prepared), prepared.config, "cpu")
-        prepared = with_labels(prepared, labels)
-        assert load_config(teacher_config(prepared.config)).base_learners
+    prepared = setup.prepare(shortened(name, tmp_path))
     train = prepared.splits["train"]
     learners = [BaseLearner(n, prepared.plan, prepared.build_network(), train) for n in prepared.config.base_learners]
     first = learners[0].flat.parameter.detach().clone()

@@ -68,12 +68,12 @@ OTHERS = {  # preset -> changes after which the published row is not its
                    "global_learner.sync_unit=never", *ANOTHER_LEARNER],
     "nt": ["natural.objective.label_smoothing=0.1"],
     "at": [*AVERAGED, *ANOTHER_LEARNER, "linf.objective.label_smoothing=0.1",
-           "data.unlabeled={source: fraction, fraction: 0.5}"],
+           "data.train_examples=25000", "data.extra={source: npz, path: images.npz}"],
     "at_half": ["linf.objective.beta=0.7"],
     "trades_1": AVERAGED,
     "trades_6": [*ANOTHER_LEARNER, "linf.objective.beta=3", "linf.attack.tau=1"],
     "iat": [*AVERAGED, "linf.objective.alpha=0.5"],
-    "rst": [*ANOTHER_LEARNER, "linf.objective.natural_weight=0.5", "data.unlabeled={source: npz, path: images.npz}"],
+    "rst": [*ANOTHER_LEARNER, "linf.objective.natural_weight=0.5", "data.train_examples=null"],
     "fat": [*ANOTHER_LEARNER, "linf.attack.tau=10", "linf.objective.beta=0.5"],
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ PGD, APGD = "{norm: l2, epsilon: 1, step_size: 0.4, num_steps: 3}", "{algorithm:
 ONE = f"{L}.attack={PGD}"
 TWO = f"{L}.attacks={{a: {PGD}, b: {{norm: l1, epsilon: 3, step_size: 1, num_steps: 3}}}}"
 SEVERAL = [f"{L}.attack=null", TWO]
-RST = "data.unlabeled={source: fraction, fraction: 0.5, batch_share: 0.4, teacher: {epochs: 1}}"
+RST = "data.extra={source: npz, path: EXTRA, batch_share: 0.4}"
 CASES = {
     "natural": ("natural", [f"{N}.objective.label_smoothing=0.1", f"{N}.augmentation={{crop_padding: 1, flip: true}}"]),
     "mixup": ("natural", [f"{N}.objective.mixup=1"]),
@@ -69,11 +69,7 @@ STEPS_OF = {"e_at": 8, "trades": 1, "trades with awp": 1}
 
 
 def prepared(overrides):
-    setup = prepare(load_config(None, [*RUN, *overrides]))
-    train = setup.splits["train"]
-    if (train.labels < 0).any():
-        train.labels[train.labels < 0] = 3  # some pseudo-label
-    return setup
+    return prepare(load_config(None, [*RUN, *overrides]))
 
 
 def learner_of(setup, name, process_group=ALONE, pack=False):
@@ -99,8 +95,11 @@ def assert_alike(ours, theirs, tolerance, what=""):
 
 
 @pytest.fixture(scope="module")
-def setups():
-    return {case: prepared(overrides) for case, (_, overrides) in CASES.items()}
+def setups(tmp_path_factory):
+    file, noise = tmp_path_factory.mktemp("extra") / "x.npz", np.random.default_rng(0)
+    np.savez(file, image=noise.integers(0, 256, (60, 8, 8), np.uint8), label=noise.integers(0, 10, 60), pseudo=True)
+    given = {case: [override.replace("EXTRA", str(file)) for override in CASES[case][1]] for case in CASES}
+    return {case: prepared(overrides) for case, overrides in given.items()}
 
 
 @pytest.fixture(scope="module")

@@ -1,62 +1,63 @@
-"""Pseudo-labels on a cluster: the images are cut up and classified by workers, where the learners would compute."""
+"""Pseudo-labels on a cluster: workers take blocks of images from one queue."""
+
+import os
+from collections.abc import Iterator
 
 import ray
 import torch
 
-from genray.config.unlabeled import TEACHER, teacher_config
 from genray.core.flat import from_array
-from genray.errors import LearnerError, one_line
 from genray.evaluation import chunks
-from genray.run.pseudo_labels import classify
+from genray.evaluation.robust import predicted
 from genray.runtime.ray.cluster import connected, node_resources
-from genray.runtime.ray.gpu_shares import gpus_each, placed
+from genray.runtime.ray.gpu_shares import equal_workers
 from genray.runtime.ray.worker_pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
 
-BATCHES_A_TASK = 16
+BATCHES_A_BLOCK = 16
 
 
 class LabellingWorker(ModelWorker):
-    """Holds the teacher and the images."""
+    """Holds the model and the images; labels one block at a time."""
 
-    def __init__(self, network, images, config):
-        ModelWorker.__init__(self, network, config.device)
-        self.images, self.config = images, config
+    def __init__(self, model, images, batch_size, device):
+        ModelWorker.__init__(self, model, device)
+        torch.set_num_threads(1)
+        self.images, self.batch_size = from_array(images), batch_size
 
     def run(self, start, stop):
-        return classify(self.model, from_array(self.images[start:stop]), self.config, self.device).numpy()
+        found = predicted(self.model, self.images[start:stop], self.batch_size, self.device)
+        return torch.cat([labels for _, labels in found]).numpy()
 
 
-def classify_on_cluster(network, images, config, address: str | None = None):
-    """As `classify`, spread over a cluster; each worker holds what one of the teacher's learner holds.
+def predicted_on_workers(
+    model, images, batch_size, *, workers: int, address: str | None, device: str, limits: Limits
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields (index of the first image, labels) of blocks as workers finish them, in any order.
 
     Args:
-        address: as in `genray.train`.
+        model, images, batch_size: as of `predicted`, the model on the CPU.
+        workers, address, device, limits: as of `run_on_workers`.
 
     Raises:
-        PlacementError: the cluster has room for no worker.
-        LearnerError: a part failed, or lost its workers more than runtime.max_failures times.
+        PlacementError: no cluster answers, or it has room for no worker.
+        LearnerError: a block failed, or lost its workers more often than `limits` allow.
     """
-    resources, runtime = teacher_config(config).base_learners[TEACHER].resources, config.runtime
-    ranges = chunks(len(images), BATCHES_A_TASK * config.evaluation.batch_size)
-    with connected(address, num_cpus=resources.num_cpus) as may_grow:
-        nodes = node_resources()
-        (gpus,) = gpus_each([resources.num_gpus], config.device, sum(node.get("GPU", 0) for node in nodes))
-        share = {"num_cpus": resources.num_cpus, "num_gpus": gpus}
-        number = max(1, placed([{"CPU": resources.num_cpus, "GPU": gpus}] * len(ranges), nodes))
-        remote = ray.remote(**WORKER_OPTIONS, **share)(LabellingWorker)
-        shared = ray.put(network), ray.put(images.numpy()), ray.put(config)
+    blocks = chunks(len(images), BATCHES_A_BLOCK * batch_size)
+    with connected(address, num_cpus=workers or os.cpu_count() or 1) as may_grow:
+        number, share = equal_workers(node_resources(), workers, len(blocks), device)
+        remote, shared = (
+            ray.remote(**WORKER_OPTIONS, **share)(LabellingWorker),
+            (ray.put(model), ray.put(images.numpy())),
+        )
         pool = Pool(
-            "pseudo-labels",
+            "labelling",
             number,
             share,
-            start=lambda: remote.remote(*shared),
-            arguments=lambda part: part,
-            name=lambda part: f"images {part[0]} to {part[1]}",
-            limits=Limits(runtime.startup_timeout_s, runtime.stall_timeout_s, runtime.max_failures, "runtime."),
+            start=lambda: remote.remote(*shared, batch_size, device),
+            arguments=lambda block: block,
+            name=lambda block: f"images {block[0]} to {block[1]}",
+            limits=limits,
             may_grow=may_grow,
         )
-        try:
-            parts = dict(pool.results(ranges))
-        except LearnerError as error:
-            raise LearnerError(one_line(error, 1000)) from None
-    return torch.cat([from_array(parts[part]) for part in ranges])
+        for (start, _), labels in pool.results(blocks):
+            yield start, from_array(labels)

@@ -98,9 +98,6 @@ def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dic
 def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
     """The places in the group that this process's Tune trial reserved; None outside of one.
 
-    A trial may train more than one run (RST's teacher comes first), so each of the run's bundles is looked for among
-    those of the trial.
-
     Raises:
         PlacementError: the trial does not hold what the run needs; nothing is placed outside of it.
     """
@@ -110,26 +107,18 @@ def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
     held = group.bundle_specs
     for gpus in sorted({bundle["GPU"] for bundle in held if bundle.get("GPU")}, reverse=True) or [0.0]:
         wanted = make_placement(plan, weight_bytes, {}, auto=gpus)
-        at = _fitted(wanted.bundles, held)
-        if at:
-            return _moved(wanted, at, group)
+        pairs = zip(wanted.bundles, held[1:])
+        holds = all(there.get(kind, 0) >= bundle[kind] for bundle, there in pairs for kind in bundle)
+        if holds and len(wanted.bundles) < len(held):
+            return _in_group(wanted, group)
     raise PlacementError(f"the trial holds {held[1:]}, its run needs {wanted.bundles}")
 
 
-def _fitted(wanted, held):
-    """Index of the held bundle that each wanted one takes, the first that is large enough; None if one finds none."""
-    taken = [0]
-    for bundle in wanted:
-        fits = (
-            i for i, there in enumerate(held) if i not in taken and all(there.get(k, 0) >= bundle[k] for k in bundle)
-        )
-        taken.append(next(fits, None))
-    return None if None in taken else taken[1:]
+def _in_group(placement, group):
+    """The same places behind the driver's bundle of a group."""
 
-
-def _moved(placement, at, group):
     def move(place):
-        return replace(place, bundle=at[place.bundle])
+        return replace(place, bundle=place.bundle + 1)
 
     learners = {name: tuple(map(move, places)) for name, places in placement.learners.items()}
     others = move(placement.global_learner), move(placement.evaluator)

@@ -1,0 +1,43 @@
+"""Labels given by workers, and a run with them on actors: the bits of one process, whatever dies meanwhile."""
+
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+from conftest import run_outcome
+
+import genray
+from genray.runtime.ray import labelling
+
+pytestmark = pytest.mark.ray
+
+
+def test_workers_and_actors_give_the_bits_of_one_process(tmp_path, small_run, monkeypatch, capfd):
+    import ray
+
+    class Dying(labelling.LabellingWorker):
+        def run(self, start, stop):
+            if start and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(start, stop)
+
+    genray.train(None, small_run, runtime="local", storage=str(tmp_path), name="teacher")
+    here = genray.label(tmp_path / "teacher", tmp_path / "here.npz", batch_size=25)
+    assert len(np.unique(np.load(here)["label"])) > 1
+    monkeypatch.setattr(labelling, "LabellingWorker", Dying)
+    extra = f"data.extra={{source: npz, path: {here}, batch_share: 0.4}}"
+    run = [*small_run, "base_learners.linf.objective=rst", extra]
+    genray.train(None, run, runtime="local", storage=str(tmp_path / "local"))
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        there = genray.label(tmp_path / "teacher", tmp_path / "there.npz", batch_size=25, workers=2)  # three blocks
+        genray.train(None, run, runtime="ray", storage=str(tmp_path / "ray"))
+    finally:
+        ray.shutdown()
+    assert open(here, "rb").read() == open(there, "rb").read()
+    lost = r"labelling worker \d of \d, images \d+ to \d+: its process died: .*; another one is started"
+    assert re.search(lost, capfd.readouterr().err)
+    assert run_outcome(tmp_path / "ray/digits") == run_outcome(tmp_path / "local/digits")
