@@ -1,11 +1,10 @@
 """A base learner against a plain per-parameter training loop written here, and its replay, bit for bit."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_learners import BATCH, small_network, through_a_file, unit_config
 from torch import nn
 
 from genray.config import load_config, to_dict
@@ -19,7 +18,7 @@ from genray.models import build_model
 from genray.run.plan import make_plan
 from genray.types import WeightSnapshot
 
-NUM_TRAIN, BATCH, EPOCHS, STEPS = 80, 32, 3, 9  # three steps an epoch, the last of 16 images
+NUM_TRAIN, STEPS = 80, 9
 OPTIMIZERS = {
     "plain sgd": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0},
     "momentum": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-3},
@@ -38,35 +37,14 @@ def train():
 def make_config(optimizer="momentum", global_learner=None, **learner):
     lr = [[0, 0.003], [1, 0.001]] if optimizer.startswith("adam") else [[0, 0.05], [1, 0.01]]
     common = {"optimizer": OPTIMIZERS[optimizer], "lr": lr, "averaging": {"decay": 0.3}, **learner}
-    return load_config(
-        {
-            "name": "unit",
-            "seed": 11,
-            "data": {"source": "digits"},
-            "model": {"name": "small_cnn", "batch_norm": True},
-            "training": {"epochs": EPOCHS, "batch_size": BATCH},
-            "base_learners": {
-                "natural": {"objective": "natural", **common},
-                "linf": {"objective": "adversarial", "attack": ATTACK, **common},
-            },
-            "global_learner": {"gamma": [[0, 0.9], [1, 0.3]], "decay": 0.25, **(global_learner or {})},
-        }
-    )
-
-
-def make_network(dropout=0.0):
-    """Width 4 with BatchNorm; the last layer does not start at zero, so that the attack has a gradient at once."""
-    network = build_model(
-        "small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), width=4, batch_norm=True, dropout=dropout, seed=1
-    )
-    generator = torch.Generator().manual_seed(2)
-    network.classifier.fc3.weight.data.normal_(0, 0.1, generator=generator)
-    return network
+    natural, linf = {"objective": "natural"}, {"objective": "adversarial", "attack": ATTACK}
+    mixing = {"gamma": [[0, 0.9], [1, 0.3]], "decay": 0.25, **(global_learner or {})}
+    return unit_config({"natural": {**natural, **common}, "linf": {**linf, **common}}, global_learner=mixing)
 
 
 def make_learner(name, train, config=None, dropout=0.0, threads=1):
     plan = make_plan(config or make_config(), len(train))
-    return BaseLearner(name, plan, make_network(dropout), train, threads=threads)
+    return BaseLearner(name, plan, small_network(dropout), train, threads=threads)
 
 
 def flat_state(network):
@@ -105,7 +83,7 @@ def pgd(network, x, y, start):
 
 def reference(name, train, steps, *, optimizer="momentum", robust_start="uniform", mix="averaged"):
     """The algorithm of methods A1 for one learner: (network, average, share, losses), averages in float64."""
-    network = make_network().train()
+    network = small_network().train()
     rates = (0.003, 0.001) if optimizer.startswith("adam") else (0.05, 0.01)
     optimizer = make_optimizer(OPTIMIZERS[optimizer], list(network.parameters()))
     loader = BatchLoader(
@@ -148,7 +126,7 @@ def test_steps_equal_a_plain_loop(train, name, optimizer):
     stats = [learner.run_window(0, 4), learner.run_window(4, 7)]
     network, average, share, losses = reference(name, train, 7, optimizer=optimizer)
     raw, counters = flat_state(network)
-    assert np.abs(raw - flat_state(make_network())[0]).max() > 1e-3  # it did learn
+    assert np.abs(raw - flat_state(small_network())[0]).max() > 1e-3  # it did learn
     assert np.abs(learner.flat.weights.numpy() - raw).max() < 1e-6
     assert np.abs(learner.average.numpy() - average).max() < 1e-6
     assert np.abs(learner.share.numpy() - share).max() < 1e-6
@@ -200,7 +178,7 @@ def test_without_averaging_the_raw_weights_are_mixed_and_shown(train):
 
 def test_initial_shares_sum_to_the_common_start(train):
     learners = [make_learner(name, train) for name in ("natural", "linf")]
-    start = flat_state(make_network())[0]
+    start = flat_state(small_network())[0]
     assert np.abs(sum(lr.contribution().weights.astype(np.float64) for lr in learners) - start).max() < 1e-7
 
 
@@ -246,19 +224,6 @@ def test_resumed_equals_uninterrupted(train, optimizer, dropout):
     resumed.load_state_dict(stored)
     resumed.run_window(4, 6)
     assert same_state(whole.state_dict(), resumed.state_dict())
-
-
-def through_a_file(state):
-    """What a checkpoint does: tensors in a file that `weights_only` can read, arrays again afterwards."""
-    tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
-    tensors["optimizer"] = {k: torch.as_tensor(v) for k, v in state["optimizer"].items()}
-    file = io.BytesIO()
-    torch.save(tensors, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    arrays = {k: v.numpy() if torch.is_tensor(v) else v for k, v in loaded.items()}
-    arrays["optimizer"] = {k: v.numpy() for k, v in loaded["optimizer"].items()}
-    return arrays
 
 
 def test_state_of_a_fresh_learner_can_be_loaded(train):
@@ -359,7 +324,7 @@ def test_training_goes_on_from_theta_g(train):
     momentum = learner.state_dict()["optimizer"]["momentum_buffer"]
     theta = WeightSnapshot(2, (learner.flat.weights * 0.9).numpy(), learner.flat.counters.numpy().copy())
     learner.load_global(theta)
-    network = make_network().train()
+    network = small_network().train()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(theta.weights[: len(momentum)].copy()), network.parameters())
     x, y = learner.loader.batch(2)
     F.cross_entropy(network(x), y).backward()
@@ -393,7 +358,7 @@ def test_a_nan_loss_names_the_learner(train):
 
 
 def test_flat_weights_are_views_of_the_network():
-    network = make_network()
+    network = small_network()
     expected, x = flat_state(network)[0], torch.rand(4, 1, 8, 8)
     logits = network.eval()(x)
     flat = FlatWeights(network)
@@ -408,8 +373,8 @@ def test_flat_weights_are_views_of_the_network():
 
 
 def test_gradients_are_views_too():
-    network = make_network().train()
-    flat, twin = FlatWeights(network), make_network().train()
+    network = small_network().train()
+    flat, twin = FlatWeights(network), small_network().train()
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
     for module in (network, twin):
         for _ in range(2):  # gradients accumulate in place
@@ -422,8 +387,8 @@ def test_gradients_are_views_too():
 
 
 def test_channels_last_keeps_strides_and_values():
-    network = make_network().to(memory_format=torch.channels_last)
-    twin = make_network()
+    network = small_network().to(memory_format=torch.channels_last)
+    twin = small_network()
     convolutions = [p for p in network.parameters() if p.dim() == 4]
     assert not all(p.is_contiguous() for p in convolutions)
     flat = FlatWeights(network)
@@ -444,7 +409,7 @@ def test_channels_last_keeps_strides_and_values():
 
 
 def test_snapshot_is_a_private_copy():
-    flat = FlatWeights(make_network())
+    flat = FlatWeights(small_network())
     snapshot = flat.snapshot(4)
     values = snapshot.weights.copy()
     flat.weights.zero_()

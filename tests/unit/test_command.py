@@ -54,6 +54,7 @@ def start(tmp_path, *overrides, **kwargs):
     return subprocess.Popen(line, cwd=ROOT, text=True, **CTRL_C, **kwargs)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path, small_run):
     process = start(tmp_path, *small_run, "training.epochs=500", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     checkpoints, deadline = tmp_path / "digits" / "checkpoints", time.monotonic() + 120
@@ -80,6 +81,7 @@ def test_only_a_command_that_can_go_on_says_so(options, capsys, monkeypatch):
     assert capsys.readouterr().err == f"stopped by Ctrl-C{hint}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [160, 80, 40, 0])
 def test_a_terminal_shows_accuracy_first_and_a_bar_where_it_has_columns(tmp_path, small_run, columns):
     ours, theirs = pty.openpty()
@@ -269,6 +271,7 @@ def test_the_help_of_each_command_ends_with_an_example_that_it_takes(name, capsy
         assert stop.value.code == 0 and f"usage: genray.{name}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_configuration_may_be_named_bare(genray_command):
     named = genray_command("train", "configs/digits.yaml", "training.epochs=4", "--dry-run")
     embedded = genray_command("train", "training.epochs=4", "--dry-run")

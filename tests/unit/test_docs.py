@@ -167,23 +167,12 @@ def test_every_other_command_says_why_it_is_not_run():
     assert left == set()
 
 
-def test_a_reason_is_needed_where_it_stands():
-    """No comment is left over above a block whose commands all run."""
-    idle = []
-    for block in BLOCKS:
-        if block.reason:
-            assert len(block.reason) > 15, block.where
-            mine = [words for other, _, words in COMMANDS if other == block]
-            if mine and all(words[1:2] == ["-m"] and genray_part(words) or tuple(words) in SCRIPTS for words in mine):
-                idle.append(block.where)
-    assert idle == []
-
-
 # --- Python on the pages --------------------------------------------------------------------------------------------
 
 PYTHON = [block for block in BLOCKS if block.language == "python" and not block.reason]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.where)
 def test_python_on_a_page_runs(block, trained_run, tmp_path, monkeypatch):
     """In a folder that has the configurations and a finished run; trainings are cut to one epoch."""

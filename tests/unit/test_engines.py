@@ -155,6 +155,7 @@ def test_whose_code_ran_stands_beside_published_figures(victim):
     assert "run by" not in record_table(theirs, published)
 
 
+@pytest.mark.slow
 def test_an_evaluation_copies_the_model_once_and_the_next_one_anew(victim, monkeypatch):
     model, x, y = victim
     made = []

@@ -303,6 +303,7 @@ def test_notes_of_the_cascade_and_of_its_members_are_printed_once():
     assert table.count("note: apgd_t: ") == 1 and table.count("note: fab_t: ") == 1
 
 
+@pytest.mark.slow
 def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypatch):
     """Workers give results back in any order."""
 

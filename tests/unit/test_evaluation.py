@@ -140,14 +140,6 @@ def test_an_attack_that_turns_errors_right_does_not_count():
     assert not flags["pgd3"][~flags["natural"]].any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_tiny_epsilon_equals_clean(norm):
-    network = small_network()
-    split, _ = labelled(network)
-    flags = flags_of(network, split, attack_config(Fraction(1, 10**9), norm))
-    assert np.array_equal(flags["pgd3"], flags["natural"])
-
-
 def test_no_correct_example_needs_no_attack():
     network = small_network()
     split, _ = labelled(network)

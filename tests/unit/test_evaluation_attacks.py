@@ -315,6 +315,7 @@ def test_members_seeds_are_keyed_by_attack_and_first_index(monkeypatch):
 # --- the cascade ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm, package, epsilon, picked",
     [

@@ -68,6 +68,7 @@ genray.evaluate(model, test.images[:4], test.labels[:4], attacks="pgd20,fab_t", 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [DIES_ALONE, TRAINS], ids=["a layer", "a run"])
 def test_a_narrow_resnet_on_large_images_survives(code, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

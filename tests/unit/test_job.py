@@ -78,6 +78,7 @@ def test_stored_results_are_taken_over_stage_by_stage():
     assert again.take() == []
 
 
+@pytest.mark.slow
 def test_one_block_is_the_cascade(trained_run, digits):
     model, (x, y) = genray.load_model(trained_run), (digits[0][:30].float() / 255, digits[1][:30])
     todo = TaskQueue(Request((LINF,), ("aa",), {}, seed=3, block_size=30, engine="genray"), 30)

@@ -171,6 +171,7 @@ def test_configuration_is_read_without_torch():
     assert "genray.config.load" in loaded and not loaded & {"torch", "ray", "torchvision"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False], ids=["ray installed", "ray absent"])
 def test_everything_else_is_imported_without_ray(installed):
     names = [name for name in MODULES if layer(name) not in USES_RAY | COMMANDS and not name.endswith("__main__")]

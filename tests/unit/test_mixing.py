@@ -93,15 +93,6 @@ def test_ema_update():
     assert ema_update_(average, weights, 0.0).tolist() == [3.0, 2.0, 4.0]
 
 
-def test_ema_of_one_thousand_steps():
-    start, walks = random_walks(("a",), seed=3)
-    average, truth = torch.from_numpy(start.copy()), start.astype(np.float64)
-    for step in range(STEPS):
-        ema_update_(average, torch.from_numpy(walks["a"][step]), ema_decay(step, 0.999))
-        truth = decay_at(step) * truth + (1 - decay_at(step)) * walks["a"][step]
-    assert np.abs(average.numpy() - truth).max() < 3e-6
-
-
 def test_sum_leaves_its_arguments():
     shares = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]), torch.tensor([100.0, 200.0])]
     assert sum_shares(shares).tolist() == [111.0, 222.0]

@@ -1,10 +1,9 @@
 """Training against several norms (MAX, AVG, SAT, MSD, E-AT) against slow code written here, and their identities."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
+from small_learners import BATCH, small_network, through_a_file, unit_config
 from torch import nn
 
 from genray.attacks import GradientAttack, StreamDraw
@@ -17,7 +16,6 @@ from genray.core.rng import host_generator
 from genray.data.datasets import load_image_data
 from genray.errors import ConfigError
 from genray.learners.base_learner import BaseLearner
-from genray.models import build_model
 from genray.objectives import TrainingStep, build_objective
 from genray.run.plan import make_plan
 
@@ -354,22 +352,9 @@ def train():
 def make_learner(train, objective, awp=None, **attacks):
     attacks = {"attack": attacks["attack"]} if "attack" in attacks else {"attacks": attacks}
     learner = {"objective": objective, "lr": 0.05, "awp": awp, **attacks}
-    config = load_config(
-        {
-            "name": "unit",
-            "seed": 11,
-            "data": {"source": "digits"},
-            "model": {"name": "small_cnn", "batch_norm": True},
-            "training": {"epochs": 8, "batch_size": 32},
-            "base_learners": {"robust": learner},
-            "evaluation": {"attack": {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}},
-        }
-    )
-    network = build_model(
-        "small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), width=4, batch_norm=True, dropout=0.0, seed=1
-    )
-    network.classifier.fc3.weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(2))
-    return BaseLearner("robust", make_plan(config, len(train)), network, train)
+    judged = {"attack": {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}}
+    config = unit_config({"robust": learner}, evaluation=judged, training={"epochs": 8, "batch_size": BATCH})
+    return BaseLearner("robust", make_plan(config, len(train)), small_network(), train)
 
 
 APGD = {"algorithm": "apgd", "norm": "l2", "epsilon": 0.8, "num_steps": 3, "start": "uniform"}
@@ -402,20 +387,6 @@ def test_two_norms_are_not(train):
     for learner in learners:
         learner.run_window(0, 6)
     assert len({learner.flat.weights.numpy().tobytes() for learner in learners}) == len(learners)
-
-
-def through_a_file(state):
-    """As a checkpoint does it: arrays as tensors, in a file that `weights_only` can read."""
-
-    def convert(value, of, to):
-        if isinstance(value, dict):
-            return {key: convert(item, of, to) for key, item in value.items()}
-        return to(value) if isinstance(value, of) else value
-
-    file = io.BytesIO()
-    torch.save(convert(state, np.ndarray, torch.from_numpy), file)
-    file.seek(0)
-    return convert(torch.load(file, weights_only=True), torch.Tensor, torch.Tensor.numpy)
 
 
 @pytest.mark.parametrize("objective, stop", [("e_at", 1), ("e_at", 9), ("sat", 4), ("msd", 3)])

@@ -124,21 +124,6 @@ def test_forwards_of_adversarial(beta, order, crafted):
     assert all(np.array_equal(seen, images[kind]) for seen, kind in zip(s.seen, order, strict=True))
 
 
-def test_gradient_of_the_mixture():
-    """d CE / d W = mean (p - q) x^T, mixed by beta."""
-    s, beta = Setting(), 0.3
-    loss, _ = s.run(AdversarialObjective(beta=beta))
-    loss.backward()
-    onehot = np.eye(CLASSES)[s.y]
-
-    def gradient(logits, x):
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        return (p - onehot).T @ x.reshape(N, -1) / N
-
-    expected = beta * gradient(s.adversarial, s.x + s.shift) + (1 - beta) * gradient(s.clean, s.x)
-    assert np.abs(s.network[1].weight.grad.numpy() - expected).max() < 1e-5
-
-
 # --- TRADES and MART ------------------------------------------------------------------------------------------------
 
 

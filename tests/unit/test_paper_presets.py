@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from presets import CONFIGS, PAPER, header, load, plan_of
 
 from genray.cli import label, train
@@ -24,7 +23,6 @@ from genray.config.objectives import (
 )
 from genray.config.schema import SGD, AttackConfig, AugmentationConfig, AwpConfig
 from genray.config.values import Schedule
-from genray.models import build_model, count_parameters
 
 THIRD, TWO_THIRDS = Fraction(1, 3), Fraction(2, 3)
 IN_255, IN_1000 = (Fraction(8, 255), Fraction(2, 255)), (Fraction(31, 1000), Fraction(7, 1000))
@@ -37,7 +35,7 @@ FALLS_TO_20TH = ("1", "1", "1/10", "1/20")
 class Published:
     """What a family's Generalist must hold. Rates are the first knot and the curve."""
 
-    model: tuple = ("resnet18", 11_173_962)
+    model: str = "resnet18"
     source: str = "cifar10"
     epochs: int = 120
     seed: int = 0
@@ -59,11 +57,11 @@ WIDE = {"natural_lr": ("0.1", FALLS_TO_20TH), "linf_lr": ("0.1", FALLS_TO_20TH),
 HUNDRED = {"source": "cifar100", "epochs": 200, "warmup": 125}
 FAMILIES = {
     "cifar10_resnet18": Published(),
-    "cifar10_wrn32_10": Published(model=("wrn_32_10", 46_160_474), **WIDE),
-    "cifar100_resnet18": Published(model=("resnet18", 11_220_132), **HUNDRED),
-    "cifar100_wrn32_10": Published(model=("wrn_32_10", 46_218_164), **WIDE, **HUNDRED),
+    "cifar10_wrn32_10": Published(model="wrn_32_10", **WIDE),
+    "cifar100_resnet18": Published(model="resnet18", **HUNDRED),
+    "cifar100_wrn32_10": Published(model="wrn_32_10", **WIDE, **HUNDRED),
     "mnist_resnet18": Published(
-        model=("resnet18", 11_172_810),
+        model="resnet18",
         source="mnist",
         natural_lr=("0.01", FALLS_TO_100TH),
         attack=(*MNIST, 40),
@@ -87,8 +85,6 @@ GENERALISTS = {f"paper/{family}_generalist.yaml": published for family, publishe
     )
 }
 OURS = [name for name in GENERALISTS if name != OFFICIAL]
-SHAPES = {"cifar10": (10, 3, 32), "cifar100": (100, 3, 32), "svhn": (10, 3, 32), "mnist": (10, 1, 28)}
-
 # What the official code's np.interp over whole epochs gives, 1-based, for 120 epochs.
 GAMMA_AT = {1: 1.0, 40: 1.0, 80: 1.0, 90: 0.85, 100: 0.70, 110: 0.55, 120: 0.40}
 LR_AT = {1: 0.01, 40: 0.01, 60: 0.0055, 80: 0.001, 100: 0.00055, 120: 0.0001}
@@ -109,7 +105,7 @@ def test_constants(name):
     config, expected = load(name), GENERALISTS[name]
     assert (config.data.source, config.seed) == (expected.source, expected.seed)
     assert (config.data.train_examples, config.data.validation_examples) == (None, expected.validation)
-    assert (config.model.name, config.model.width, config.model.mean) == (expected.model[0], None, None)
+    assert (config.model.name, config.model.width, config.model.mean) == (expected.model, None, None)
     training = config.training
     assert (training.epochs, training.batch_size, training.drop_last) == (expected.epochs, 128, False)
     assert training.schedules_by == expected.schedules_by
@@ -467,24 +463,3 @@ def test_e_at_holds_its_authors_attacks():
         "linf": AttackConfig(norm="linf", epsilon=Fraction(8, 255), **adaptive),
         "l1": AttackConfig(norm="l1", epsilon=Fraction(12), sparsity=0.05, **adaptive),
     }
-
-
-# --- Models -------------------------------------------------------------------------------------------------------
-
-PARAMETERS = {
-    "cifar10_preact_resnet18_at_awp": 11_172_170,
-    "cifar10_wrn34_10_trades_awp": 46_160_474,
-    "cifar10_wrn28_10_sat": 36_479_194,
-    "mnist_small_cnn_max": 312_202,
-} | {f"{family}_generalist": published.model[1] for family, published in FAMILIES.items()}
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_model_builds_with_the_published_parameter_count(name):
-    config = load(f"paper/{name}.yaml")
-    classes, channels, side = SHAPES[config.data.source]
-    options = config.model.model_dump()
-    model = build_model(**options, num_classes=classes, in_channels=channels, image_size=(side, side), seed=0).eval()
-    assert count_parameters(model) == PARAMETERS[name]
-    with torch.no_grad():
-        assert model(torch.rand(1, channels, side, side)).shape == (1, classes)

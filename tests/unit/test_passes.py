@@ -63,6 +63,7 @@ def test_an_attack_in_train_mode_moves_the_statistics():
     assert not torch.equal(made.network.feature_extractor.bn1.running_mean, before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_passes_compute_the_same():
     plain, compiled = passes(), passes(compile=True)

@@ -677,6 +677,7 @@ def test_hostile_names_are_text(made, page):
     assert as_csv(Table("t", "", ("a",), ("b",), (TableRow(("=1+1",), (Cell("1.00"),)),))) == "a,b\n'=1+1,1.00\n"
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(lab, made, tmp_path):
     again = command(lab, "--output", tmp_path / "again", "--gallery-images", 40, "--format", "html,md,csv,tex,png,svg",
                     hash_seed=2)  # fmt: skip

@@ -239,6 +239,7 @@ def test_a_fetched_file_is_local_and_goes(storage):
             pass
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_understood_wherever_a_path_is_given(tmp_path, monkeypatch):
     """One rule: a shell does not expand --storage=~/runs, nor what stands in a file."""
     home, here = tmp_path / "home", tmp_path / "here"
@@ -458,6 +459,7 @@ cost(folder.read_newest_state)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_checkpoint(tmp_path):
     """Of 200 MiB: one copy to encode it, none to write it, one to decode it; its bytes and one copy to read it."""
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]

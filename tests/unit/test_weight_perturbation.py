@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_learners import BATCH, unit_config
 from torch import nn
 
-from genray.config import load_config
 from genray.core import rng
 from genray.core.flat import FlatWeights
 from genray.data.datasets import load_image_data
@@ -17,7 +17,7 @@ from genray.learners.base_learner import BaseLearner
 from genray.learners.weight_perturbation import WeightPerturbation
 from genray.run.plan import make_plan
 
-NUM_TRAIN, BATCH, PER_EPOCH, EPOCHS = 80, 32, 3, 3
+NUM_TRAIN, PER_EPOCH = 80, 3
 # In l2, because signs would turn the last bit of a gradient into a whole step.
 ATTACK = {"norm": "l2", "epsilon": 0.5, "step_size": 0.2, "num_steps": 3}
 ADVERSARIAL, TRADES = {"name": "adversarial"}, {"name": "trades", "beta": 2.0}
@@ -41,18 +41,9 @@ def make_network(dropout=0.0):
 def make_learner(train, awp, objective=ADVERSARIAL, optimizer=NO_DECAY, dropout=0.0, compute=None, lr=0.05, **attack):
     natural = objective["name"] == "natural"
     learner = {"objective": objective, "lr": lr, "optimizer": optimizer, "awp": awp}
-    config = load_config(
-        {
-            "name": "unit",
-            "seed": 11,
-            "data": {"source": "digits"},
-            "model": {"name": "small_cnn", "batch_norm": True},
-            "training": {"epochs": EPOCHS, "batch_size": BATCH},
-            "base_learners": {"linf": learner if natural else {**learner, "attack": {**ATTACK, **attack}}},
-            "evaluation": {"attack": {key: ATTACK[key] for key in ("norm", "epsilon", "step_size")}},
-            "compute": compute or {},
-        }
-    )
+    learner = learner if natural else {**learner, "attack": {**ATTACK, **attack}}
+    judged = {"attack": {key: ATTACK[key] for key in ("norm", "epsilon", "step_size")}}
+    config = unit_config({"linf": learner}, evaluation=judged, compute=compute or {})
     return BaseLearner("linf", make_plan(config, len(train)), make_network(dropout), train)
 
 
@@ -105,15 +96,8 @@ def slow_awp(train, steps, *, gamma, objective, optimizer, warmup=0, subtract=Fa
         network = make_network(dropout).train()
         decay = optimizer["weight_decay"]
         sgd = torch.optim.SGD(network.parameters(), lr=0.05, momentum=optimizer["momentum"], weight_decay=decay)
-        loader = BatchLoader(
-            train,
-            batch_size=BATCH,
-            seed=11,
-            order_key="shared",
-            augmentation_key="shared",
-            augmentation=None,
-            device="cpu",
-        )
+        keys = {"seed": 11, "order_key": "shared", "augmentation_key": "shared"}
+        loader = BatchLoader(train, batch_size=BATCH, augmentation=None, device="cpu", **keys)
         moved = {}
         for step in range(steps):
             x, y = loader.batch(step)
@@ -281,17 +265,10 @@ def test_an_attack_in_train_mode_keeps_its_statistics(train):
 def test_several_attacks_of_one_step(train):
     """AVG crafts for every norm before its first pass; with AWP too."""
     attacks = {"linf": {**ATTACK, "norm": "linf"}, "l2": ATTACK}
-    config = {
-        "name": "unit",
-        "data": {"source": "digits"},
-        "model": {"name": "small_cnn", "batch_norm": True},
-        "training": {"epochs": EPOCHS, "batch_size": BATCH},
-        "base_learners": {"linf": {"objective": "avg", "attacks": attacks, "lr": 0.05}},
-    }
     ends = []
     for awp in (None, {"gamma": 0.0}, {"gamma": 0.1}):
-        config["base_learners"]["linf"]["awp"] = awp
-        learner = BaseLearner("linf", make_plan(load_config(config), len(train)), make_network(), train)
+        config = unit_config({"linf": {"objective": "avg", "attacks": attacks, "lr": 0.05, "awp": awp}})
+        learner = BaseLearner("linf", make_plan(config, len(train)), make_network(), train)
         learner.run_window(0, 3)
         ends.append(learner.flat.weights.clone())
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])

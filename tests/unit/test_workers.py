@@ -120,6 +120,7 @@ def outcomes(setups, process_group):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_workers_train_as_one_process(alone, divided, case):
     """Weights, averages, statistics, what an objective remembers, and what is counted."""
@@ -130,6 +131,7 @@ def test_workers_train_as_one_process(alone, divided, case):
         assert all(np.array_equal(first[key], other[key]) for key in ("weights", "average", "share", "counters"))
 
 
+@pytest.mark.slow
 def test_two_workers_equal_one_after_fifty_steps():
     """The bar of issue 7: 1e-5 in float32, on gloo, with BatchNorm (and dropout).
 
@@ -216,6 +218,7 @@ MANY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attacks_made_together_are_those_made_alone(precision):
     """Four learners, one with two workers, several attacks each; the updates are each learner's own."""
