@@ -8,7 +8,7 @@ import json
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, RootModel, WithJsonSchema
 
 from genray.config.model import Described, collect, wrong
 from genray.errors import InputError, one_line
@@ -312,6 +312,10 @@ class GridRecord(Record):
     source: Any = None
     trials: Named[TrialRecord]
     space: Named[Any] = {}
+
+
+class SuggestedTrials(RootModel[Named[TrialRecord]]):
+    """A file of `suggested`: a trial that a searcher made up."""
 
 
 def check(model, plain) -> Any:

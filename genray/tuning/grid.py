@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from genray import records
 from genray.config.grid_file import GridFile, Method, Scheduler
 from genray.config.load import DEFAULT_CONFIG, apply_overrides, listed_overrides, load_config, read_yaml, to_dict
 from genray.config.model import collect
@@ -338,11 +339,14 @@ def stated_trials(storage) -> dict:
 
     Args:
         storage: a `Storage` of the folder.
+
+    Raises:
+        Damaged: a file is not what it should be.
     """
-    record = json.loads(storage.read(RECORD))
+    record = records.read(records.GridRecord, storage, RECORD)
     found, number = dict(record["trials"]), 0
     while "space" in record and storage.exists(suggested_file(number)):
-        found |= json.loads(storage.read(suggested_file(number)))
+        found |= records.read(records.SuggestedTrials, storage, suggested_file(number))
         number += 1
     return found
 

@@ -12,12 +12,12 @@ import torch
 import genray
 from genray.cli.parser import run_command
 from genray.cli.train import main, parse_args
-from genray.config import load_config, to_yaml
+from genray.config import load_config
 from genray.data.datasets import load_image_data
-from genray.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from genray.errors import CheckpointError, DataError, RunFolderError
 from genray.recording import RunFolder
 
-CONFIGS, STATES, MODELS, STORED, PARQUETS = 220, 60, 60, 60, 80
+STATES, MODELS, STORED, PARQUETS = 60, 60, 120, 80
 ODD_VALUES = [
     "", "null", "~", "-1", "0", "1e999", ".nan", ".inf", "-.inf", "[]", "{}", "[[0, 1]]", "8/0", "1/3/5", "'", '"',
     "&a *a",
@@ -97,25 +97,6 @@ def cases(seed, count, data, damage):
         if version not in seen:
             seen.add(version)
             yield version
-
-
-def test_configurations(tmp_path, capsys):
-    """What the loader refuses the command refuses too; most of the rest is harmless (a comment, a digit)."""
-    refused, path = 0, tmp_path / "config.yaml"
-    for text in cases(0, 4 * CONFIGS, to_yaml(load_config()), damaged_text):
-        path.write_text(text, encoding="utf-8")
-        try:
-            load_config(path)
-        except ConfigError:
-            before = untouched(tmp_path)
-            code, err = run(capsys, "--config", path, "--storage", tmp_path / "runs", "--runtime", "local")
-            assert code == 2, text
-            assert err.startswith("error: "), text
-            assert untouched(tmp_path) == before
-            refused += 1
-            if refused == CONFIGS:
-                return
-    raise AssertionError(f"only {refused} were refused")
 
 
 @pytest.fixture(scope="module")

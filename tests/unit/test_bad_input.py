@@ -15,97 +15,6 @@ from genray.cli.train import main, parse_args
 from genray.config import DEFAULT_CONFIG
 
 L = "base_learners.linf"
-N = "base_learners.natural"
-
-# (arguments, what the one line has to say)
-OVERRIDES = [
-    (["training.epochs=0"], "training.epochs: expected a whole number at least 1, got 0"),
-    (["training.epochs=ten"], "training.epochs: expected a whole number at least 1, got 'ten'"),
-    (["training.epochs=1.5"], "training.epochs: expected a whole number"),
-    (["training.epochs=true"], "training.epochs: expected a whole number"),
-    (["training.batch_size=-8"], "training.batch_size: expected"),
-    (["training.epoch=3"], "training.epoch: unknown key (did you mean epochs?)"),
-    (["trainig.epochs=3"], "trainig: unknown key (did you mean training?)"),
-    (["training=3"], "training: expected a section"),
-    (["training.schedules_by=minute"], "training.schedules_by: expected one of epoch, step"),
-    (["seed=010"], "seed: expected a whole number at least 0, got '010'"),
-    (["seed=0x10"], "seed: expected a whole number at least 0, got '0x10'"),
-    (["training.batch_size=1:20"], "training.batch_size: expected a whole number at least 1, got '1:20'"),
-    (["training.batch_size=1_000"], "training.batch_size: expected a whole number at least 1, got '1_000'"),
-    (["compute.compile=yes"], "compute.compile: expected true or false, got 'yes'"),
-    ([f"{L}.attack.step_size=010"], f"{L}.attack.step_size: expected a number such as"),
-    ([f"{L}.attack.step_size=08/255"], f"{L}.attack.step_size: expected a number such as"),
-    (["seed=-1"], "seed: expected a whole number at least 0"),
-    (["name=../evil"], "name: expected text of letters"),
-    (["device=tpu"], "device: expected one of auto, cpu, cuda, got 'tpu'"),
-    (["device=cuda"], "device: expected cpu or auto, because torch sees no CUDA device"),
-    (["model.name=resnet19"], "model.name: expected one of"),
-    (["model.width=0"], "model.width: expected"),
-    (["model.mean=[0.5]"], "model.mean, model.std: expected both or neither"),
-    (["model.mean=[0.5,0.5]", "model.std=[1,1]"], "model.mean, model.std: expected 1 values each, one a channel"),
-    (["model.name=resnet18", "model.batch_norm=true"], "model.batch_norm: expected false for resnet18"),
-    (["data.source=imagenet"], "data.source: expected one of"),
-    (["data.source=parquet"], "data.path: missing, source parquet needs the folder"),
-    (["data.path=/tmp"], "data.path: has no effect with source digits"),
-    (["data.label_column=label"], "data.label_column: has no effect with source digits"),
-    (["data.image_size=[8, 8]"], "data.image_size: has no effect with source digits"),
-    (["data.train_examples=99999"], "data.train_examples: expected"),
-    (["data.validation_examples=5000"], "data.validation_examples: expected"),
-    (["data.validation_examples=0"], "data.validation_examples: expected at least 1 with evaluation.select_on"),
-    (["evaluation.examples=100000"], "evaluation.examples: expected at most the 360 test images"),
-    (["evaluation.select_on=train"], "evaluation.select_on: expected one of validation, test"),
-    (
-        ["evaluation.attack.epsilon=8"],
-        "evaluation.attack.epsilon: expected at most 1 for linf (pixels are in [0, 1]), got 8",
-    ),
-    ([f"{L}.attack.norm=l3"], f"{L}.attack.norm: expected one of linf, l2, l1, got 'l3'"),
-    ([f"{L}.attack.epsilon=8"], "write 8/255, not 8"),
-    ([f"{L}.attack.epsilon=0"], f'{L}.attack.epsilon: expected a number such as "8/255" above 0, got 0'),
-    ([f"{L}.attack.epsilon=8/0"], f"{L}.attack.epsilon: expected"),
-    ([f"{L}.attack.epsilon=.nan"], f"{L}.attack.epsilon: expected"),
-    ([f"{L}.attack.step_size=-0.1"], f"{L}.attack.step_size: expected"),
-    ([f"{L}.attack.num_steps=0"], f"{L}.attack.num_steps: expected"),
-    ([f"{L}.attack=null"], f"{L}.attack: missing, objective adversarial needs one"),
-    ([f"{N}.attack={{norm: linf, epsilon: 0.1, step_size: 0.1}}"], f"{N}.attack: has no effect with objective natural"),
-    ([f"{L}.objective=trade"], f"{L}.objective.name: expected one of natural, adversarial"),
-    ([f"{L}.objective.beta=2"], f"{L}.objective.beta: expected"),
-    ([f"{L}.optimizer.name=lion"], f"{L}.optimizer.name: expected one of sgd, adam, adamw"),
-    ([f"{L}.optimizer={{name: adam, momentum: 0.9}}"], f"{L}.optimizer.momentum: unknown key"),
-    ([f"{L}.lr=-0.1"], f"{L}.lr: expected"),
-    ([f"{L}.lr=[[0, 0.1], [2, 0.1]]"], f"{L}.lr: expected positions from 0 to 1"),
-    ([f"{L}.lr=[[0.5, 0.1], [0.2, 0.1]]"], f"{L}.lr: expected positions from 0 to 1 in non-decreasing order"),
-    ([f"{L}.lr=null"], f"{L}.lr: expected"),
-    ([f"{L}.augmentation.crop_padding=8"], f"{L}.augmentation.crop_padding: expected less than the image's side (8)"),
-    ([f"{L}.averaging.decay=1"], f"{L}.averaging.decay: expected a number at least 0 below 1, got 1"),
-    ([f"{L}.resources.num_gpus=1.5"], f"{L}.resources.num_gpus: expected at most 1, because a worker computes on"),
-    ([f"{L}.resources.num_cpus=0"], f"{L}.resources.num_cpus: expected"),
-    (
-        [
-            "base_learners.global={objective: natural, lr: 0.1}",
-            "global_learner.gamma=null",
-            "global_learner.mixing_weights={linf: 1, natural: 0, global: 0}",
-        ],
-        "base_learners.global: expected another name",
-    ),
-    (["base_learners={}"], "base_learners: expected one or more"),
-    ([f"{N}=null"], "global_learner.gamma: expected one natural and one robust learner, got linf"),
-    (["global_learner.gamma=1.5"], "global_learner.gamma: expected"),
-    (["global_learner.gamma=null"], "global_learner.mixing_weights: missing"),
-    (["global_learner.mixing_weights={linf: 1, natural: rest}"], "expected gamma or mixing_weights, got both"),
-    (["global_learner.sync_every=0"], "global_learner.sync_every: expected"),
-    (["global_learner.sync_unit=epoch"], "global_learner.sync_unit: expected one of step, epoch_end"),
-    (["global_learner.warmup_epochs=1000"], "global_learner.warmup_epochs: expected at most training.epochs"),
-    (["global_learner.decay=1"], "global_learner.decay: expected"),
-    (["checkpoint.keep=0"], "checkpoint.keep: expected"),
-    (["runtime.startup_timeout_s=0"], "runtime.startup_timeout_s: expected"),
-    (["training.epochs"], "'training.epochs': expected key=value"),
-    (["=3"], "'=3': expected key=value"),
-    (["training.epochs=1", "configs/digits.yaml"], "'configs/digits.yaml': expected key=value, --config for a file"),
-    (["configs/absent.yaml"], "configs/absent.yaml: cannot be read: No such file"),
-    (["training..epochs=3"], "expected key=value"),
-    (["training.epochs=[1"], "training.epochs: value '[1' is not valid YAML"),
-    (["seed.sub.key=3"], "seed.sub.key: seed is not a section but 0"),
-]
 
 
 def run(*argv):
@@ -127,11 +36,6 @@ def check(capsys, tmp_path, says, *argv, storage=None, lines=1):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("overrides", "says"), OVERRIDES, ids=[" ".join(o) for o, _ in OVERRIDES])
-def test_overrides(capsys, tmp_path, overrides, says):
-    check(capsys, tmp_path, says, *overrides)
-
-
 def test_every_mistake_is_listed_at_once(capsys, tmp_path):
     assert run("--storage", tmp_path, "training.epochs=0", "model.name=x", f"{L}.attack.norm=l9") == 2
     err = capsys.readouterr().err
@@ -139,25 +43,6 @@ def test_every_mistake_is_listed_at_once(capsys, tmp_path):
     for culprit in ("training.epochs", "model.name", f"{L}.attack.norm"):
         assert f"error: {culprit}: expected" in err
     assert not list(tmp_path.iterdir())
-
-
-FILES = {
-    "list.yaml": (b"- a\n- b\n", "expected key: value lines, got list"),
-    "empty.yaml": (b"", "expected key: value lines, got NoneType"),
-    "broken.yaml": (b"name: [a\nseed: 0\n", "not valid YAML: line"),
-    "twice.yaml": (b"name: a\nseed: 0\nseed: 1\n", "not valid YAML: line 3: key 'seed' stands twice"),
-    "binary.yaml": (b"\xff\xfe\x00\x01", "expected a YAML text file"),
-    "hostile.yaml": (b"name: !!python/object/apply:os.system ['touch pwned']\n", "not valid YAML"),
-    "tab.yaml": (b"name: a\n\tseed: 0\n", "not valid YAML: line 2"),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_config_files(capsys, tmp_path, monkeypatch, name):
-    content, says = FILES[name]
-    (tmp_path / name).write_bytes(content)
-    monkeypatch.chdir(tmp_path)
-    check(capsys, tmp_path, says, "--config", tmp_path / name)
 
 
 @pytest.mark.parametrize(

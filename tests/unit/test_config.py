@@ -54,25 +54,21 @@ def one_problem(source=None, overrides=()):
 # --- exact numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("written", "exact"),
-    [
-        ("8/255", Fraction(8, 255)),
-        ("8 / 255", Fraction(8, 255)),
-        ("0.031", Fraction(31, 1000)),
-        ("0.1", Fraction(1, 10)),
-        ("5e-4", Fraction(1, 2000)),
-        ("5.0e-4", Fraction(1, 2000)),
-        ("1", Fraction(1)),
-        ("1/3", Fraction(1, 3)),
-        ("0.30000000000000004", Fraction("0.30000000000000004")),
-    ],
-)
+READ = {
+    "8/255": Fraction(8, 255), "8 / 255": Fraction(8, 255), "0.031": Fraction(31, 1000), "0.1": Fraction(1, 10),
+    "5e-4": Fraction(1, 2000), "5.0e-4": Fraction(1, 2000), "1": Fraction(1), "1/3": Fraction(1, 3),
+    "0.30000000000000004": Fraction("0.30000000000000004"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "exact"), READ.items())
 def test_numbers_are_read_as_they_are_written(written, exact):
     """`written` stands in YAML without quotes, where PyYAML makes text, floats or integers of it."""
     config = load_config(minimal(), [f"base_learners.robust.attack.epsilon={written}"])
     assert config.base_learners["robust"].attack.epsilon == exact
     assert load_config(minimal(), [f"base_learners.natural.lr={written}"]).base_learners["natural"].lr.exact(0) == exact
+    config = load_config(minimal(), [f"base_learners.robust.optimizer={{name: sgd, weight_decay: {written}}}"])
+    assert config.base_learners["robust"].optimizer.weight_decay == float(exact)
 
 
 def test_two_threat_models_that_look_alike_stay_apart():
@@ -81,27 +77,13 @@ def test_two_threat_models_that_look_alike_stay_apart():
     assert str(ThreatModel("linf", Fraction(31, 1000))) == "linf 0.031 (0.031)"
 
 
-@pytest.mark.parametrize("text", ["5e-4", "1e-3", "2e1"])
-def test_scientific_notation_of_plain_floats(text):
-    """PyYAML reads 5e-4 (no point) as text."""
-    assert isinstance(yaml.safe_load(text), str)
-    config = load_config(minimal(), [f"base_learners.robust.optimizer={{name: sgd, weight_decay: {text}}}"])
-    assert config.base_learners["robust"].optimizer.weight_decay == float(text)
+NO_NUMBERS = ["nan", "inf", "1/0", "", "eight", "1/2/3", True, None, float("nan"), float("inf"), [1], {}, "0x10", b"1"]
 
 
-@pytest.mark.parametrize(
-    "value", ["nan", "inf", "1/0", "", "eight", "1/2/3", True, None, float("nan"), float("inf"), [1], {}, "0x10", b"1"]
-)
+@pytest.mark.parametrize("value", [*NO_NUMBERS, "1 0", "0.1 5", "1 2/3"])
 def test_what_is_not_a_number(value):
     with pytest.raises(ValueError):
         parse_fraction(value)
-
-
-@pytest.mark.parametrize("text", ["1 0", "0.1 5", "1 2/3"])
-def test_numbers_with_a_gap_are_mistakes(text):
-    """ "1 0" is a slip of the hand, not ten."""
-    with pytest.raises(ValueError):
-        parse_fraction(text)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -118,23 +100,10 @@ def test_yaml_form_of_a_number_is_exact(value):
     assert parse_fraction(fraction_text(value)) == value
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (Fraction(8, 255), "8/255"),
-        (Fraction(17, 255), "17/255"),
-        (Fraction(31, 1000), "0.031"),
-        (Fraction(1, 3), "1/3"),
-        (Fraction(3), "3"),
-        (Fraction(1, 2), "0.5"),
-        (Fraction(128, 255), "128/255"),
-        (Fraction(2, 7), "2/7"),
-        (Fraction(0), "0"),
-    ],
-)
-def test_numbers_are_written_as_people_write_them(value, text):
+@pytest.mark.parametrize("text", ["8/255", "17/255", "0.031", "1/3", "3", "0.5", "128/255", "2/7", "0"])
+def test_numbers_are_written_as_people_write_them(text):
     # 17/255 is 1/15 and 128/255 cannot be shortened: pixel fractions are shown as such where they look like one.
-    assert fraction_text(value) == text
+    assert fraction_text(Fraction(text)) == text
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------
@@ -158,26 +127,6 @@ def test_schedule_round_trip(positions, values):
     schedule = Schedule(tuple((Fraction(at, 255), v) for at, v in zip(sorted(positions), values, strict=False)))
     again = Schedule.parse(yaml.safe_load(yaml.safe_dump(schedule.to_yaml())))
     assert all(again.exact(at) == schedule.exact(at) for at in [Fraction(i, 60) for i in range(61)])
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ([], "a number or a list of [position, value] pairs"),
-        ([[0, 1], [0.5]], "a number or a list of [position, value] pairs"),
-        ([[0.5, 1], [0.2, 1]], "positions from 0 to 1 in non-decreasing order"),
-        ([[-0.1, 1]], "positions from 0 to 1"),
-        ([[0, 1], [1.5, 1]], "positions from 0 to 1"),
-        ([[0, 1], [1, -0.1]], "at least 0"),
-        ([[0, "x"]], "a number or a list"),
-        ("fast", "a number or a list"),
-    ],
-)
-def test_wrong_schedules(value, words):
-    source = minimal()
-    source["base_learners"]["natural"]["lr"] = value
-    problem = one_problem(source)
-    assert problem.startswith("base_learners.natural.lr: expected ") and words in problem
 
 
 # --- round trips ---------------------------------------------------------------------------------------------------
@@ -282,90 +231,44 @@ def test_source_is_not_changed():
 # --- every mistake at once -----------------------------------------------------------------------------------------
 
 
+def paths_of(found):
+    return sorted(problem.split(":")[0] for problem in found)
+
+
 def test_every_mistake_is_listed_with_its_path():
+    """Architecture section 4: unknown keys, wrong types, impossible combinations, all in one message."""
     source = minimal()
     source["sed"] = 3
     source["training"] = {"epochs": "ten", "batch_size": 0, "drop_last": "yes"}
-    source["model"] = {"name": "resnet"}
     source["base_learners"]["natural"]["lr"] = -1
     source["base_learners"]["robust"]["attack"] = {"norm": "l3", "epsilon": 0, "step_size": "2/0", "steps": 3}
     source["base_learners"]["robust"]["optimizer"] = {"name": "sdg"}
-    source["evaluation"] = [1, 2]
-    source["data"] = {"source": "digits", "validation_examples": 1.5, "train_examples": True}
+    source["base_learners"]["a b"] = {"objective": "natural", "lr": 1}
+    source["data"] = {"source": "digits", "train_examples": True}
     found = problems(source)
-    paths = [p.split(":")[0] for p in found]
-    assert sorted(paths) == sorted(
-        [
-            "sed",
-            "training.epochs",
-            "training.batch_size",
-            "training.drop_last",
-            "model.name",
-            "base_learners.natural.lr",
-            "base_learners.robust.attack.norm",
-            "base_learners.robust.attack.epsilon",
-            "base_learners.robust.attack.step_size",
-            "base_learners.robust.attack.steps",
-            "base_learners.robust.optimizer.name",
-            "evaluation",
-            "data.validation_examples",
-            "data.train_examples",
-        ]
+    attack = [f"base_learners.robust.attack.{name}" for name in ("epsilon", "norm", "step_size", "steps")]
+    assert paths_of(found) == sorted(
+        ["sed", "training.epochs", "training.batch_size", "training.drop_last", "base_learners", *attack]
+        + ["base_learners.natural.lr", "base_learners.robust.optimizer.name", "data.train_examples"]
     )
-    by_path = dict(zip(paths, found, strict=True))
-    assert by_path["training.epochs"] == "training.epochs: expected a whole number at least 1, got 'ten'"
-    assert by_path["training.batch_size"] == "training.batch_size: expected a whole number at least 1, got 0"
-    assert by_path["training.drop_last"] == "training.drop_last: expected true or false, got 'yes'"
-    assert "resnet18" in by_path["model.name"] and "got 'resnet'" in by_path["model.name"]
+    assert "training.epochs: expected a whole number at least 1, got 'ten'" in found
+    assert "training.drop_last: expected true or false, got 'yes'" in found
+    assert any("'a b'" in line for line in found)
 
 
 def test_impossible_combinations_are_listed_together():
-    source = minimal()
-    source["device"] = "cpu"
+    source = minimal(device="cpu", typo=1)
     source["base_learners"]["natural"] |= {"attack": dict(ATTACK), "resources": {"num_gpus": 1}}
     del source["base_learners"]["robust"]["attack"]
     source["model"]["mean"] = [0.5]
-    source["data"] = {
-        "source": "digits",
-        "path": "x",
-        "label_column": "y",
-        "image_size": [8, 8],
-        "validation_examples": 0,
-    }
+    others = {"path": "x", "label_column": "y", "image_size": [8, 8], "validation_examples": 0}
+    source["data"] = {"source": "digits", **others}
     source["global_learner"] = {"gamma": 0.5, "mixing_weights": {"natural": "rest", "robust": 1}, "warmup_epochs": 121}
-    text = "\n".join(problems(source))
-    for words in (
-        "base_learners.natural.attack: has no effect",
-        "base_learners.natural.resources.num_gpus: expected 0",
-        "base_learners.robust.attack: missing",
-        "or neither",
-        "data.path: has no effect",
-        "data.label_column: has no effect",
-        "data.image_size: has no effect",
-        "data.validation_examples: expected at least 1",
-        "gamma or mixing_weights, got both",
-        "global_learner.warmup_epochs: expected at most training.epochs (120), got 121",
-    ):
-        assert words in text, words
-
-
-def test_wrong_types_and_impossible_combinations_are_listed_together():
-    """Architecture section 4: unknown keys, wrong types, impossible combinations, all in one message."""
-    source = minimal()
-    source["training"]["batch_size"] = "big"
-    del source["base_learners"]["robust"]["attack"]
-    source["typo"] = 1
-    text = "\n".join(problems(source))
-    assert "typo: unknown key" in text and "training.batch_size: expected" in text
-    assert "base_learners.robust.attack: missing" in text
-
-
-def test_mistakes_in_every_learner_are_listed_beside_a_wrong_name():
-    source = minimal()
-    source["base_learners"]["a b"] = {"objective": "natural", "lr": 1}
-    source["base_learners"]["natural"]["lr"] = "x"
-    text = "\n".join(problems(source))
-    assert "base_learners" in text and "'a b'" in text and "base_learners.natural.lr: expected" in text
+    assert paths_of(problems(source)) == sorted(
+        ["typo", "model.mean, model.std", *(f"data.{name}" for name in others), "base_learners.robust.attack"]
+        + ["base_learners.natural.attack", "base_learners.natural.resources.num_gpus"]
+        + ["global_learner.gamma", "global_learner.warmup_epochs"]
+    )
 
 
 def test_missing_fields_say_what_is_expected():
@@ -373,79 +276,20 @@ def test_missing_fields_say_what_is_expected():
     assert [p.split(":")[0] for p in found] == ["name", "data", "model", "training", "base_learners"]
     assert found[0] == "name: missing, expected text of letters, digits, . _ and -, up to 100"
     assert "data.source: missing, expected one of digits, cifar10" in one_problem(minimal(data={}))
-    assert "base_learners: expected one or more name: value entries, got {}" == one_problem(minimal(base_learners={}))
 
 
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("trainnig.epochs=3", "trainnig: unknown key (did you mean training?)"),
-        ("training.epoch=3", "training.epoch: unknown key (did you mean epochs?)"),
-        ("base_learners.robust.atack.norm=l2", "base_learners.robust.atack: unknown key (did you mean attack?)"),
-        (
-            "base_learners.robust.attack.num_step=2",
-            "base_learners.robust.attack.num_step: unknown key (did you mean num_steps?)",
-        ),
-        ("global_learner.zzz=2", "global_learner.zzz: unknown key"),
-        ("base_learners.robust.optimizer={name: sgd, beta1: 0.9}", "base_learners.robust.optimizer.beta1: unknown key"),
+        ("trainnig.epochs=3", "training"),
+        ("base_learners.robust.attack.num_step=2", "num_steps"),
+        ("model.name=resnet_18", "resnet18"),
+        ("base_learners.natural.objective=natrual", "natural"),
+        ("base_learners.robust.attack.norm=Linf", "linf"),
     ],
 )
-def test_unknown_keys(override, hint):
-    assert one_problem(overrides=[override]) == hint
-
-
-@pytest.mark.parametrize(
-    ("override", "hint"),
-    [
-        ("model.name=resnet_18", "(did you mean resnet18?)"),
-        ("base_learners.natural.objective=natrual", "(did you mean natural?)"),
-        ("base_learners.robust.attack.norm=Linf", "(did you mean linf?)"),
-    ],
-)
-def test_unknown_names_are_hinted_too(override, hint):
-    assert one_problem(overrides=[override]).endswith(hint)
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("base_learners.robust.attack.epsilon=8", "base_learners.robust.attack.epsilon: expected at most 1 for linf"),
-        ("evaluation.attack.epsilon=2", "evaluation.attack.epsilon: expected at most 1 for linf"),
-        ("base_learners.robust.attack.epsilon=0", "above 0"),
-        ("base_learners.robust.attack.sparsity=1.5", "above 0 at most 1"),
-        ("base_learners.robust.averaging.decay=1", "at least 0 below 1"),
-        ("global_learner.gamma=1.5", "at least 0 at most 1"),
-        ("global_learner.sync_every=0", "at least 1"),
-        (
-            "base_learners.robust.resources.num_gpus=1.5",
-            "expected at most 1, because a worker computes on one GPU, got 1.5; for several GPUs set workers: 2",
-        ),
-        ("base_learners.robust.resources.num_gpus=all", "expected"),
-        ("base_learners.global.lr=1", "base_learners.global"),
-        ("model.name=resnet18", None),
-        ("model.std=[0.5]", "or neither"),
-        ("name=../escape", "name: expected text of letters"),
-        ("name=''", "name: expected text of letters"),
-        ("data.image_size=[8]", "a list of 2 numbers"),
-        ("data.source=parquet", "data.path: missing"),
-        ("seed=-1", "seed: expected a whole number at least 0"),
-        ("seed=1.0", "seed: expected a whole number"),
-    ],
-)
-def test_ranges(override, words):
-    if words is None:
-        assert load_config(minimal(), [override]).model.name == "resnet18"
-    else:
-        assert any(words in p for p in problems(overrides=[override]))
-
-
-def test_lengths_of_mean_and_std_and_batch_norm_of_others():
-    assert "model.std: expected 3 values as in model.mean, got 1" in one_problem(
-        overrides=["model.mean=[0.5, 0.5, 0.5]", "model.std=[0.5]"]
-    )
-    assert "model.batch_norm: expected false for resnet18" in one_problem(
-        overrides=["model.name=resnet18", "model.batch_norm=true"]
-    )
+def test_what_was_meant(override, hint):
+    assert one_problem(overrides=[override]).endswith(f" (did you mean {hint}?)")
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -505,45 +349,12 @@ global_learner: {gamma: 0.5}
 
 
 NASTY_YAML = [
-    "!!map [1]",
-    "!!map x",
-    "!!set [1]",
-    "!!int ''",
-    "!!float ''",
-    "!!bool x",
-    "!!timestamp x",
-    "!!int abc",
-    "!!binary '%'",
-    "!!omap {a: 1}",
-    "!!pairs [1]",
-    "!!python/object/apply:os.system ['true']",
-    "!custom 1",
-    "{[1, 2]: 3}",
-    "{{a: 1}: 2}",
-    "*nothing",
-    "&a [*a]",
-    "&a {b: *a}",
-    "2001-99-99",
-    "0b_",
-    "0x_",
-    "1:99:99",
-    "{? a, ? a}",
-    "\x00",
-    "\ud800",
-    "'",
-    "[" * 1000,
-    "{a: " * 1000,
-    "%TAG",
-    "--- 1\n--- 2",
-    "? ",
-    "<<: 1",
-    "{<<: [1]}",
-    "=",
-    "!!value =",
-    "!!merge <<",
-    "1e400",
-    "-.inf",
-]
+    "!!map [1]", "!!map x", "!!set [1]", "!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "!!int abc",
+    "!!binary '%'", "!!omap {a: 1}", "!!pairs [1]", "!!python/object/apply:os.system ['true']", "!custom 1",
+    "{[1, 2]: 3}", "{{a: 1}: 2}", "*nothing", "&a [*a]", "&a {b: *a}", "2001-99-99", "0b_", "0x_", "1:99:99",
+    "{? a, ? a}", "\x00", "\ud800", "'", "[" * 1000, "{a: " * 1000, "%TAG", "--- 1\n--- 2", "? ", "<<: 1",
+    "{<<: [1]}", "=", "!!value =", "!!merge <<", "1e400", "-.inf",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NASTY_YAML, ids=range(len(NASTY_YAML)))
@@ -623,43 +434,21 @@ def test_overrides_as_a_mapping():
 
 
 def test_overrides_reach_every_depth_and_apply_in_order():
-    config = load_config(
-        minimal(),
-        [
-            "training.epochs=7",
-            "training.epochs=9",
-            "base_learners.robust.attack.num_steps=3",
-            "seed = 5",
-            "checkpoint.keep=4",
-            "base_learners.natural.lr=[[0, 0.1], [1, 1/1000]]",
-            "name=other",
-        ],
-    )
-    assert config.training.epochs == 9 and config.base_learners["robust"].attack.num_steps == 3
+    wanted = ["training.epochs=7", "training.epochs=9", "base_learners.robust.attack.num_steps=3", "seed = 5",
+              "checkpoint.keep=4"]  # fmt: skip
+    config = load_config(minimal(), wanted)
+    assert config.training.epochs == 9 and config.base_learners["robust"].attack.num_steps == 3 and config.seed == 5
     assert config.checkpoint.keep == 4 and config.checkpoint.every_epochs == 1  # a section that was not there
-    assert config.base_learners["natural"].lr.exact(Fraction(1)) == Fraction(1, 1000)
-    assert config.name == "other" and config.seed == 5
 
 
 def test_an_override_can_add_and_remove_a_learner():
-    config = load_config(
-        minimal(),
-        [
-            "base_learners.l2={objective: adversarial, lr: 0.1, attack: {norm: l2, epsilon: 0.5, step_size: 0.1}}",
-            "base_learners.robust=null",
-            "evaluation.attack.num_steps=5",
-        ],
-    )
+    l2 = "base_learners.l2={objective: adversarial, lr: 0.1, attack: {norm: l2, epsilon: 0.5, step_size: 0.1}}"
+    config = load_config(minimal(), [l2, "base_learners.robust=null", "evaluation.attack.num_steps=5"])
     assert list(config.base_learners) == ["natural", "l2"]
     assert (config.evaluation.attack.norm, config.evaluation.attack.num_steps) == ("l2", 5)
-    without = load_config(
-        minimal(global_learner={"mixing_weights": {"natural": 0.5, "robust": "rest"}}),
-        [
-            "base_learners.natural=null",
-            "global_learner.mixing_weights.natural=null",
-            "global_learner.mixing_weights.robust=1",
-        ],
-    )
+    weights = "global_learner.mixing_weights"
+    gone = ["base_learners.natural=null", f"{weights}.natural=null", f"{weights}.robust=1"]
+    without = load_config(minimal(global_learner={"mixing_weights": {"natural": 0.5, "robust": "rest"}}), gone)
     assert list(without.global_learner.mixing_weights) == ["robust"]
 
 
@@ -669,19 +458,15 @@ def test_null_takes_a_default_back():
 
 
 def test_objective_and_optimizer_shorthands_grow():
-    config = load_config(minimal(), ["base_learners.robust.objective.beta=0.5"])
-    assert config.base_learners["robust"].objective == AdversarialObjective(beta=0.5)
-    config = load_config(minimal(), ["base_learners.natural.objective.label_smoothing=0.1"])
-    assert config.base_learners["natural"].objective == NaturalObjective(label_smoothing=0.1)
-    config = load_config(
-        minimal(), ["base_learners.natural.optimizer=adamw", "base_learners.natural.optimizer.beta1=0.8"]
-    )
-    assert config.base_learners["natural"].optimizer == AdamW(beta1=0.8)
-    assert config.base_learners["robust"].optimizer == SGD(momentum=0.9, nesterov=False, weight_decay=5e-4)
-    assert (
-        type(load_config(minimal(), ["base_learners.natural.optimizer=adam"]).base_learners["natural"].optimizer)
-        is Adam
-    )
+    def learner(name, *overrides):
+        return load_config(minimal(), [f"base_learners.{name}.{o}" for o in overrides]).base_learners[name]
+
+    assert learner("robust", "objective.beta=0.5").objective == AdversarialObjective(beta=0.5)
+    smooth = learner("natural", "objective.label_smoothing=0.1").objective
+    assert smooth == NaturalObjective(label_smoothing=0.1)
+    assert learner("natural", "optimizer=adamw", "optimizer.beta1=0.8").optimizer == AdamW(beta1=0.8)
+    assert learner("robust").optimizer == SGD(momentum=0.9, nesterov=False, weight_decay=5e-4)
+    assert type(learner("natural", "optimizer=adam").optimizer) is Adam
 
 
 @pytest.mark.parametrize("override", ["training.epochs", "=3", ".epochs=3", "training..epochs=3", ""])
@@ -698,9 +483,7 @@ def test_mistaken_overrides_are_listed_together():
 
 def test_an_empty_value_is_null():
     assert load_config(minimal(), ["model.width="]).model.width is None
-    assert "training.epochs: expected a whole number at least 1, got null" == one_problem(
-        overrides=["training.epochs="]
-    )
+    assert one_problem(overrides=["training.epochs="]).endswith("at least 1, got null")
 
 
 # --- mixing --------------------------------------------------------------------------------------------------------
@@ -721,28 +504,22 @@ def test_gamma_is_the_share_of_the_robust_learner():
 @pytest.mark.parametrize("gamma", [0, 1])
 def test_gamma_at_its_ends(gamma):
     """[trap] a ratio of 0 must not mean "not given"."""
-    assert weights_at(load_config(minimal(global_learner={"gamma": gamma})), 0) == {
-        "robust": gamma,
-        "natural": 1 - gamma,
-    }
+    config = load_config(minimal(global_learner={"gamma": gamma}))
+    assert weights_at(config, 0) == {"robust": gamma, "natural": 1 - gamma}
 
 
 def test_gamma_and_mixing_weights_say_the_same():
     gamma = [[0, 1], ["2/3", 1], [1, 0.4]]
-    by_weights = load_config(minimal(global_learner={"mixing_weights": {"robust": gamma, "natural": "rest"}}))
-    by_gamma = load_config(minimal(global_learner={"gamma": gamma}))
-    for i in range(31):
-        assert weights_at(by_weights, Fraction(i, 30)) == weights_at(by_gamma, Fraction(i, 30))
+    of = ({"mixing_weights": {"robust": gamma, "natural": "rest"}}, {"gamma": gamma})
+    by_weights, by_gamma = (load_config(minimal(global_learner=options)) for options in of)
+    assert all(weights_at(by_weights, Fraction(i, 30)) == weights_at(by_gamma, Fraction(i, 30)) for i in range(31))
 
 
+L2 = {"norm": "l2", "epsilon": "128/255", "step_size": "15/255"}
 THREE = {
     "natural": {"objective": "natural", "lr": 0.1},
     "linf": {"objective": "adversarial", "lr": 0.01, "attack": dict(ATTACK)},
-    "l2": {
-        "objective": "adversarial",
-        "lr": 0.01,
-        "attack": {"norm": "l2", "epsilon": "128/255", "step_size": "15/255"},
-    },
+    "l2": {"objective": "adversarial", "lr": 0.01, "attack": L2},
 }
 
 
@@ -754,41 +531,33 @@ def test_three_learners_with_rest():
 
 
 @pytest.mark.parametrize(
-    ("global_learner", "words"),
+    ("weights", "path", "words"),
     [
-        ({}, "global_learner.mixing_weights: missing (or gamma"),
-        ({"gamma": 0.5}, "global_learner.gamma: expected one natural and one robust learner, got natural, linf, l2"),
-        ({"mixing_weights": {"natural": 0.5, "linf": 0.5}}, "global_learner.mixing_weights.l2: missing"),
-        (
-            {"mixing_weights": {"natural": 0.5, "linf": "rest", "l2": 0.1, "l1": 0.1}},
-            "mixing_weights.l1: no base learner",
-        ),
-        ({"mixing_weights": {"natural": 0.5, "linf": 0.2, "l2": 0.2}}, "a sum of 1 everywhere, got 0.9 at position 0"),
-        (
-            {"mixing_weights": {"natural": 0.7, "linf": "rest", "l2": 0.4}},
-            "a sum of 1 everywhere, got 1.1 at position 0",
-        ),
-        (
-            {"mixing_weights": {"natural": [[0, 0], [0.5, 1]], "linf": "rest", "l2": [[0, 0.5], [1, 0]]}},
-            "got 1.25 at position 0.5",
-        ),
-        ({"mixing_weights": {"natural": "rest", "linf": "rest", "l2": 0.4}}, "at most one `rest`, got natural, linf"),
-        ({"mixing_weights": {"natural": -0.1, "linf": "rest", "l2": 0.4}}, "mixing_weights.natural: expected"),
-        ({"mixing_weights": {"natural": "remainder", "linf": "rest", "l2": 0.4}}, "mixing_weights.natural: expected"),
-        ({"mixing_weights": {}}, "global_learner.mixing_weights: expected one or more"),
+        (None, "", "missing (or gamma"),
+        ({"natural": 0.5, "linf": 0.5}, ".l2", "missing"),
+        ({"natural": 0.5, "linf": "rest", "l2": 0.1, "l1": 0.1}, ".l1", "no base learner"),
+        ({"natural": 0.5, "linf": 0.2, "l2": 0.2}, "", "expected a sum of 1 everywhere, got 0.9 at position 0"),
+        ({"natural": 0.7, "linf": "rest", "l2": 0.4}, "", "expected a sum of 1 everywhere, got 1.1 at position 0"),
+        ({"natural": [[0, 0], [0.5, 1]], "linf": "rest", "l2": [[0, 0.5], [1, 0]]}, "", "got 1.25 at position 0.5"),
+        ({"natural": "rest", "linf": "rest", "l2": 0.4}, "", "got natural, linf"),
+        ({"natural": -0.1, "linf": "rest", "l2": 0.4}, ".natural", "expected"),
+        ({"natural": "remainder", "linf": "rest", "l2": 0.4}, ".natural", "expected"),
+        ({}, "", "expected one or more"),
     ],
 )
-def test_wrong_mixing(global_learner, words):
-    assert any(words in p for p in problems(minimal(base_learners=THREE, global_learner=global_learner)))
+def test_wrong_mixing(weights, path, words):
+    source = minimal(base_learners=THREE, global_learner={} if weights is None else {"mixing_weights": weights})
+    assert any(p.startswith(f"global_learner.mixing_weights{path}: ") and words in p for p in problems(source))
+    two = one_problem(minimal(base_learners=THREE, global_learner={"gamma": 0.5}))
+    assert two.startswith("global_learner.gamma: expected one natural and one robust learner, got natural, linf, l2")
 
 
 def test_thirds_sum_to_one_exactly():
-    weights = {name: "1/3" for name in THREE}
-    assert weights_at(load_config(minimal(base_learners=THREE, global_learner={"mixing_weights": weights})), 1)[
-        "l2"
-    ] == Fraction(1, 3)
-    rounded = {name: 0.333 for name in THREE}
-    assert "got 0.999" in one_problem(minimal(base_learners=THREE, global_learner={"mixing_weights": rounded}))
+    def options(weight):
+        return minimal(base_learners=THREE, global_learner={"mixing_weights": dict.fromkeys(THREE, weight)})
+
+    assert weights_at(load_config(options("1/3")), 1)["l2"] == Fraction(1, 3)
+    assert "got 0.999" in one_problem(options(0.333))
 
 
 def test_a_single_learner_has_all_the_weight():
@@ -812,12 +581,8 @@ def test_given_warm_up_is_kept():
 def test_evaluation_attack_is_the_first_robust_learners():
     source = minimal(base_learners=THREE, global_learner={"mixing_weights": {"natural": 0.5, "linf": 0.5, "l2": 0}})
     attack = load_config(source).evaluation.attack
-    assert (attack.norm, attack.epsilon, attack.step_size, attack.num_steps) == (
-        "linf",
-        Fraction(8, 255),
-        Fraction(2, 255),
-        20,
-    )
+    assert attack.norm == "linf" and attack.num_steps == 20
+    assert (attack.epsilon, attack.step_size) == (Fraction(8, 255), Fraction(2, 255))
     attack = load_config(source, ["evaluation.attack.epsilon=0.01", "evaluation.attack.num_steps=3"]).evaluation.attack
     assert (attack.epsilon, attack.step_size, attack.num_steps) == (Fraction(1, 100), Fraction(2, 255), 3)
 
@@ -834,52 +599,14 @@ def test_without_a_robust_learner_the_evaluation_attack_must_be_given():
 # --- junk ----------------------------------------------------------------------------------------------------------
 
 scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-100, 1000),
-    st.floats(-1e6, 1e6),
-    st.floats(),
-    st.sampled_from(
-        [
-            0,
-            1,
-            -1,
-            0.5,
-            "",
-            " ",
-            "1/3",
-            "8/255",
-            "1/0",
-            "0/0",
-            "-1/2",
-            "nan",
-            "inf",
-            "1e-4",
-            "rest",
-            "auto",
-            "sgd",
-            "adversarial",
-            "natural",
-            "linf",
-            "l2",
-            "null",
-            "\x00",
-            "\n",
-            "é",
-            "a.b",
-            "../x",
-            10**20,
-            -(10**20),
-            2**64,
-        ]
-    ),
-    st.text(max_size=12),
-    st.binary(max_size=4),
-    st.dates(),
-    st.datetimes(),
-    st.complex_numbers(max_magnitude=9),
+    st.none(), st.booleans(), st.integers(-100, 1000), st.floats(-1e6, 1e6), st.floats(),
+    st.sampled_from([
+        0, 1, -1, 0.5, "", " ", "1/3", "8/255", "1/0", "0/0", "-1/2", "nan", "inf", "1e-4", "rest", "auto", "sgd",
+        "adversarial", "natural", "linf", "l2", "null", "\x00", "\n", "é", "a.b", "../x", 10**20, -(10**20), 2**64,
+    ]),
+    st.text(max_size=12), st.binary(max_size=4), st.dates(), st.datetimes(), st.complex_numbers(max_magnitude=9),
     st.fractions(max_denominator=50),
-)
+)  # fmt: skip
 keys = st.one_of(
     st.text(max_size=8), st.integers(-3, 3), st.none(), st.booleans(), st.sampled_from(["name", "lr", "objective"])
 )
@@ -962,8 +689,8 @@ HUGE = [
     "1e-400",
     "1e5000",
     "1e-5000",
-    "1" + "0" * 5000,
-    "1/1" + "0" * 400,
+    f"1{'0' * 5000}",
+    f"1/1{'0' * 400}",
     1e308,
 ]
 
@@ -983,11 +710,6 @@ def test_numbers_beyond_floats_are_accepted_or_a_config_error(value):
 
 def test_an_integer_of_thousands_of_digits_is_refused():
     assert one_problem(overrides=[f"seed=1{'0' * 5000}"]).startswith("seed: ")
-
-
-@pytest.mark.parametrize("value", ["1e400", "[[0, 1e400], [1, 0]]"])
-def test_a_learning_rate_that_is_no_float_is_refused(value):
-    assert "base_learners.natural.lr: expected" in one_problem(overrides=[f"base_learners.natural.lr={value}"])
 
 
 def test_a_gigantic_exponent_does_not_hang():
@@ -1028,81 +750,34 @@ def with_learner(**learner):
     return config
 
 
-@pytest.mark.parametrize("objective", ["adversarial", "trades", "mart", "iat"])
-def test_objectives_with_one_attack(objective):
-    good = {**ATTACK, "start": "gaussian"}
-    load_config(with_learner(objective=objective, attack=good))
-    line = f"base_learners.robust.attack: missing, objective {objective} needs one"
-    assert one_problem(with_learner(objective=objective)) == line
-    line = f"base_learners.robust.attacks: has no effect with objective {objective}; it needs attack"
-    assert one_problem(with_learner(objective=objective, attack=good, attacks=SEVERAL)) == line
-    assert problems(with_learner(objective=objective, attacks=SEVERAL)) == [
-        f"base_learners.robust.attack: missing, objective {objective} needs one",
-        line,
-    ]
-
-
-@pytest.mark.parametrize("objective", ["max", "avg", "sat"])
-def test_objectives_with_several_attacks(objective):
-    load_config(with_learner(objective=objective, attacks=SEVERAL))
-    line = f"base_learners.robust.attacks: missing, objective {objective} needs at least one"
-    assert one_problem(with_learner(objective=objective)) == line
-    line = f"base_learners.robust.attack: has no effect with objective {objective}; it needs attacks"
-    assert one_problem(with_learner(objective=objective, attack=ATTACK, attacks=SEVERAL)) == line
+@pytest.mark.parametrize("objective", ["adversarial", "trades", "mart", "iat", "max", "avg", "sat"])
+def test_an_objective_needs_its_attack_or_attacks(objective):
+    several = objective in ("max", "avg", "sat")
+    good, other = {"attack": {**ATTACK, "start": "gaussian"}}, {"attacks": SEVERAL}
+    good, other = (other, good) if several else (good, other)
+    at = {key: f"base_learners.robust.{key}: " for key in ("attack", "attacks")}
+    load_config(with_learner(objective=objective, **good))
+    missing, useless = at[[*good][0]] + "missing", at[[*other][0]] + f"has no effect with objective {objective}"
+    assert one_problem(with_learner(objective=objective)).startswith(missing)
+    assert one_problem(with_learner(objective=objective, **good, **other)).startswith(useless)
+    found = [line.split(",")[0].split(";")[0] for line in problems(with_learner(objective=objective, **other))]
+    assert sorted(found) == sorted([missing, useless])
+    if several:  # all steps of all attacks in one mode
+        for field in ({"tau": 1}, {"mode": "train"}):
+            attacks = {**SEVERAL, "l2": {**SEVERAL["l2"], **field}}
+            assert one_problem(with_learner(objective=objective, attacks=attacks)).startswith(
+                at["attacks"] + "expected"
+            )
 
 
 def test_natural_has_no_attack():
     for key, value in (("attack", ATTACK), ("attacks", SEVERAL)):
         config = minimal()
         config["base_learners"]["natural"][key] = value
-        line = f"base_learners.natural.{key}: has no effect with objective natural; remove it"
-        assert line in problems(config)
+        assert one_problem(config).startswith(f"base_learners.natural.{key}: has no effect with objective natural")
 
 
-@pytest.mark.parametrize("objective", ["max", "avg", "sat"])
-def test_several_attacks_take_all_their_steps_in_one_mode(objective):
-    stopped = {**SEVERAL, "l2": {**SEVERAL["l2"], "tau": 1}}
-    line = "base_learners.robust.attacks: expected no tau with objective "
-    line += f"{objective}, which takes all steps of each attack"
-    assert one_problem(with_learner(objective=objective, attacks=stopped)) == line
-    modes = {**SEVERAL, "l2": {**SEVERAL["l2"], "mode": "train"}}
-    line = "base_learners.robust.attacks: expected one mode for all of them"
-    assert one_problem(with_learner(objective=objective, attacks=modes)) == line
-
-
-def test_step_noise_is_part_of_fat():
-    line = "base_learners.robust.attack.step_noise: has no effect without tau (it is part of FAT)"
-    assert one_problem(with_learner(objective="adversarial", attack={**ATTACK, "step_noise": 0.001})) == line
+def test_combinations_of_attack_and_objective_that_work():
+    """What is refused beside them: `test_wrong_input`."""
     load_config(with_learner(objective="adversarial", attack={**ATTACK, "step_noise": 0.001, "tau": 0}))
-
-
-def test_trades_starts_beside_the_image():
-    """KL(p(x) || p(x')) has its minimum at x' = x: what a step follows from there is rounding."""
-    line = "base_learners.robust.attack.start: expected gaussian or uniform with objective trades, "
-    line += "whose KL has no gradient at x"
-    assert one_problem(with_learner(objective="trades", attack={**ATTACK, "start": "zero"})) == line
     load_config(with_learner(objective="mart", attack={**ATTACK, "start": "zero"}))
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("objective", {"name": "trades", "beta": -1}, "objective.beta: expected a number at least 0, got -1"),
-        ("objective", {"name": "mart", "beta": -0.1}, "objective.beta: expected a number at least 0, got -0.1"),
-        ("objective", {"name": "iat", "alpha": 0}, "objective.alpha: expected a number above 0 at most 100, got 0"),
-        ("objective", {"name": "mart", "label_smoothing": 0.1}, "objective.label_smoothing: unknown key"),
-        ("objective", "trade", "objective.name: expected one of natural, "),
-        ("awp", {"gamma": -0.01}, "awp.gamma: expected a number at least 0, got -0.01"),
-        ("awp", {"warmup_epochs": -1}, "awp.warmup_epochs: expected a number at least 0, got -1"),
-        ("augmentation", {"cutout": -1}, "augmentation.cutout: expected a whole number at least 0, got -1"),
-        ("augmentation", {"cutout": 2.5}, "augmentation.cutout: expected a whole number at least 0, got 2.5"),
-        (
-            "attack",
-            {**ATTACK, "tau": -1},
-            "attack.tau: expected a number or a list of [position, value] pairs at least",
-        ),
-    ],
-)
-def test_wrong_values_of_methods(field, value, words):
-    config = with_learner(**{"objective": "adversarial", "attack": dict(ATTACK), field: value})
-    assert one_problem(config).startswith(f"base_learners.robust.{words}")
