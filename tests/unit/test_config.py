@@ -248,7 +248,7 @@ def test_every_mistake_is_listed_with_its_path():
     found = problems(source)
     attack = [f"base_learners.robust.attack.{name}" for name in ("epsilon", "norm", "step_size", "steps")]
     assert paths_of(found) == sorted(
-        ["sed", "training.epochs", "training.batch_size", "training.drop_last", "base_learners", *attack]
+        ["sed", "training.epochs", "training.batch_size", "training.drop_last", "base_learners.a b", *attack]
         + ["base_learners.natural.lr", "base_learners.robust.optimizer.name", "data.train_examples"]
     )
     assert "training.epochs: expected a whole number at least 1, got 'ten'" in found
