@@ -181,12 +181,9 @@ LAYOUTS = {
     ),
     "other_layer_name": (
         "resnet18",
-        lambda s: {
-            "module." + key: value
-            for key, value in (
-                buffers("preprocess._mean", "preprocess._std", OTHER_STATISTICS) | prefixed(s, "classifier.")
-            ).items()
-        },
+        lambda s: prefixed(
+            buffers("preprocess._mean", "preprocess._std", OTHER_STATISTICS) | prefixed(s, "classifier."), "module."
+        ),
         OTHER_STATISTICS,
     ),
     "before_torch_0_4_1": ("resnet18", without_counters, None),

@@ -154,12 +154,6 @@ def test_small_cnn_has_the_published_layout():
     assert model.classifier.drop.p == 0.5
 
 
-def test_resnet18_on_grey_images_has_the_published_count():
-    with torch.device("meta"):
-        model = build_model("resnet18", num_classes=10, in_channels=1, image_size=(28, 28))
-    assert count_parameters(model) == 11_172_810
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_of_every_model_on_every_image_size(name, shape):
@@ -222,12 +216,6 @@ def test_initialisation_is_reproducible_and_private(name):
     for one, two, three in zip(*(m.state_dict().values() for m in (first, again, third)), strict=True):
         assert torch.equal(one, two) and torch.equal(one, three)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
-
-
-def test_initialisation_without_seed_draws_from_the_global_generator():
-    torch.manual_seed(3)
-    first, second = build("resnet18", seed=None), build("resnet18", seed=None)
-    assert not torch.equal(first.conv1.weight, second.conv1.weight)
 
 
 def test_wide_resnet_initialisation():
