@@ -57,13 +57,11 @@ class Limits:
         startup_timeout_s: for a worker, while there is none.
         stall_timeout_s: how long a worker may go without computing anything, or without an answer.
         max_failures: losses that are made up for: of workers by one task, and of one worker in a row.
-        section: where messages say that these are set: "runtime.".
     """
 
     startup_timeout_s: float = 120.0
     stall_timeout_s: float = 1800.0
     max_failures: int = 5
-    section: str = ""
 
 
 @dataclass
@@ -159,8 +157,8 @@ class Pool:
         return result
 
     def _fetch(self, reference, slot):
-        field = f"{self.limits.section}stall_timeout_s"
-        return fetch(reference, self._doing(slot), timeout_s=self.limits.stall_timeout_s, field=field)
+        limit = self.limits.stall_timeout_s
+        return fetch(reference, self._doing(slot), timeout_s=limit, field="stall_timeout_s")
 
     def _doing(self, slot):
         return slot.who if slot.task is None else f"{slot.who}, {self.name(slot.task)}"
@@ -205,8 +203,7 @@ class Pool:
         say(f"{error}; {again} (loss {slot.losses} of {limit} in a row)")
 
     def _too_often(self, what, error):
-        limit = f"{self.limits.section}max_failures: {self.limits.max_failures}"
-        return LostError(self.what, f"{what} ({limit}); the last was {error}")
+        return LostError(self.what, f"{what} (max_failures: {self.limits.max_failures}); the last was {error}")
 
     def _look(self):
         """Notices workers that died idle or that hang, and that there are none."""
@@ -227,8 +224,8 @@ class Pool:
                     if seconds > slot.seconds + MOVES_S:
                         slot.seconds, slot.moved = seconds, now
                 if slot.task is not None and now - slot.moved > self.limits.stall_timeout_s:
-                    limit = f"{self.limits.section}stall_timeout_s ({self.limits.stall_timeout_s:g} s)"
-                    raise LostError(self._doing(slot), f"has computed nothing within {limit}")
+                    limit = self.limits.stall_timeout_s
+                    raise LostError(self._doing(slot), f"has computed nothing within stall_timeout_s ({limit:g} s)")
             except LostError as error:
                 self._lose(slot, error)
         if any(slot.there for slot in self.slots):
@@ -256,7 +253,6 @@ class Pool:
             self.told = True
         if waited < limit and (self.may_grow or not lacks):
             return
-        field = f"{self.limits.section}startup_timeout_s"
         if self.any_started:
-            raise LostError(self.what, f"no worker came back within {field} ({limit:g} s): {what}")
-        raise PlacementError(f"{self.what}: no worker started within {field} ({limit:g} s): {what}")
+            raise LostError(self.what, f"no worker came back within startup_timeout_s ({limit:g} s): {what}")
+        raise PlacementError(f"{self.what}: no worker started within startup_timeout_s ({limit:g} s): {what}")
