@@ -5,8 +5,11 @@ file, what was expected and what came. Every other error (exit code 1) means tha
 All of them survive pickling, because they travel from Ray actors to the driver.
 """
 
+from collections.abc import Iterable
+from typing import Any
 
-def one_line(error, length: int = 300) -> str:
+
+def one_line(error: Any, length: int = 300) -> str:
     """An error's message, or a text, without line breaks.
 
     Where it is longer than `length` characters, the middle goes: the cause stands at the end.
@@ -33,11 +36,11 @@ class InputError(GenrayError):
 class ConfigError(InputError):
     """One or more configuration values are wrong; `problems` holds one line for each."""
 
-    def __init__(self, problems):
+    def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return type(self), (self.problems,)
 
 
@@ -76,11 +79,11 @@ class LostError(LearnerError):
         signal: of a process that crashed by itself, such as "SIGSEGV"; empty where it was killed, hangs or is away.
     """
 
-    def __init__(self, who: str, why: str, signal: str = ""):
+    def __init__(self, who: str, why: str, signal: str = "") -> None:
         self.who, self.why, self.signal = who, why, signal
         super().__init__(f"{who}: {why}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return type(self), (self.who, self.why, self.signal)
 
 

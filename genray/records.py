@@ -66,7 +66,7 @@ class Ball(Record):
     """A threat model; epsilon exact and as a decimal."""
 
     norm: str
-    epsilon: Radius
+    epsilon: Radius  # type: ignore[valid-type]  # pydantic reads the annotation
     epsilon_decimal: Finite
 
 
@@ -237,7 +237,7 @@ class EvaluationRecord(Record):
 class MixtureRow(Record):
     kind: str
     name: str
-    weights: Named[Share] | None
+    weights: Named[Share] | None  # type: ignore[valid-type]
     natural: AccuracyRecord
     columns: Named[Columns]
     robust: AccuracyRecord

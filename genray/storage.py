@@ -58,6 +58,10 @@ class Storage:
         RunFolderError: the URI cannot be understood, or nothing answers there.
     """
 
+    uri: str
+    filesystem: fs.FileSystem
+    root: str
+
     def __init__(self, place: Any):
         if isinstance(place, Storage):
             self.uri, self.filesystem, self.root = place.uri, place.filesystem, place.root

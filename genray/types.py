@@ -20,7 +20,7 @@ class ThreatModel:
     norm: str
     epsilon: Fraction
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.norm} {fraction_text(self.epsilon)} ({float(self.epsilon):.6g})"
 
 

@@ -1,6 +1,7 @@
 """Early-stopped PGD: the friendly adversarial examples of FAT (Zhang et al., ICML 2020; methods C5)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class FriendlyAttack(GradientAttack):
         with temporary_mode(model, training=self.mode == "train"):
             target = loss_target(self.loss, model, x, y)
             for _ in range(self.num_steps):
-                noise = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
+                noise: Any = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
                 gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], LOSSES[self.loss])
                 wrong = logits.argmax(1) != y[at]
                 going = ~wrong | (counters[at] > 0)

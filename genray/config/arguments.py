@@ -4,16 +4,19 @@ import functools
 import inspect
 import os
 import typing
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, create_model
 
 from genray.config.model import AsInt, Section, collect
 from genray.config.values import Real
-from genray.errors import ConfigError
+from genray.errors import ConfigError, GenrayError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _read_path(raw):
+def _read_path(raw: Any) -> Any:
     if hasattr(raw, "uri"):  # a `Storage`, which this layer does not import
         return raw
     if not isinstance(raw, (str, os.PathLike)) or not os.fspath(raw):
@@ -24,14 +27,18 @@ def _read_path(raw):
 Count = Annotated[int, Field(ge=1), AsInt]
 Natural = Annotated[int, Field(ge=0), AsInt]
 Seconds = Annotated[Real, Field(gt=0)]
-Place = Annotated[str | os.PathLike, PlainValidator(_read_path), WithJsonSchema({"$comment": "a path or URI"})]
+Place = Annotated[str | os.PathLike[str], PlainValidator(_read_path), WithJsonSchema({"$comment": "a path or URI"})]
 
 
 class _Arguments(Section):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
-def checked(function=None, *, error=ConfigError, prefix=""):
+@typing.overload
+def checked(function: F) -> F: ...
+@typing.overload
+def checked(*, error: type[GenrayError] = ..., prefix: str = ...) -> Callable[[F], F]: ...
+def checked(function: Any = None, *, error: type[GenrayError] = ConfigError, prefix: str = "") -> Any:
     """A function whose annotated arguments are refused where they are of another type, no choice or out of range.
 
     Args:
@@ -44,11 +51,11 @@ def checked(function=None, *, error=ConfigError, prefix=""):
         return functools.partial(checked, error=error, prefix=prefix)
     signature = inspect.signature(function)
     hints = typing.get_type_hints(function, include_extras=True)
-    fields = {name: (hints[name], None) for name in signature.parameters if hints.get(name, typing.Any) != typing.Any}
+    fields: dict[str, Any] = {name: (hints[name], None) for name in signature.parameters if hints.get(name, Any) != Any}
     model = create_model(function.__name__, __base__=_Arguments, **fields)
 
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         value, problems = collect(model, {name: bound.arguments[name] for name in fields if name in bound.arguments})
         if problems:
@@ -59,11 +66,11 @@ def checked(function=None, *, error=ConfigError, prefix=""):
 
     plain = typing.get_type_hints(function)  # for `help`, without what the checks need
     parameters = [p.replace(annotation=plain.get(name, p.annotation)) for name, p in signature.parameters.items()]
-    call.__signature__ = signature.replace(parameters=parameters)
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
 
 
-def check_again(resume: bool, overwrite: bool):
+def check_again(resume: bool, overwrite: bool) -> None:
     """What is there is gone on with or done anew, not both.
 
     Raises:

@@ -1,9 +1,13 @@
 """Labelled images that are trained on beside those of `data.source`: the section `data.extra`."""
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from genray.config.model import Section, Text, option, required
 from genray.config.values import Real
+
+if TYPE_CHECKING:
+    from genray.config.schema import RunConfig
 
 
 class ExtraConfig(Section):
@@ -24,7 +28,7 @@ class ExtraConfig(Section):
         unit="share",
     )
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         if self.source != "svhn_extra" and self.path is None:
             yield f"path: missing, source {self.source} needs the file, folder or URI of the images"
         for name, default, sources in (
@@ -36,7 +40,7 @@ class ExtraConfig(Section):
                 yield f"{name}: has no effect with source {self.source}; it is for {', '.join(sources)}"
 
 
-def extra_problems(config):
+def extra_problems(config: "RunConfig") -> Iterator[str]:
     """What `data.extra` and the rest of a run may not be together."""
     extra, size = config.data.extra, config.training.batch_size
     for name, learner in config.base_learners.items():

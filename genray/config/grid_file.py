@@ -1,6 +1,6 @@
 """What a grid file of `genray.tune` holds, as pydantic models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,27 +12,27 @@ from genray.config.values import Exact, parse_fraction
 PBT = "none or asha, because PBT and PB2 change a run on its way, and a trial is the run of its configuration"
 
 
-def _axis(raw):
+def _axis(raw: Any) -> Any:
     if not isinstance(raw, (list, dict)) or not raw:
         raise ValueError
     return raw
 
 
-def _range(raw):
+def _range(raw: Any) -> Any:
     low, high = (float(parse_fraction(end)) for end in raw) if isinstance(raw, list) and len(raw) == 2 else (0, 0)
     if low >= high:
         raise ValueError
     return low, high
 
 
-def _scheduler(raw):
+def _scheduler(raw: Any) -> Any:
     name = raw.get("name") if isinstance(raw, Mapping) else raw
     if isinstance(name, str) and name.startswith("pb"):
         raise ValueError(PBT)
     return None if raw == "none" else {"name": raw} if isinstance(raw, str) else raw
 
 
-def _no_password(raw):
+def _no_password(raw: Any) -> Any:
     if not isinstance(raw, str) or "@" in raw.partition("://")[2].partition("/")[0]:
         raise ValueError
     return raw
@@ -190,7 +190,7 @@ class GridFile(Section):
             found |= {key: (kind, *ends) for key, ends in getattr(self, kind).items()}
         return found
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         for key, (low, high) in self.loguniform.items():
             if low <= 0:
                 yield f"loguniform.{key}: expected [low, high], low below high and above 0, got {[low, high]}"

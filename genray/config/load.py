@@ -1,16 +1,17 @@
 """From a YAML file and overrides to one checked `RunConfig`, and back to YAML."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from genray.config.extra import extra_problems
 from genray.config.model import collect
-from genray.config.schema import RunConfig, linf_radius_problems
+from genray.config.schema import BaseLearnerConfig, EvaluationAttackConfig, RunConfig, linf_radius_problems
 from genray.config.values import Schedule
 from genray.config.workers import worker_problems
 from genray.errors import ConfigError, RunFolderError, one_line
@@ -34,7 +35,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = (key_node.tag, str(key_node.value))
@@ -57,7 +58,7 @@ for tag, pattern, first in (
     _Loader.add_implicit_resolver(TAG + tag, re.compile(f"^({pattern})$"), first)
 
 
-def parse_yaml(text: str, where: str):
+def parse_yaml(text: str, where: str) -> Any:
     """The content of YAML text: safe tags only, a finite tree.
 
     Without quotes, `true`, `false`, `null` (or `~`, or nothing) and decimal numbers without leading zeros are what they
@@ -77,21 +78,21 @@ def parse_yaml(text: str, where: str):
     return content
 
 
-def _is_finite(content, depth=0):
+def _is_finite(content: Any, depth: int = 0) -> bool:
     if depth > MAX_DEPTH:
         return False
     children = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else ()
     return all(_is_finite(child, depth + 1) for child in children)
 
 
-def _one_line(error):
+def _one_line(error: Any) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem is None:
         return one_line(error)
     return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
-def read_yaml(path) -> dict:
+def read_yaml(path: Any) -> dict:
     """Reads a mapping from a YAML file.
 
     Args:
@@ -122,7 +123,7 @@ def yaml_mapping(content: bytes, where: str) -> dict:
     return data
 
 
-def listed_overrides(overrides) -> list:
+def listed_overrides(overrides: Any) -> list:
     """Overrides in any form that users give them in, as a list of "a.b.c=value" strings and mappings.
 
     Raises:
@@ -142,7 +143,7 @@ def listed_overrides(overrides) -> list:
     return given
 
 
-def apply_overrides(data: dict, overrides) -> dict:
+def apply_overrides(data: dict, overrides: Any) -> dict:
     """Returns `data` with every override applied, in order.
 
     Args:
@@ -162,7 +163,7 @@ def apply_overrides(data: dict, overrides) -> dict:
     return result
 
 
-def _read_override(text, problems):
+def _read_override(text: str, problems: list[str]) -> list[tuple[list[str], Any]]:
     """[(parts of the key, value)] of "a.b.c=value"; empty after adding to `problems`."""
     key, equals, text = text.partition("=")
     parts = key.strip().split(".")
@@ -177,7 +178,7 @@ def _read_override(text, problems):
         return []
 
 
-def _leaves(mapping, above=()):
+def _leaves(mapping: Mapping[str, Any], above: Any = ()) -> Iterator[tuple[list[str], Any]]:
     """(parts of the key, value) of everything in a nested mapping that is no section itself.
 
     A section that says its name is a choice with settings of its own, and is put in as a whole.
@@ -190,7 +191,7 @@ def _leaves(mapping, above=()):
             yield parts, _copy(value)
 
 
-def _put(node, parts, value, key, problems):
+def _put(node: dict[str, Any], parts: list[str], value: Any, key: str, problems: list[str]) -> None:
     for part in parts[:-1]:
         child = node.get(part)
         if child is None:
@@ -204,7 +205,7 @@ def _put(node, parts, value, key, problems):
     node[parts[-1]] = value
 
 
-def _copy(data):
+def _copy(data: Any) -> Any:
     """A copy of the sections, whose keys are text, even `7`."""
     if not isinstance(data, Mapping):
         return data
@@ -225,7 +226,7 @@ class Loaded:
     notes: tuple
 
 
-def load_config(source=None, overrides=()) -> RunConfig:
+def load_config(source: Any = None, overrides: Any = ()) -> RunConfig:
     """Reads, overrides, completes and checks one run's configuration.
 
     Args:
@@ -239,7 +240,7 @@ def load_config(source=None, overrides=()) -> RunConfig:
     return load_run(source, overrides).config
 
 
-def load_run(source=None, overrides=()) -> Loaded:
+def load_run(source: Any = None, overrides: Any = ()) -> Loaded:
     """As `load_config`, with what else is known of the configuration."""
     if isinstance(source, RunConfig):
         source = to_dict(source)
@@ -252,12 +253,12 @@ def load_run(source=None, overrides=()) -> Loaded:
     config, problems = collect(RunConfig, data)
     if config is not None:
         config = complete(config, problems)
-    if problems:
+    if config is None or problems:
         raise ConfigError(problems)
     return Loaded(config, _following(data, typed), notes)
 
 
-def _typed(overrides):
+def _typed(overrides: Any) -> set[str]:
     """Keys that overrides name."""
     listed = (
         _leaves(override) if isinstance(override, Mapping) else _read_override(override, [])
@@ -266,7 +267,7 @@ def _typed(overrides):
     return {".".join(parts) for leaves in listed for parts, _ in leaves}
 
 
-def _follow_epochs(before, data, typed):
+def _follow_epochs(before: dict[str, Any], data: dict[str, Any], typed: set[str]) -> tuple[str, ...]:
     """Lowers t' with the epochs where only those were overridden; returns a line for it, or none."""
     at = "global_learner.warmup_epochs"
     found, epochs, was = _number(data, at), _number(data, "training.epochs"), _number(before, "training.epochs")
@@ -276,10 +277,10 @@ def _follow_epochs(before, data, typed):
     return (f"{at}: {lowered} instead of {found:g}, as training.epochs is {epochs:g} instead of {was:g}",)
 
 
-def _drop_fields(data):
+def _drop_fields(data: dict[str, Any]) -> Iterator[str]:
     """Removes fields that only earlier versions had; yields a line for each that asked for something."""
     for section, fields in DROPPED.items():
-        given = data.get(section)
+        given: Any = data.get(section)
         for name in fields if isinstance(given, Mapping) else ():
             value = given.pop(name, None)
             if name == "unlabeled" and value is not None:
@@ -289,19 +290,19 @@ def _drop_fields(data):
                 yield f"{section}.{name}: rollback no longer exists; a learner whose numbers fail ends the run"
 
 
-def _number(data, key):
+def _number(data: dict[str, Any], key: str) -> Any:
     section, _, name = key.partition(".")
-    value = data[section].get(name) if isinstance(data.get(section), Mapping) else None
+    value: Any = data[section].get(name) if isinstance(data.get(section), Mapping) else None
     return value if type(value) in (int, float) and value > 0 else None
 
 
-def _following(data, typed):
+def _following(data: dict[str, Any], typed: set[str]) -> frozenset[str]:
     other_data = any(key == "data" or key.startswith("data.") for key in typed)
     written = {f"{section}.{name}" for section in ("data", "evaluation") for name in data.get(section) or {}}
     return frozenset(key for key in FOLLOW_DATA if key not in typed and (other_data or key not in written))
 
 
-def load_stored_config(plain) -> RunConfig:
+def load_stored_config(plain: Any) -> RunConfig:
     """The configuration that a run has written, from its plain data.
 
     Raises:
@@ -310,7 +311,7 @@ def load_stored_config(plain) -> RunConfig:
     return load_config(dict(plain))
 
 
-def complete(config: RunConfig, problems) -> RunConfig:
+def complete(config: RunConfig, problems: list[str]) -> RunConfig:
     """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
     _check_learners(config, problems)
     problems += extra_problems(config)
@@ -329,7 +330,7 @@ def complete(config: RunConfig, problems) -> RunConfig:
     return config.replace(global_learner=glob, evaluation=evaluation)
 
 
-def _check_learners(config, problems):
+def _check_learners(config: RunConfig, problems: list[str]) -> None:
     for name, learner in config.base_learners.items():
         path, gpus = f"base_learners.{name}", learner.resources.num_gpus
         if name in RESERVED:
@@ -340,7 +341,7 @@ def _check_learners(config, problems):
             problems.append(f"{path}.resources.num_gpus: expected more than 0 with device: cuda, got 0")
 
 
-def _mixing_weights(config, problems):
+def _mixing_weights(config: RunConfig, problems: list[str]) -> dict[str, Schedule] | None:
     """`gamma` or `mixing_weights` as one schedule a learner; the weights sum to 1 at every position."""
     learners, glob = config.base_learners, config.global_learner
     given = glob.mixing_weights
@@ -365,7 +366,9 @@ def _mixing_weights(config, problems):
     return _filled(given, rest, problems)
 
 
-def _weights_of_gamma(learners, gamma, problems):
+def _weights_of_gamma(
+    learners: dict[str, BaseLearnerConfig], gamma: Schedule | None, problems: list[str]
+) -> dict[str, Any] | None:
     natural = [name for name, learner in learners.items() if not learner.is_robust]
     robust = [name for name in learners if name not in natural]
     if gamma is None:
@@ -380,7 +383,7 @@ def _weights_of_gamma(learners, gamma, problems):
     return None
 
 
-def _filled(given, rest, problems):
+def _filled(given: dict[str, Any], rest: list[str], problems: list[str]) -> dict[str, Schedule] | None:
     fixed = [weight for weight in given.values() if weight != "rest"]
     positions = sorted({at for weight in fixed for at, _ in weight.knots} | {Fraction(0)})
     jumps = any(len({at for at, _ in w.knots}) < len(w.knots) for w in fixed)
@@ -399,7 +402,7 @@ def _filled(given, rest, problems):
     return {name: others if weight == "rest" else weight for name, weight in given.items()}
 
 
-def _warmup(config, problems):
+def _warmup(config: RunConfig, problems: list[str]) -> float:
     glob, epochs = config.global_learner, config.training.epochs
     if glob.warmup_epochs is None:
         return float(round(Fraction(5, 8) * epochs))
@@ -411,7 +414,7 @@ def _warmup(config, problems):
     return glob.warmup_epochs
 
 
-def _evaluation_attack(config, problems):
+def _evaluation_attack(config: RunConfig, problems: list[str]) -> EvaluationAttackConfig:
     attack = config.evaluation.attack
     learners = config.base_learners.values()
     model = next((attack for learner in learners for attack in learner.all_attacks.values()), None)

@@ -4,10 +4,11 @@ The JSON Schema of a model is the one description of its fields: editors, the re
 """
 
 import difflib
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import cache
 from numbers import Integral
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, Self, TypeVar, Union
 
 from pydantic import (
     BaseModel,
@@ -37,7 +38,7 @@ TYPES = {
 }
 
 
-def option(default, doc: str, unit: str = "", **ranges) -> Any:
+def option(default: Any, doc: str, unit: str = "", **ranges: Any) -> Any:
     """A field with its default (a class: made anew), its meaning, unit and range (`ge`, `gt`, `le`, `lt`).
 
     The range holds for each number in the field's value.
@@ -46,12 +47,12 @@ def option(default, doc: str, unit: str = "", **ranges) -> Any:
     return Field(**given, **_described(doc, unit, ranges))
 
 
-def required(doc: str, unit: str = "", **ranges) -> Any:
+def required(doc: str, unit: str = "", **ranges: Any) -> Any:
     """A field that has to be given."""
     return Field(**_described(doc, unit, ranges))
 
 
-def _described(doc, unit, ranges):
+def _described(doc: str, unit: str, ranges: dict[str, Any]) -> dict[str, Any]:
     extra = {RANGES[name]: bound for name, bound in ranges.items()} | ({"unit": unit} if unit else {})
     return {"description": doc, "json_schema_extra": extra}
 
@@ -59,12 +60,12 @@ def _described(doc, unit, ranges):
 class Described(BaseModel):
     """A mapping of described fields. A subclass may have `problems()`: what its fields may not be together."""
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         """Yields "field: message" lines."""
         return ()
 
     @model_validator(mode="after")
-    def _together(self, info):
+    def _together(self, info: Any) -> Self:
         problems = [] if info.context == ONE_BY_ONE else [*self.problems()]
         if problems:
             raise PydanticCustomError("together", "fields that do not go together", {"problems": problems})
@@ -76,26 +77,26 @@ class Section(Described):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    def replace(self, **changes):
+    def replace(self, **changes: Any) -> Self:
         """A copy with other values, which are not checked."""
         return self.model_copy(update=changes)
 
     @model_validator(mode="before")
     @classmethod
-    def _empty(cls, data):
+    def _empty(cls, data: Any) -> Any:
         return {} if data is None else data  # a key without lines below it
 
     @field_validator("*", mode="after")
     @classmethod
-    def _within_range(cls, value, info):
-        ranges = cls.model_fields[info.field_name].json_schema_extra or {}
+    def _within_range(cls, value: Any, info: Any) -> Any:
+        ranges: Any = cls.model_fields[info.field_name].json_schema_extra or {}
         for suffix, held, number in _numbers(value):
             if not _in_range(number, ranges):
                 raise PydanticCustomError("range", "out of range", {"suffix": suffix, "given": _as_given(held)})
         return value
 
 
-def _numbers(value):
+def _numbers(value: Any) -> Iterator[tuple[Any, ...]]:
     """(path below the field, what holds the number, number) of each number in a value."""
     if isinstance(value, (int, float, Fraction)) and not isinstance(value, bool):
         yield "", value, value
@@ -107,14 +108,14 @@ def _numbers(value):
         yield from ((f".{key}", *rest) for key, item in value.items() for _, *rest in _numbers(item))
 
 
-def _as_given(value):
+def _as_given(value: Any) -> Any:
     """A number or schedule as YAML holds it."""
     if isinstance(value, Schedule):
         return value.to_yaml()
     return number_to_yaml(parse_fraction(value)) if isinstance(value, (float, Fraction)) else value
 
 
-def _in_range(number, ranges):
+def _in_range(number: Any, ranges: dict[str, Any]) -> bool:
     return (
         (not isinstance(number, int) or abs(number) < 2**63)
         and number >= ranges.get("minimum", number)
@@ -124,17 +125,17 @@ def _in_range(number, ranges):
     )
 
 
-def _without_nulls(raw):
+def _without_nulls(raw: Any) -> Any:
     """An override may remove an entry by null."""
     return {k: v for k, v in raw.items() if v is not None} if isinstance(raw, dict) else raw
 
 
-def _as_text(raw):
+def _as_text(raw: Any) -> Any:
     """A whole number is written in one way only, so that it is the text that was meant."""
     return str(raw) if isinstance(raw, int) and not isinstance(raw, bool) else raw
 
 
-def _as_int(raw):
+def _as_int(raw: Any) -> Any:
     return int(raw) if isinstance(raw, Integral) and not isinstance(raw, bool) else raw
 
 
@@ -165,17 +166,17 @@ class Short:
         words: the type in words, where they are not to be made from the schema.
     """
 
-    def __init__(self, *forms: dict, expand, words: str = ""):
+    def __init__(self, *forms: dict, expand: Callable[[Any], Any], words: str = "") -> None:
         self.forms, self.expand, self.words = forms, expand, words
 
-    def __get_pydantic_core_schema__(self, source, handler):
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return core_schema.no_info_before_validator_function(self.expand, handler(source))
 
-    def __get_pydantic_json_schema__(self, core, handler):
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         return {"anyOf": [*self.forms, handler(core)], **({"$comment": self.words} if self.words else {})}
 
 
-def choice(*sections):
+def choice(*sections: Any) -> Any:
     """The type of a field that holds one of several sections, told apart by `name`; a name alone takes the defaults."""
     names = [section.model_fields["name"].default for section in sections]
     named = Short(
@@ -187,17 +188,17 @@ def choice(*sections):
 
 
 class _Untitled(GenerateJsonSchema):
-    def field_title_should_be_set(self, schema):
+    def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 @cache
-def json_schema(model) -> dict:
+def json_schema(model: type[BaseModel]) -> dict:
     """The JSON Schema (draft 2020-12) of a section."""
     return model.model_json_schema(schema_generator=_Untitled)
 
 
-def collect(model, data, where=""):
+def collect(model: Any, data: Any, where: str = "") -> tuple[Any, list[str]]:
     """(section, problems): the section is None where a value could not be read.
 
     Unknown keys, and values that do not go together, do not hinder that, so that all mistakes are listed at once.
@@ -214,12 +215,12 @@ def collect(model, data, where=""):
     return model.model_validate(data, context=ONE_BY_ONE), lines
 
 
-def _key_path(model, error):
+def _key_path(model: type[BaseModel], error: Any) -> list[Any]:
     path = _path(model, error["loc"])[0]
     return [*path[:-1], error["input"]] if error["type"] == "invalid_key" else path  # whose place holds it as text
 
 
-def _errors(model, data):
+def _errors(model: type[BaseModel], data: Any) -> list[Any]:
     try:
         model.model_validate(data)
     except ValidationError as error:
@@ -227,7 +228,7 @@ def _errors(model, data):
     return []
 
 
-def _without(data, paths):
+def _without(data: Any, paths: list[list[Any]]) -> Any:
     """A copy of plain data without the entries at these paths."""
     if not isinstance(data, dict):
         return data
@@ -236,7 +237,7 @@ def _without(data, paths):
     return {key: _without(value, below[key]) for key, value in data.items() if key not in gone}
 
 
-def _lines(model, error, where):
+def _lines(model: type[BaseModel], error: Any, where: str) -> list[str]:
     """The lines of one of pydantic's errors."""
     kind, given, context, loc = error["type"], error["input"], error.get("ctx", {}), error["loc"]
     if kind == "missing" and isinstance(loc[-1], int):  # an item of a list
@@ -261,7 +262,7 @@ def _lines(model, error, where):
     return [wrong(at, reason or words(node), given, _choices(node))]
 
 
-def _path(model, loc):
+def _path(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """(keys of the data, JSON Schema of the field, JSON Schema of what holds it) of an error's place."""
     root = json_schema(model)
     node, above, path = root, root, []
@@ -278,7 +279,7 @@ def _path(model, loc):
     return path, node, above
 
 
-def _child(root, node, part):
+def _child(root: dict[str, Any], node: dict[str, Any], part: Any) -> tuple[dict[str, Any] | None, bool]:
     """(schema below a key, whether the key is one of the data's)."""
     members = [*_members(root, node)]
     for member in members:
@@ -296,18 +297,18 @@ def _child(root, node, part):
     return None, any("properties" in member for member in members)
 
 
-def _entries(node):
+def _entries(node: dict[str, Any]) -> list[dict[str, Any]]:
     """The schema of a mapping's values, as a list of one; empty for anything else."""
     others = node.get("additionalProperties")
     return [*node.get("patternProperties", {}).values(), *([others] if isinstance(others, dict) else [])][:1]
 
 
-def _ranged(inner, outer):
+def _ranged(inner: dict[str, Any], outer: dict[str, Any]) -> dict[str, Any]:
     """The schema of an item with the range of the field that holds it."""
     return {**{key: outer[key] for key in WORDS if key in outer}, **inner}
 
 
-def _members(root, node):
+def _members(root: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A schema and its alternatives, references followed."""
     if "$ref" in node:
         yield from _members(root, root["$defs"][node["$ref"].removeprefix("#/$defs/")])
@@ -317,11 +318,11 @@ def _members(root, node):
         yield from _members(root, member)
 
 
-def _choices(node):
+def _choices(node: dict[str, Any]) -> list[Any]:
     return [value for member in (node, *node.get("anyOf", [])) for value in member.get("enum", [])]
 
 
-def words(node: dict, items=False) -> str:
+def words(node: dict, items: bool = False) -> str:
     """A field's type and range in words.
 
     Args:
@@ -331,7 +332,7 @@ def words(node: dict, items=False) -> str:
     return _type(node, items) + "".join(f" {word} {node[key]}" for key, word in WORDS.items() if key in node)
 
 
-def _type(node, items=False):
+def _type(node: dict[str, Any], items: bool = False) -> str:
     if "$comment" in node:
         return node["$comment"]
     if "anyOf" in node:
@@ -352,11 +353,11 @@ def _type(node, items=False):
     return " or ".join(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)) or "any value"
 
 
-def _list(names):
+def _list(names: Iterable[Any]) -> str:
     return ", ".join(map(str, names))
 
 
-def wrong(path, expected, given, known=()) -> str:
+def wrong(path: str, expected: str, given: Any, known: Iterable[Any] = ()) -> str:
     """The line of a wrong value."""
     try:
         shown = "null" if given is None else repr(given)
@@ -366,13 +367,13 @@ def wrong(path, expected, given, known=()) -> str:
     return f"{path}: expected {expected}, got {shown}{did_you_mean(given, known)}"
 
 
-def did_you_mean(word, known) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """ " (did you mean X?)" where one of the known words is like it."""
     close = difflib.get_close_matches(word, list(known), 1) if isinstance(word, str) else []
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _join(where, path):
+def _join(where: str, path: Iterable[Any]) -> str:
     text = where
     for part in path:
         text = f"{text}[{part}]" if isinstance(part, int) else f"{text}.{part}" if text else str(part)

@@ -5,7 +5,8 @@ learner's `attacks`, one a norm); `needs_pseudo_labels`, that it is for data wit
 code: `genray/objectives/`, one file a method.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal
 
 from genray.config.model import Section, choice, option
 from genray.config.values import Pair, Real
@@ -37,7 +38,7 @@ class TradesObjective(Section):
     beta: Real = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
     label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
 
-    def attack_problems(self, attacks):
+    def attack_problems(self, attacks: Any) -> Iterator[str]:
         for name, attack in attacks.items():
             if attack.start == "zero" or (attack.start is None and attack.algorithm == "apgd"):
                 yield f"{name}.start: expected gaussian or uniform with objective trades, whose KL has no gradient at x"
@@ -109,11 +110,11 @@ class MsdObjective(Section):
         unit="pixels",
     )
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         if self.l1_pixels[0] > self.l1_pixels[1]:
             yield f"l1_pixels: expected [fewest, most], got {list(self.l1_pixels)}"
 
-    def attack_problems(self, attacks):
+    def attack_problems(self, attacks: Any) -> Iterator[str]:
         if len({attack.num_steps for attack in attacks.values()}) > 1:
             yield "attacks: expected one num_steps for all of them with objective msd, which takes their steps together"
         if self.l1_pixels != MsdObjective().l1_pixels and all(attack.norm != "l1" for attack in attacks.values()):

@@ -21,7 +21,7 @@ class Adam(Section):
 
 
 class AdamW(Adam):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]  # told apart by it
     weight_decay: Real = option(0.01, "decoupled decay", ge=0)
 
 

@@ -1,6 +1,10 @@
 """The reference of all configuration fields, from the JSON Schema: `python -m genray.config reference`."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import yaml
+from pydantic import BaseModel
 
 from genray.config.model import WORDS, json_schema, words
 from genray.config.schema import RunConfig
@@ -29,7 +33,7 @@ all of them filled in. Any field can be overridden on the command line by its pa
 """
 
 
-def reference(model=RunConfig) -> str:
+def reference(model: type[BaseModel] = RunConfig) -> str:
     """The page as Markdown: each kind of section once, where it stands highest, in the order of the file."""
     root = json_schema(model)
     found = [*_sections(root, root, "")]
@@ -45,7 +49,7 @@ def reference(model=RunConfig) -> str:
     return "\n".join(parts)
 
 
-def _sections(root, node, path, choice=""):
+def _sections(root: dict[str, Any], node: dict[str, Any], path: str, choice: str = "") -> Iterator[tuple[str, str]]:
     """(name in $defs, title) of a section and of all below it."""
     below = {}
     for name, field in node["properties"].items():
@@ -53,12 +57,12 @@ def _sections(root, node, path, choice=""):
         many = "<name>" if "patternProperties" in str(field) else ""
         for key, tag in _kinds(field):
             below.setdefault(key, (f"{at}.{many}".rstrip("."), tag))
-    yield node.get("title") if node is not root else "", f"`{path}`{choice}" if path else "The run"
+    yield node["title"] if node is not root else "", f"`{path}`{choice}" if path else "The run"
     for key, (at, tag) in below.items():
         yield from _sections(root, root["$defs"][key], at, f", `name: {tag}`" if tag else "")
 
 
-def _kinds(field):
+def _kinds(field: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(name in $defs, value of `name` that chooses it or "") of the sections that a field may hold."""
     if "$ref" in field:
         yield field["$ref"].removeprefix("#/$defs/"), ""
@@ -70,7 +74,7 @@ def _kinds(field):
     yield from ((member["$ref"].removeprefix("#/$defs/"), tags[member["$ref"]]) for member in field.get("oneOf", []))
 
 
-def _table(section, titles):
+def _table(section: Any, titles: dict[str, str]) -> str:
     rows = [(name, field) for name, field in section["properties"].items() if "const" not in field]
     if not rows:
         return "No further fields.\n"
@@ -81,7 +85,7 @@ def _table(section, titles):
     return "\n".join(lines) + "\n"
 
 
-def _what(field, titles):
+def _what(field: dict[str, Any], titles: dict[str, str]) -> str:
     kinds = [*_kinds(field)]
     null = " or null" if {"type": "null"} in field.get("anyOf", []) else ""
     if not kinds:
@@ -95,13 +99,13 @@ def _what(field, titles):
     return ("name: section, " if "patternProperties" in str(field) else "section ") + link + null
 
 
-def _anchor(title):
+def _anchor(title: str) -> str:
     """GitHub's anchor of a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 
 
-def _default(name, field, section):
+def _default(name: str, field: dict[str, Any], section: Any) -> str:
     if name in section.get("required", []):
         return "*required*"
     if "default" not in field:

@@ -5,7 +5,8 @@ both runtimes and Tune. `load.py` turns YAML into it and reports every mistake a
 """
 
 import math
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 from genray.config.extra import ExtraConfig
 from genray.config.model import Entries, RunName, Section, Text, option, required
@@ -33,7 +34,7 @@ class DataConfig(Section):
     validation_seed: int = option(0, "seed of that split", ge=0)
     extra: ExtraConfig | None = option(None, "labelled images that are trained on beside these; null: none")
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         if self.source in ("parquet", "image_folder") and self.path is None:
             yield f"path: missing, source {self.source} needs the folder or URI of the images"
         if self.source == "digits" and self.path is not None:
@@ -68,10 +69,10 @@ class ModelConfig(Section):
         None, "normalisation inside the model, one value a channel", gt=0, unit="pixel scale [0, 1]"
     )
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         if (self.mean is None) != (self.std is None):
             yield "mean, model.std: expected both or neither"
-        elif self.mean is not None and len(self.mean) != len(self.std):
+        elif self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             yield f"std: expected {len(self.mean)} values as in model.mean, got {len(self.std)}"
         if self.batch_norm and self.name != "small_cnn":
             yield f"batch_norm: expected false for {self.name}, which has BatchNorm anyway, got true"
@@ -122,7 +123,7 @@ class AttackConfig(Section):
         0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0, unit="pixel scale [0, 1]"
     )
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         yield from linf_radius_problems(self)
         if self.algorithm == "pgd" and self.step_size is None:
             yield 'step_size: missing, expected a number such as "8/255" above 0 (algorithm pgd needs it)'
@@ -135,7 +136,7 @@ class AttackConfig(Section):
             yield "step_noise: has no effect without tau (it is part of FAT)"
 
 
-def linf_radius_problems(attack):
+def linf_radius_problems(attack: Any) -> Iterator[str]:
     """A radius above 1 is a slip of the pen: it was meant in 255ths."""
     if attack.norm == "linf" and attack.epsilon is not None and attack.epsilon > 1:
         given = float(attack.epsilon)
@@ -165,7 +166,7 @@ class ResourcesConfig(Section):
         unit="GPUs",
     )
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         if self.num_gpus != "auto" and self.num_gpus > 1:
             several = f"; for several GPUs set workers: {math.ceil(self.num_gpus)} and leave num_gpus at 1"
             yield f"num_gpus: expected at most 1, because a worker computes on one GPU, got {self.num_gpus:g}{several}"
@@ -202,7 +203,7 @@ class BaseLearnerConfig(Section):
     def is_robust(self) -> bool:
         return self.objective.attacks != "none"
 
-    def problems(self):
+    def problems(self) -> Iterable[str]:
         objective = self.objective.name
         wanted = {"none": None, "one": "attack", "several": "attacks"}[self.objective.attacks]
         for key in ("attack", "attacks"):

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import core_schema
@@ -18,7 +18,7 @@ LARGEST = Fraction(10) ** 300
 AS_JSON = {"type": ["number", "string"], "pattern": rf"^\s*{NUMBER.pattern}\s*$"}  # "8/255" is a number too
 
 
-def parse_fraction(value) -> Fraction:
+def parse_fraction(value: Any) -> Fraction:
     """Reads 8/255 ("8/255"), 0.031 or 3 without rounding: a decimal is the decimal that was written.
 
     Raises:
@@ -50,7 +50,7 @@ class Schedule:
     knots: tuple[tuple[Fraction, Fraction], ...]
 
     @classmethod
-    def parse(cls, value) -> "Schedule":
+    def parse(cls, value: Any) -> "Schedule":
         """Reads a number (constant) or a list of [position, value] pairs.
 
         Raises:
@@ -67,25 +67,25 @@ class Schedule:
         return cls(knots) if len(knots) > 1 else cls(((Fraction(0), knots[0][1]),))
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source, handler):
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         return core_schema.no_info_plain_validator_function(
             lambda raw: raw if isinstance(raw, cls) else cls.parse(raw),
             serialization=core_schema.plain_serializer_function_ser_schema(cls.to_yaml),
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core, handler):
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
         pair = {"type": "array", "items": AS_JSON, "minItems": 2, "maxItems": 2}
         pairs = {"type": "array", "items": pair, "minItems": 1}
         return {"anyOf": [AS_JSON, pairs], "$comment": "a number or a list of [position, value] pairs"}
 
     @property
-    def values(self):
+    def values(self) -> tuple[Fraction, ...]:
         return tuple(value for _, value in self.knots)
 
     def exact(self, position: Fraction) -> Fraction:
         """The value at `position`, exactly."""
-        before = None
+        before: Any = None
         for at, value in self.knots:
             if at > position:
                 if before is None:
@@ -94,13 +94,13 @@ class Schedule:
             before = (at, value)
         return before[1]
 
-    def to_yaml(self):
+    def to_yaml(self) -> Any:
         if len(self.knots) == 1:
             return number_to_yaml(self.knots[0][1])
         return [[number_to_yaml(at), number_to_yaml(value)] for at, value in self.knots]
 
 
-def number_to_yaml(value: Fraction):
+def number_to_yaml(value: Fraction) -> int | float | str:
     """An exact number as YAML holds it: 3, 0.031 or "8/255"."""
     text = fraction_text(value)
     return text if "/" in text else float(text) if any(c in text for c in ".e") else int(text)

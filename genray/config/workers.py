@@ -1,7 +1,11 @@
 """What several actors can do together: one learner's batches (`workers`), all learners' attacks (`share_attack`)."""
 
+from collections.abc import Iterator
 
-def worker_problems(config):
+from genray.config.schema import BaseLearnerConfig, RunConfig
+
+
+def worker_problems(config: RunConfig) -> Iterator[str]:
     """What cannot be divided, or would silently compute something else than one process does."""
     learners = config.base_learners
     for name, learner in learners.items():
@@ -11,7 +15,7 @@ def worker_problems(config):
         yield from _shared(config)
 
 
-def _divided(at, learner, config):
+def _divided(at: str, learner: BaseLearnerConfig, config: RunConfig) -> Iterator[str]:
     size = config.training.batch_size
     if learner.workers != "auto" and learner.workers > size:
         yield f"{at}.workers: expected at most the {size} images of a batch, got {learner.workers}"
@@ -26,7 +30,7 @@ def _divided(at, learner, config):
             )
 
 
-def _shared(config):
+def _shared(config: RunConfig) -> Iterator[str]:
     field, learners = "runtime.share_attack", config.base_learners
     if not any(learner.is_robust for learner in learners.values()):
         yield f"{field}: has no effect, no base learner has an attack"

@@ -28,7 +28,7 @@ SOURCES = {
 
 @checked(error=DataError, prefix="data.")
 def load_image_data(
-    source: Literal[tuple(SOURCES)],
+    source: Literal[tuple(SOURCES)],  # type: ignore[valid-type]  # the names stand once
     *,
     path: Any = None,
     image_column: str | None = None,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ class Folder(Storage):
         with _as_data_error("data.path: cannot list "):
             return self.entries(below, recursive=recursive)
 
-    def walk(self, below: str, reading: Reading) -> "list[pafs.FileInfo]":
+    def walk(self, below: str, reading: Reading) -> Sequence[pafs.FileInfo]:
         """All that stands in the sub-folder `below` and further down, sorted by path.
 
         Left out is what is hidden (its name begins with a dot), and of a local folder links to nothing and folders that
@@ -74,7 +75,7 @@ class Folder(Storage):
                 else:
                     folders.appendleft(info.path)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str = "") -> bytes:
         """All bytes of one file (a path as `list` gives it)."""
         with _as_data_error(""):
             return Storage((self.filesystem, path)).read()

@@ -40,7 +40,8 @@ class ImageStack:
 
     def __init__(self, count: int, image_size: tuple[int, int] | None, reading: Reading):
         self._count, self._image_size, self._reading = count, image_size, reading
-        self._images, self._filled = None, 0
+        self._images: torch.Tensor | None = None
+        self._filled = 0
 
     def append(self, blobs: Sequence[bytes | None], locate: Callable[[int], str]) -> None:
         """Decodes the next images.

@@ -72,10 +72,11 @@ class BatchLoader:
         self._augmentation_key = augmentation_key
         self._augmentation = augmentation
         self._drop_last = drop_last
-        self._order_epoch, self._order = None, None
+        self._order_epoch: int | None = None
+        self._order: torch.Tensor | None = None
         draw = functools.partial(rng.generator, "cpu", seed, order_key)
         if extra_share is None:
-            self._draw_order = Shuffled(num_examples, draw)
+            self._draw_order: Shuffled | Shares = Shuffled(num_examples, draw)
         else:
             self._draw_order = Shares(num_examples, len(split), extra_share, batch_size, draw)
 

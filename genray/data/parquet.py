@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,8 +75,11 @@ class Shard:
         batches, start = self._images(column, _ROWS_AT_ONCE), 0
         while start < count:
             blobs = next(batches)[: count - start]
-            stack.append(blobs, lambda index, start=start: f"{self.path}, row {start + index}")
+            stack.append(blobs, partial(self._row, start))
             start += len(blobs)
+
+    def _row(self, start: int, index: int) -> str:
+        return f"{self.path}, row {start + index}"
 
     def _images(self, column, at_once):
         """Lists of encoded images, in order."""

@@ -118,7 +118,8 @@ class ImageData:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return tuple(self.train.images.shape[2:])
+        height, width = self.train.images.shape[2:]
+        return height, width
 
 
 def check_count(n: int, available: int, field: str) -> None:

@@ -35,7 +35,7 @@ PATIENCE_S = 5.0  # a task that is late by less says nothing
 
 def resisting_cost(request: Request, num_examples: int, num_classes: int) -> float:
     """Of an evaluation whose images all resist, in forward passes."""
-    return sum(num_examples * _price(request, *key, num_classes) for key in _kinds(request))
+    return sum(num_examples * _price(request, norm, attack, num_classes) for norm, attack in _kinds(request))
 
 
 def _kinds(request):

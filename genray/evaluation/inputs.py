@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from genray.config.model import Section, collect, option
+from genray.config.schema import Norm
 from genray.config.values import AsTuple, Exact
 from genray.errors import ConfigError, DataError, one_line
 from genray.evaluation.engines import ENGINES
@@ -85,10 +86,12 @@ class _Radii(Section):
 
 
 class _Wanted(Section):
-    norms: Annotated[tuple[Literal[NORMS], ...], AsTuple, Field(min_length=1)] = option(NORMS, "of the balls")
+    norms: Annotated[tuple[Norm, ...], AsTuple, Field(min_length=1)] = option(NORMS, "of the balls")
     epsilon: _Radii = option(_Radii, "norm: radius")
     step_size: dict[str, Exact] = option(dict, "norm: step size", gt=0)
-    engine: Literal[tuple(ENGINES)] | None = option(None, "who runs the members of AutoAttack")
+    engine: Literal[tuple(ENGINES)] | None = option(  # type: ignore[valid-type]  # the names stand once
+        None, "who runs the members of AutoAttack"
+    )
 
 
 def _checked(**given):

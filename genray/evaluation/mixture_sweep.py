@@ -13,7 +13,7 @@ from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtur
 from genray.evaluation.sources import FileOptions, config_of, look_at_data, own_radius
 from genray.evaluation.suite import expand_names
 from genray.interop.load import load_model
-from genray.interop.origin import Origin
+from genray.interop.origin import Origin, origin_of
 from genray.learners.global_learner import GlobalLearner
 from genray.models import build_model
 from genray.recording.base_learners import load_base_learners
@@ -109,10 +109,11 @@ class MixtureSweep:
         """What is known of the models: by the run's model file, where there is one."""
         found = Origin.of(describe_model(self.setup))
         if self.place.is_file("model.pt"):
-            written = load_model(self.place / "model.pt").origin
+            written = origin_of(load_model(self.place / "model.pt"))
             found = replace(found, data=written.data, class_names=written.class_names or found.class_names)
         test = self.setup.splits["test"]
-        return replace(found, findings=look_at_data(found, self.setup.class_names, test, self.config.data.source))
+        findings = look_at_data(found, self.setup.class_names, test, self.config.data.source)
+        return replace(found, findings=tuple(findings))
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -139,10 +140,10 @@ class MixtureSweep:
         """The network of an entry, in eval mode."""
         if entry.kind == "theta_g":
             network = load_model(self.place / "model.pt")
-            network.origin = self.origin
+            network.origin = self.origin  # type: ignore[assignment]  # not a part of the network
             return network
         network = build_model(**self.setup.architecture)
-        network.origin = self.origin
+        network.origin = self.origin  # type: ignore[assignment]
         if entry.mixture is None:
             network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
             return network.eval()
@@ -188,7 +189,9 @@ class MixtureSweep:
                     data = {"source": self.config.data.source, "split": split}
                     record = measure(self.model(entry), examples, self.radii, self.storage / folder, data)
                     rows.append(
-                        build_row(entry.kind, entry.name, entry.mixture and dict(entry.mixture.weights), record)
+                        build_row(
+                            entry.kind, entry.name, dict(entry.mixture.weights) if entry.mixture else None, record
+                        )
                     )
                 mark_pareto(rows)
                 splits[split] = {"protocol": record["protocol"], "rows": rows}

@@ -13,6 +13,7 @@ from genray.evaluation.robust import correct_flags
 from genray.interop.checkpoint_file import read_file
 from genray.interop.checkpoint_layouts import UNKNOWN_NORMALIZATION, load_into, open_checkpoint, read_metadata
 from genray.interop.load import load_model, model_of
+from genray.interop.origin import origin_of
 from genray.models import build_model
 from genray.models.fit import fitting_architectures, listed
 from genray.models.normalize import NORMALIZATIONS
@@ -114,12 +115,12 @@ def load(named: Named, progress=None):
     """
     data = load_image_data(**named.source, decode=("test",), progress=progress)
     model = load_model(named.place) if named.config else _checkpoint(named.options, read_file(named.place), data)
-    origin = model.origin
+    origin = origin_of(model)
     if named.config and not origin.threats:  # a model file of an older version
         attack = named.config.evaluation.attack
         origin = replace(origin, threats=(ThreatModel(attack.norm, attack.epsilon),))
     other = look_at_data(origin, data.class_names, data.test, data.source)
-    model.origin = replace(origin, findings=(*origin.findings, *other))
+    model.origin = replace(origin, findings=(*origin.findings, *other))  # type: ignore[assignment]
     return model, data.test
 
 

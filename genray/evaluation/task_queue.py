@@ -22,13 +22,14 @@ class TaskQueue:
 
     def __init__(self, request: Request, num_examples: int, stored=lambda tasks: {}):
         self.request, self.num_examples, self.stored = request, num_examples, stored
-        self.results, self.cascades = {}, {}
+        self.results: dict[Task, BlockResult] = {}
+        self.cascades: dict[str, _Cascade] = {}
         self.columns = [_Column(self, NATURAL, "none")]
         for threat in request.threats:
             for attack in request.columns(threat.norm):
                 self.columns.append((_Cascade if attack == "aa" else _Column)(self, attack, threat.norm))
                 if attack == "aa":
-                    self.cascades[threat.norm] = self.columns[-1]
+                    self.cascades[threat.norm] = self.columns[-1]  # type: ignore[assignment]
 
     def known(self) -> list[Task]:
         """In an order that does not depend on when what was finished."""

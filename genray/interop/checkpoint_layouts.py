@@ -139,7 +139,7 @@ def load_into(
     findings = checkpoint.findings
     if normalize is None and not checkpoint.says_normalization and not isinstance(model.normalize, Normalize):
         findings += (UNKNOWN_NORMALIZATION,)
-    model.origin = replace(origin, findings=findings)
+    model.origin = replace(origin, findings=findings)  # type: ignore[assignment]  # not a part of the network
 
 
 UNKNOWN_NORMALIZATION = (
@@ -160,7 +160,7 @@ class _Part:
     around: tuple[Mapping, ...]
 
 
-def _parts(raw: object, keys: tuple[str, ...] = (), around: tuple = ()) -> Iterator[_Part]:
+def _parts(raw: Any, keys: tuple[str, ...] = (), around: tuple = ()) -> Iterator[_Part]:
     """The state dicts of a file, the one to be taken first."""
     if _is_state_dict(raw):
         # Under an unknown key, a few scalars are a record of something.
@@ -194,7 +194,7 @@ def _take(parts: list[_Part], wanted: str | None, raw: object, where: str) -> _P
     raise CheckpointError(f"{where}: holds no weights called {wanted}, but {listed(there)}")
 
 
-def _what(raw: object) -> str:
+def _what(raw: Any) -> str:
     """What a file without a state dict holds."""
     for _ in range(_MAX_NESTING):
         key = next((k for k in CONTAINER_KEYS if isinstance(raw, Mapping) and isinstance(raw.get(k), Mapping)), None)

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ class BaseLearner:
         self.objective = build_objective(self.config.objective)
         self.crafter = Crafter(name, plan, self.objective)
         self.attacks = self.crafter.attacks
-        self.shared_crafting = None  # a `SharedCrafting` if the processes of all learners compute attacks together
+        self.shared_crafting: Any = None  # a `SharedCrafting` if the processes of all learners compute attacks together
         self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
         self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
         self.source = Source(name, plan, train, self.device)
@@ -74,7 +75,8 @@ class BaseLearner:
         self.step = 0
         self.on_step = None  # called after every step, to show progress
         self.stopwatch = Stopwatch(self.device)
-        self.rests_since, self.transferred = None, 0.0  # end of the last window; seconds of weight transfer since then
+        self.rests_since: float | None = None  # end of the last window
+        self.transferred = 0.0  # seconds of weight transfer since then
 
     def run_window(self, start: int, stop: int) -> WindowStats:
         """Takes steps [start, stop).

@@ -87,9 +87,9 @@ class Crafter:
             shard: their position in the whole batch.
         """
         attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
-        key = (self.plan.config.seed, self.name, "attack", batch.step, *([number] if number else []))
+        key: tuple[str | int, ...] = (self.name, "attack", batch.step, *([number] if number else []))
         values = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
-        draw = StreamDraw(generator(batch.x.device, *key), shard)
+        draw = StreamDraw(generator(batch.x.device, self.plan.config.seed, *key), shard)
         return attack(passes.attacked(attack.mode), batch.x, batch.y, draw, **values)
 
     def wanted(self, step: int) -> tuple:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def build_model(
     problems = _problems(name, num_classes, in_channels, image_size, width, batch_norm, dropout, mean, std)
     if problems:
         raise ConfigError(problems)
-    options = {} if width is None else {"width": width}
+    options: dict[str, Any] = {} if width is None else {"width": width}
     if name == "small_cnn":
         options |= {"image_size": tuple(image_size), "batch_norm": batch_norm}
         options |= {} if dropout is None else {"dropout": dropout}

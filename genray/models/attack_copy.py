@@ -31,6 +31,8 @@ class AttackCopy(nn.Module):
             with the one of another copy of the same architecture and settings, and calls `prepare`, has its function.
     """
 
+    body: nn.Module
+
     def __init__(
         self,
         network: nn.Module,
@@ -49,7 +51,8 @@ class AttackCopy(nn.Module):
         self.entry, self.exit = dtype, torch.promote_types(dtype, torch.float32)
         if isinstance(getattr(self.body, "normalize", None), (Normalize, nn.Identity)):
             # Normalisation stays in float32: pixels rounded to 8 bits of mantissa move by up to half a grey level.
-            self.body.normalize, self.entry = nn.Sequential(self.body.normalize, _Cast(dtype)), self.exit
+            self.body.normalize = nn.Sequential(self.body.get_submodule("normalize"), _Cast(dtype))
+            self.entry = self.exit
         self._keep_classifier_precise(dtype)
         folded = {name for pair in pairs for name in pair}
         self._copies = self._share_or_round(network, folded, dtype, share=not packed)

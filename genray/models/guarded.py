@@ -27,7 +27,7 @@ def guard_weight_gradients(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and _concerned(module):
             # What `nn.Conv2d.forward` calls: layers that are found by their type are still found.
-            module._conv_forward = partial(_guarded, module.stride)
+            module._conv_forward = partial(_guarded, module.stride)  # type: ignore[method-assign]
     return network
 
 

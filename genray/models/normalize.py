@@ -33,7 +33,10 @@ class Normalize(nn.Module):
         ConfigError: the lengths differ, or a number is not finite, or a std is not positive.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor):
         super().__init__()
         # On the CPU also where a network is built without memory (on "meta"): the numbers are looked at.
         mean = torch.as_tensor(mean, dtype=torch.float32, device="cpu").flatten()
@@ -54,6 +57,6 @@ class Normalize(nn.Module):
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
-def set_normalization(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+def set_normalization(model: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
     """Gives a network of this package its first layer; it moves to the device the weights are on."""
     model.normalize = Normalize(mean, std).to(next(model.parameters()).device)

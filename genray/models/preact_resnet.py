@@ -3,12 +3,13 @@
 Published codes differ in three places. Of these only the BatchNorm before the classifier shows in a state dict.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"relu": F.relu, "softplus": F.softplus}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "softplus": F.softplus}
 
 
 class PreActBlock(nn.Module):

@@ -58,8 +58,9 @@ class SmallCNN(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.classifier.fc3.weight)
-        nn.init.zeros_(self.classifier.fc3.bias)
+        last = self.classifier[-1]
+        nn.init.zeros_(last.get_parameter("weight"))
+        nn.init.zeros_(last.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> logits (N, K)."""
@@ -68,7 +69,7 @@ class SmallCNN(nn.Module):
 
 
 def _features(widths: tuple[int, ...], padding: int, batch_norm: bool) -> nn.Sequential:
-    layers = OrderedDict()
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(1, 5):
         layers[f"conv{i}"] = nn.Conv2d(widths[i - 1], widths[i], 3, padding=padding)
         if batch_norm:

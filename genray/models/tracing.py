@@ -32,10 +32,11 @@ def foldable_pairs(traced: fx.GraphModule | None) -> list[tuple[str, str]]:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or not {node.target, before.target} <= once:
             continue
-        convolution, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
+        names = str(before.target), str(node.target)
+        convolution, norm = map(traced.get_submodule, names)
         if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and len(before.users) == 1:
             if norm.affine and norm.track_running_stats:
-                pairs.append((before.target, node.target))
+                pairs.append(names)
     return pairs
 
 

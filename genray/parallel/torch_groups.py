@@ -162,7 +162,8 @@ def join(worker: WorkerRank, process_groups: dict, group_specs: dict, meeting: t
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if interface:
             environ.setdefault(variable, interface)
-    store = _opened[0] if _opened else dist.TCPStore(*meeting, is_master=False, timeout=CONNECT)
+    host, port = meeting
+    store = _opened[0] if _opened else dist.TCPStore(host, port, is_master=False, timeout=CONNECT)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", store=store, rank=worker.global_rank, world_size=worker.world_size, timeout=timeout)
     for key, spec in group_specs.items():  # in the same order everywhere, also in the processes that are not in it

@@ -35,7 +35,7 @@ def across_batches(network: nn.Module, process_group: ProcessGroup) -> WholeBatc
     batch = WholeBatch(process_group)
     for module in network.modules():
         if type(module) in REPLACED and process_group.size > 1:
-            module.__class__, module.batch = REPLACED[type(module)], batch
+            module.__class__, module.batch = REPLACED[type(module)], batch  # type: ignore[assignment]
     return batch
 
 

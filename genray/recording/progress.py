@@ -58,6 +58,10 @@ class Progress:
         stream: where to print, standard error by default; a terminal gets a bar, and what fails is not shown.
     """
 
+    bar: _Bar | None
+    left: float | None
+    done: float
+
     def __init__(self, stream=None):
         self.stream = Lasting(stream or sys.stderr)
         self.bar = None

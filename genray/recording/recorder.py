@@ -43,7 +43,8 @@ class RunRecorder:
         self.setup, self.folder, self.progress, self.on_epoch = setup, folder, progress, on_epoch
         self.writer = Writer(progress.say)
         self.began, self.seconds_before = time.perf_counter(), 0.0
-        self.devices, self.newest = None, None
+        self.devices: list[str] | None = None
+        self.newest = None
         if state:
             self.newest = encode_state(state)
             books = json.loads(state["books"])

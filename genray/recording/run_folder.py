@@ -6,6 +6,7 @@ import platform
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -40,7 +41,7 @@ class RunFolder:
         name: the run's name.
     """
 
-    def __init__(self, storage: str, name: str):
+    def __init__(self, storage: Any, name: str):
         self.storage, self.replaces = Storage(storage) / name, False
 
     @property

@@ -60,7 +60,7 @@ class Gallery:
     cards: kind -> at most five.
     """
 
-    names: tuple[str, str]
+    names: tuple[str, ...]
     examined: int
     attack: str
     cards: dict[str, list[Card]]

@@ -1,5 +1,6 @@
 """Figures of results: accuracies against each other, over two fields of a grid, over epsilon."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from genray.errors import ConfigError
@@ -23,7 +24,7 @@ class Point:
     robust_bar: float | None = None
 
 
-def scatter(points: list[Point], robust_name: str, published: list[Point] = ()) -> dict:
+def scatter(points: list[Point], robust_name: str, published: Sequence[Point] = ()) -> dict:
     """Robust over natural accuracy, with the Pareto front of `points` as a line; published ones grey and numbered.
 
     Returns:

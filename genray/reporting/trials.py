@@ -69,8 +69,7 @@ def read_trials(folder: Any) -> Trials:
         about = text or about
         measures |= dict.fromkeys(key for key in found if key not in ("best_epoch", "wall_s", "status"))
         rows.append(row | found)
-    measures = sorted(measures, key=_in_the_papers_order)
-    return Trials(storage.name, rows, keys, tuple(measures), about)
+    return Trials(storage.name, rows, keys, tuple(sorted(measures, key=_in_the_papers_order)), about)
 
 
 def _in_the_papers_order(measure):

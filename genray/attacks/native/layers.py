@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-Window = tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, right)), the second of each excluded
+Window = tuple[tuple[int, int], ...]  # ((top, bottom), (left, right)), the second of each excluded
 
 ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div}
 FUNCTIONS = ARITHMETIC | {

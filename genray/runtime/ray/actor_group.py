@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from typing import Any
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -34,6 +35,9 @@ class ActorGroup:
         PlacementError: the group could not be placed or its actors did not start in time.
         LostError: a process died meanwhile.
     """
+
+    global_learner: Any  # handles of actors
+    evaluator: Any
 
     def __init__(self, setup, placement: Placement, states: dict, on_wait=None, images=None):
         self.setup, self.placement, self.states, self.on_wait = setup, placement, states, on_wait

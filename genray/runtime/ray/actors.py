@@ -2,6 +2,7 @@
 
 import os
 from functools import cached_property
+from typing import Any
 
 import ray
 import torch
@@ -20,7 +21,7 @@ from genray.run.setup import RunSetup
 
 # A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
 # that waits for its arguments, unless calls may run out of order; the `after` references keep the order that matters.
-ACTOR_OPTIONS = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
+ACTOR_OPTIONS: dict[str, Any] = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
 
 
 def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
@@ -101,7 +102,7 @@ class BaseLearnerActor(_Worker):
         super().__init__(setup, arrays, threads)
         self.worker, self.own, self.everyone = worker, worker.own, worker.everyone
         train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
-        options = {"process_group": self.own, "pack": self.everyone is not None}
+        options: dict[str, Any] = {"process_group": self.own, "pack": self.everyone is not None}
         self.learner = BaseLearner(worker.learner, setup.plan, network, train, self.device, threads, **options)
         if self.everyone:
             guest = self.setup.build_network()

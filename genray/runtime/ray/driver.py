@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -94,7 +95,7 @@ class InFlight:
     nbytes: int
     stats: dict = field(default_factory=dict)
     states: dict = field(default_factory=dict)
-    theta_g: object = None
+    theta_g: Any = None
     scores: object = None
     shipped: object = None
     own: dict = field(default_factory=dict)

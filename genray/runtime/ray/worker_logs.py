@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -64,7 +65,8 @@ def _said(pid, address) -> str:
     if not nodes:
         return ""
     there = NodeAffinitySchedulingStrategy(nodes[0], soft=False)
-    asked = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_tail_here).remote(pid)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+    asked = ray.remote(**options)(_tail_here).remote(pid)
     try:
         return ray.get(asked, timeout=ASK_TIMEOUT_S)
     except ray.exceptions.RayError:

@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -46,7 +47,7 @@ class ModelWorker:
         return time.clock_gettime(self.clock) if self.clock else 0.0
 
 
-WORKER_OPTIONS = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"control": 1}}
+WORKER_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"control": 1}}
 
 
 @dataclass(frozen=True)
