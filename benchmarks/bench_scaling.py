@@ -32,7 +32,8 @@ from genray.evaluation.sources import config_of, data_of
 from genray.evaluation.task_queue import TaskQueue
 from genray.interop.load import load_model
 from genray.learners.base_learner import BaseLearner
-from genray.run.allocation import plan_lines, units
+from genray.run.allocation import plan_lines
+from genray.run.cost import step_passes
 from genray.run.setup import prepare
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.evaluation import run_on_workers
@@ -154,7 +155,8 @@ def learners(args):
         }
         seconds = interleave(variants, args.rounds)
         weights = {name: variant.weights() for name, variant in variants.items()}
-    record = _described(config, args) | {"seconds": seconds, "estimate": plan_lines(shared)}
+    estimate = plan_lines(variants["attacks shared"].setup.plan)
+    record = _described(config, args) | {"seconds": seconds, "estimate": estimate}
     record["serial_over"] = {name: paired(seconds["serial"], found) for name, found in seconds.items()}
     record["largest_difference_to_serial"] = {
         name: max(float(np.abs(found[key] - weights["serial"][key]).max()) for key in found)
@@ -172,7 +174,7 @@ def workers(args):
     """Training windows of one learner, by its number of workers."""
     torch.set_num_threads(1)
     config = _config(args)
-    name = args.learner or max(config.base_learners, key=lambda n: units(config.base_learners[n]))
+    name = args.learner or max(config.base_learners, key=lambda n: step_passes(config.base_learners[n]).units)
     alone = [f"base_learners.{other}=null" for other in config.base_learners if other != name]
     alone += ["global_learner.gamma=null", "global_learner.mixing_weights=null"]
     with ExitStack() as stack:

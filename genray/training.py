@@ -7,7 +7,7 @@ from genray.config.arguments import check_again
 from genray.errors import PlacementError
 from genray.models import count_parameters
 from genray.recording import Progress, RunFolder, RunRecorder
-from genray.recording.dry_run import plan_text
+from genray.recording.dry_run import measured_lines, plan_text
 from genray.run.allocation import plan_lines
 from genray.run.devices import alone_lines, local_device
 from genray.run.setup import prepare
@@ -55,9 +55,10 @@ def dry_run(config, overrides, name, runtime, address) -> str:
         where = address or "a private Ray on this machine"
         places = [f"{where}: one actor a learner"]
         places += [f"{n}: {_wants(learner)}" for n, learner in setup.config.base_learners.items()]
-        places += ["global learner: memory only", "evaluator: a spare device, else a share of the natural learner's"]
-        places += plan_lines(setup.config)
-    text = plan_text(setup, parameters=count_parameters(setup.build_network()), places=places)
+        places += ["global learner: memory only", "evaluator: a spare device, else a fraction of the natural learner's"]
+        places += plan_lines(setup.plan)
+    parameters, measured = count_parameters(setup.build_network()), measured_lines(setup, runtime)
+    text = plan_text(setup, parameters=parameters, places=places, measured=measured)
     return f"{to_yaml(setup.config)}\n{text}"
 
 

@@ -1,20 +1,29 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
+import os
+
+import torch
+
 from genray.core.memory import bytes_text, free_memory
 from genray.recording.table import extra_lines
+from genray.run.cost import run_cost, step_passes
+from genray.run.devices import local_device
+from genray.run.probe import STEPS, pass_seconds, probe_steps, with_random_images
 from genray.run.setup import RunSetup
 from genray.types import ThreatModel
 
 MIB = 2**20
+MOST_PROBE_S = 10.0  # a probe of whole steps that would take longer is left out
 
 
-def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
+def plan_text(setup: RunSetup, *, parameters: int, places: list[str], measured: list[str] = ()) -> str:
     """The plan of a run.
 
     Args:
         setup: the prepared run.
         parameters: trainable scalars of the network.
         places: one line for each actor, saying where it goes.
+        measured: as `measured_lines` gives them.
     """
     plan, config = setup.plan, setup.config
     splits = ", ".join(f"{len(split)} {name}" for name, split in setup.splits.items())
@@ -33,8 +42,45 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str]) -> str:
         f"end of {sum(w.hands_over for w in plan.windows)} windows, as much back at each redistribution",
         f"checkpoints    every {config.checkpoint.every_epochs} epochs, {config.checkpoint.keep} kept",
         *(f"{'placement' if i == 0 else '':<14} {place}" for i, place in enumerate(places)),
+        *measured,
     ]
     return "\n".join(lines)
+
+
+def measured_lines(setup: RunSetup, runtime: str) -> list[str]:
+    """Time and peak memory of a run on this machine, by three steps of each learner on random images.
+
+    Where these would take too long, the time is that of one small pass times the passes of the cost model.
+    """
+    config, plan = setup.config, setup.plan
+    if config.device == "cuda" and not torch.cuda.is_available():
+        return ["time           not measured: this machine has no CUDA device"]
+    device, cost, size = local_device(config), run_cost(plan, setup.splits), config.training.batch_size
+    pace, an_image = pass_seconds(setup, device), {n: step_passes(lr) for n, lr in config.base_learners.items()}
+    steps, how = {name: size * pace.of(passes) for name, passes in an_image.items()}, "predicted from a pass"
+    memory = []
+    if (STEPS + 1) * sum(steps.values()) <= MOST_PROBE_S:
+        probe = probe_steps(with_random_images(setup), device)
+        steps, how = probe.seconds, f"the median of {STEPS}"
+        memory = [f"memory         {bytes_text(probe.peak_bytes)} at the peak of these steps, without the images"]
+    training = {n: steps[n] * cost.learners[n].units / (size * an_image[n].units) for n in steps}
+    seconds = sum(training.values())
+    if runtime == "ray":
+        devices = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
+        seconds = max(seconds / devices, *(training[name] / number for name, number in plan.workers.items()))
+    seconds += pace.of(cost.evaluations + cost.table)
+    each = ", ".join(f"{steps[name]:.2g} s {name}" for name in steps)
+    return [f"time           about {duration_text(seconds)}; a step takes {each} ({how}, on {device} now)", *memory]
+
+
+def duration_text(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
+    unit, size = next((unit, size) for unit, size in UNITS if seconds < 100 * size or unit == "h")
+    return f"{seconds / size:.2g} {unit}"
+
+
+UNITS = (("s", 1), ("min", 60), ("h", 3600))
 
 
 def _data_lines(setup):

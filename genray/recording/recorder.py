@@ -18,7 +18,7 @@ from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
 from genray.records import TIMES
-from genray.run.allocation import last_evaluation_in_steps
+from genray.run.cost import run_cost, table_in_steps
 from genray.run.setup import RunSetup
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
@@ -82,8 +82,9 @@ class RunRecorder:
         self.devices = devices
         if self.records:
             self._write_metrics()
-        later = last_evaluation_in_steps(self.setup, len(devices))
-        self.progress.phase("training", self.setup.plan.total_steps, self.newest_step, later=later)
+        plan = self.setup.plan
+        later = table_in_steps(run_cost(plan, self.setup.splits), plan, len(devices))
+        self.progress.phase("training", plan.total_steps, self.newest_step, later=later)
 
     def _create(self, devices):
         try:

@@ -1,17 +1,128 @@
-"""How many devices each learner gets, so that all of them finish a window at about the same time."""
+"""Which process gets which devices: fractions of GPUs, room on nodes, and the number of workers of each learner.
+
+Ray takes a fraction of a GPU from one device, and a bundle from one node. Two thirds of a GPU three times are 2 GPUs in
+sum, and do not fit on two. So `placed` alone answers whether bundles fit, a device and a node at a time.
+"""
 
 import math
 
-from genray.config.schema import BaseLearnerConfig, RunConfig
+from genray.run.cost import Passes, attack_passes, step_passes
+from genray.run.plan import RunPlan
 
-WITHIN = 1e-9  # relative: costs that are equal but for rounding
+UNIT = 10_000  # Ray counts resources in this many parts
+SMALL = 1e-9  # relative difference of costs that are equal except for rounding
 
 
-def divide(costs: dict, devices: int, *, most: int | None = None) -> dict:
-    """Devices a learner, at least one each, such that the slowest takes as short as it can.
+class Room:
+    """What is free on one node.
 
-    n devices divide a learner's step by n. Of all divisions that are as fast the one with the fewest devices is taken:
-    what is left speeds nobody up.
+    Args:
+        resources: "CPU", "GPU", ... -> how much.
+    """
+
+    def __init__(self, resources: dict):
+        self.free = dict(resources)
+        whole, rest = divmod(self.free.pop("GPU", 0) * UNIT + 0.5, UNIT)
+        self.gpus = [UNIT] * int(whole) + [int(rest)] * bool(int(rest))
+
+    def take(self, bundle: dict) -> bool:
+        """Takes a bundle's resources if they are free, and returns whether they were."""
+        gpus, others = bundle.get("GPU", 0), {kind: amount for kind, amount in bundle.items() if kind != "GPU"}
+        if any(self.free.get(kind, 0) < amount - 1e-9 for kind, amount in others.items()):
+            return False
+        parts = [UNIT] * int(gpus) if gpus >= 1 else [round(gpus * UNIT)] * bool(gpus)
+        left = list(self.gpus)
+        for part in parts:
+            fitting = [i for i, free in enumerate(left) if free >= part]
+            if not fitting:
+                return False
+            left[min(fitting, key=left.__getitem__)] -= part  # as Ray: the device with the least that suffices
+        self.gpus = left
+        for kind, amount in others.items():
+            self.free[kind] = self.free.get(kind, 0) - amount
+        return True
+
+
+def placed(bundles: list[dict], nodes: list[dict]) -> int:
+    """How many bundles, from the first on, fit at the same time, each on the first node that holds it.
+
+    Args:
+        bundles: resources of each.
+        nodes: resources of each node.
+    """
+    rooms = [Room(node) for node in nodes]
+    for number, bundle in enumerate(bundles):
+        if not any(room.take(bundle) for room in rooms):
+            return number
+    return len(bundles)
+
+
+def fit(bundles: list[dict], nodes: list[dict]) -> bool:
+    """Whether all bundles fit at the same time; arguments as of `placed`."""
+    return placed(bundles, nodes) == len(bundles)
+
+
+def total(bundles) -> dict:
+    """Sum of the bundles' resources."""
+    bundles = list(bundles)
+    return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in {k for bundle in bundles for k in bundle}}
+
+
+def largest_fraction(fits) -> float:
+    """The largest of 1, 1/2, 1/3, ... 1/100 for which `fits(fraction)` is true; 1 where it never is."""
+    each = ((UNIT // n) / UNIT for n in range(1, 101))
+    return next((fraction for fraction in each if fits(fraction)), 1.0)
+
+
+def gpus_each(wanted: list, device: str, there: float, auto: float | None = None) -> list[float]:
+    """GPUs that each of some actors holds.
+
+    Args:
+        wanted: of each actor: a number, or "auto" for a whole GPU, and where there are too few the largest equal
+            fraction of one with which all of them fit.
+        device: "cpu" holds none where that is auto; "cuda" asks for a whole one although none may be there yet.
+        there: GPUs of the cluster, or those that are free.
+        auto: what "auto" is, where that is given.
+    """
+
+    def held(auto):
+        return [auto if amount == "auto" else float(amount) for amount in wanted]
+
+    if auto is None and (device == "cpu" or (there < 1 and device != "cuda")):
+        auto = 0.0
+    if auto is None:
+        auto = largest_fraction(lambda fraction: fit([{"GPU": gpus} for gpus in held(fraction)], [{"GPU": there}]))
+    return held(auto)
+
+
+def equal_workers(nodes: list[dict], wanted: int, most: int, device: str) -> tuple[int, dict]:
+    """How many equal workers there are, and what each holds, such that all of them fit.
+
+    Args:
+        nodes: resources of each node.
+        wanted: how many; 0 for one a GPU, or one a CPU where there is no GPU; one where there is neither yet.
+        most: tasks for them.
+        device: as in `gpus_each`.
+
+    Returns:
+        (number, {"num_cpus", "num_gpus"}); a whole one of what is not there yet.
+    """
+    cpus, gpus = (int(total(nodes).get(kind, 0)) for kind in ("CPU", "GPU"))
+    gpus = 0 if device == "cpu" else gpus
+    number = min(wanted or gpus or (1 if device == "cuda" else cpus) or 1, most)
+    gpu = gpus_each(["auto"] * number, device, gpus)[0]
+    cpu = largest_fraction(lambda fraction: fit([{"CPU": fraction, "GPU": gpu}] * number, nodes))
+    return number, {"num_cpus": cpu, "num_gpus": gpu}
+
+
+# --- workers of each learner ------------------------------------------------------------------------------------------
+
+
+def allocate(costs: dict, devices: int, *, most: int | None = None) -> dict:
+    """Devices of each learner, at least one each, such that the slowest learner is as fast as possible.
+
+    n devices make a learner's step n times as fast. Of all allocations that are as fast, the one with the fewest
+    devices is taken: more would not make the run faster.
 
     Args:
         costs: learner name -> time of a step on one device.
@@ -30,125 +141,40 @@ def divide(costs: dict, devices: int, *, most: int | None = None) -> dict:
     slowest = max((costs[name] / n for name, n in given.items()), default=0.0)
     if not slowest:
         return dict.fromkeys(costs, 1)
-    return {name: min(n, max(1, math.ceil(costs[name] / slowest * (1 - WITHIN)))) for name, n in given.items()}
+    return {name: min(n, max(1, math.ceil(costs[name] / slowest * (1 - SMALL)))) for name, n in given.items()}
 
 
-def idle_shares(costs: dict, devices: dict) -> dict:
-    """Learner name -> share of the time that its devices wait for the slowest learner.
+def allocation_lines(costs: dict, devices: dict, unit: str = "s") -> list[str]:
+    """An allocation in words, a line a learner, with the fraction of the time that its devices wait for the slowest.
 
     Args:
-        costs: as of `divide`.
+        costs: as of `allocate`.
         devices: learner name -> how many.
     """
-    times = {name: cost / devices[name] for name, cost in costs.items()}
-    slowest = max(times.values())
-    return {name: 1 - time / slowest if slowest else 0.0 for name, time in times.items()}
-
-
-def division_lines(costs: dict, devices: dict, unit: str = "s") -> list[str]:
-    """The division in words, a line a learner."""
-    idle = idle_shares(costs, devices)
+    times = {name: costs[name] / n for name, n in devices.items()}
+    slowest = max(times.values()) or 1.0
+    idle = {name: 100 - 100 * time / slowest for name, time in times.items()}
     return [
-        f"{name}: {n} worker{'s' * (n > 1)}, a step {costs[name] / n:.3g} {unit}, idle {100 * idle[name]:.0f} %"
+        f"{name}: {n} worker{'s' * (n > 1)}, a step {times[name]:.3g} {unit}, idle {idle[name]:.0f} %"
         for name, n in devices.items()
     ]
 
 
-def fixed_workers(config: RunConfig) -> dict:
-    """Learner name -> how many actors train it; 1 where that is for the run to find out (auto)."""
-    return {name: 1 if lr.workers == "auto" else lr.workers for name, lr in config.base_learners.items()}
-
-
-def units(learner: BaseLearnerConfig) -> float:
-    """Estimate of a step's cost in units: a forward pass of the batch, a backward pass to images, one to weights.
-
-    An attack of K steps takes 2 K, an update 3 for each batch that it is made on.
-    """
-    return attack_units(learner) + 3 * _update_batches(learner) * (2 if learner.awp else 1)
-
-
-def last_evaluation_in_steps(setup, actors: int) -> float:
-    """How many training steps take as long as the final table of a run, estimated by units.
-
-    Args:
-        setup: the prepared run.
-        actors: that divide the test images; with 1 a step trains all learners, and evaluates after each epoch.
-    """
-    config = setup.config
-    image = 2 * config.evaluation.attack.num_steps + 2  # clean, under attack, and once more to see what came of it
-    steps = {name: units(lr) * config.training.batch_size for name, lr in config.base_learners.items()}
-    models = 2 + len(steps)  # theta_g of the best and of the last epoch
-    if actors > 1:
-        workers = fixed_workers(config)
-        slowest = max(cost / workers[name] for name, cost in steps.items())
-        return image * models * len(setup.splits["test"]) / actors / slowest
-    judged = 1 + len(steps) * config.evaluation.base_learners
-    images = len(setup.splits[config.evaluation.select_on]) * judged / config.evaluation.every_epochs
-    a_step = sum(steps.values()) + image * images / setup.plan.steps_per_epoch
-    return image * models * len(setup.splits["test"]) / a_step
-
-
-def attack_units(learner: BaseLearnerConfig) -> float:
-    """Of that, what making the adversarial images takes."""
-    attacks, objective = learner.all_attacks.values(), learner.objective.name
-    each = [2 * attack.num_steps + (attack.algorithm == "apgd") for attack in attacks]
-    if objective in BY_BETA and not learner.objective.beta:
-        return 0.0
-    if objective == "msd":
-        return max(attack.num_steps for attack in attacks) * (2.0 + len(each))
-    if objective in ("sat", "e_at"):
-        return sum(each) / len(each)
-    judged = len(each) if objective == "max" and len(each) > 1 else 0
-    return float(sum(each) + judged + (objective == "trades"))
-
-
-BY_BETA = ("adversarial", "rst", "trades")  # beta 0: natural training
-
-
-def _update_batches(learner) -> int:
-    objective, beta = learner.objective.name, getattr(learner.objective, "beta", None)
-    if objective in ("adversarial", "rst"):
-        return 1 + (0 < beta < 1)
-    if objective == "trades":
-        return 2 if beta else 1
-    if objective == "avg":
-        return len(learner.all_attacks)
-    return 2 if objective in ("mart", "iat") else 1
-
-
-def plan_lines(config: RunConfig) -> list[str]:
-    """How the work is divided, estimated by units, for the plan; nothing where each learner works for itself."""
-    learners, fixed = config.base_learners, fixed_workers(config)
-    costs = {name: units(learner) for name, learner in learners.items()}
-    lines = []
-    if config.runtime.share_attack:
-        actors, attacks = sum(fixed.values()), sum(map(attack_units, learners.values()))
-        updates = max((costs[name] - attack_units(learner)) / fixed[name] for name, learner in learners.items())
-        together = attacks / actors + updates
-        lines.append(
-            f"attacks shared by {actors} actors: a step {together:.3g} units, estimated, "
-            f"{sum(costs.values()) / together:.2f} times faster than one device"
-        )
-    elif any(learner.workers == "auto" for learner in learners.values()):
-        auto = {name: costs[name] for name, learner in learners.items() if learner.workers == "auto"}
-        lines.append("workers: auto is measured at the start; by estimate, with 2, 4 or 8 devices for them:")
-        for devices in (2, 4, 8):
-            lines.append("; ".join(division_lines(auto, divide(auto, devices), "units")))
-    elif set(fixed.values()) != {1}:
-        lines += division_lines(costs, fixed, "units, estimated")
-    return lines
-
-
-def worker_problems(workers: dict, smallest_batch: int) -> list[str]:
-    """Whether every worker has an example of every batch: a line for each learner that has too many.
-
-    Args:
-        workers: learner name -> how many.
-        smallest_batch: examples of the shortest batch of an epoch.
-    """
-    return [
-        f"base_learners.{name}.workers: expected at most the {smallest_batch} images of an epoch's last batch, got {n} "
-        "(training.drop_last leaves it out)"
-        for name, n in workers.items()
-        if n > smallest_batch
-    ]
+def plan_lines(plan: RunPlan) -> list[str]:
+    """How the work of a step is divided, by the cost model; nothing where each learner works for itself."""
+    learners, unit = plan.config.base_learners, "passes an image, estimated"
+    costs = {name: step_passes(learner).units for name, learner in learners.items()}
+    if plan.config.runtime.share_attack:
+        actors = sum(plan.workers.values())
+        attacks = sum((attack_passes(learner) for learner in learners.values()), Passes()).units
+        alone = (costs[name] - attack_passes(learner).units for name, learner in learners.items())
+        together = attacks / actors + max(cost / n for cost, n in zip(alone, plan.workers.values()))
+        return [
+            f"attacks shared by {actors} actors: a step {together:.3g} {unit}, {sum(costs.values()) / together:.2f} "
+            "times faster than one device"
+        ]
+    auto = {name: costs[name] for name, learner in learners.items() if learner.workers == "auto"}
+    if auto:
+        lines = ["workers: auto is measured at the start; by estimate, with 2, 4 or 8 devices for them:"]
+        return lines + ["; ".join(allocation_lines(auto, allocate(auto, n), "passes")) for n in (2, 4, 8)]
+    return allocation_lines(costs, plan.workers, unit) if set(plan.workers.values()) != {1} else []

@@ -4,7 +4,6 @@ from genray.config.schema import RunConfig
 from genray.data.catalogue import Catalogue
 from genray.data.splits import balanced_problem, most_balanced
 from genray.errors import ConfigError
-from genray.run.allocation import fixed_workers, worker_problems
 from genray.run.plan import make_plan
 
 HELD_OUT = 5  # where a number of validation images follows the data, one of so many is held out
@@ -86,4 +85,10 @@ def batch_problems(config: RunConfig, num_train: int):
             f"{training.batch_size}"
         )
     else:
-        yield from worker_problems(fixed_workers(config), make_plan(config, num_train).smallest_batch)
+        plan = make_plan(config, num_train)
+        for name, number in plan.workers.items():
+            if number > plan.smallest_batch:
+                yield (
+                    f"base_learners.{name}.workers: expected at most the {plan.smallest_batch} images of an epoch's "
+                    f"last batch, got {number} (training.drop_last leaves it out)"
+                )

@@ -28,6 +28,11 @@ class RunPlan:
         size = self.config.training.batch_size
         return min(size, self.num_train - (self.steps_per_epoch - 1) * size)
 
+    @property
+    def workers(self) -> dict[str, int]:
+        """Learner name -> how many actors train it; 1 where that is for the run to find out (auto)."""
+        return {name: 1 if lr.workers == "auto" else lr.workers for name, lr in self.config.base_learners.items()}
+
     def position(self, step: int) -> float:
         """Where step `step` (from 0) stands in the run, as the fraction that schedules are read at."""
         if self.config.training.schedules_by == "epoch":

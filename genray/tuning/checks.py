@@ -5,13 +5,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genray.errors import GenrayError, LostError, PlacementError
+from genray.run.allocation import fit, total
 from genray.runtime.ray.cluster import node_resources
 from genray.runtime.ray.fetch import fetch
-from genray.runtime.ray.gpu_shares import fit
 from genray.runtime.ray.placement import GRACE_S
 from genray.storage import Storage
 from genray.tuning.grid import RECORD
-from genray.tuning.resources import Needs, total
+from genray.tuning.resources import Needs
 
 VISIBLE_TIMEOUT_S = 120
 

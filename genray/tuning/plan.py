@@ -4,9 +4,11 @@ import os
 
 import torch
 
+from genray.recording.dry_run import duration_text
+from genray.run.allocation import total
 from genray.tuning.checks import check_private
 from genray.tuning.loggers import check_loggers
-from genray.tuning.resources import Needs, make_plan, total
+from genray.tuning.resources import Needs, plan_grid
 from genray.tuning.search import check_searcher
 
 
@@ -34,7 +36,7 @@ def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int |
     """What will be run, before it is: trials, what each holds, how many at once and about how long it takes.
 
     Args:
-        needs, nodes, cores, max_concurrent: as in `genray.tuning.resources.make_plan`; no nodes: of a cluster that is
+        needs, nodes, cores, max_concurrent: as in `genray.tuning.resources.plan_grid`; no nodes: of a cluster that is
             not looked at.
     """
     grid = needs.grid
@@ -46,7 +48,7 @@ def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int |
         lines.append(f"trial          {who}: {cpus:g} CPU, {gpus:g} GPU, {trial.config.training.epochs} epochs")
     if not nodes:
         return "\n".join([*lines, "at once        as many as the cluster holds"])
-    plan = make_plan(needs, nodes, cores, max_concurrent)
+    plan = plan_grid(needs, nodes, cores, max_concurrent)
     where = f"on {len(nodes)} node{'s' * (len(nodes) > 1)}"
     lines.append(f"at once        {plan.at_once} {where}" if plan.at_once else f"at once        none yet {where}")
     return "\n".join([*lines, *_time_lines(plan)])
@@ -56,15 +58,7 @@ def _time_lines(plan):
     if plan.seconds is None:
         return ["time           not known before the first epochs are done; then it is shown"]
     lines = [
-        f"time           about {_duration(plan.seconds)} of computing, at the pace of a training step measured on this "
+        f"time           about {duration_text(plan.seconds)} of computing, at the pace of a pass measured on this "
         "machine just now; starting the processes of a trial adds some seconds"
     ]
-    return lines + [f"               and at most {_duration(plan.judging_s)} for `evaluate`"] * bool(plan.judging_s)
-
-
-def _duration(seconds):
-    if seconds < 1:
-        return "a second"
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds < 100 * size or unit == "h":
-            return f"{seconds / size:.2g} {unit}"
+    return lines + [f"               and at most {duration_text(plan.judging_s)} for `evaluate`"] * bool(plan.judging_s)

@@ -10,11 +10,12 @@ from ray.util.placement_group import placement_group, remove_placement_group
 import genray
 from genray.config import load_config
 from genray.errors import PlacementError
+from genray.recording import Progress
+from genray.run.allocation import equal_workers, fit, gpus_each
 from genray.run.setup import prepare
-from genray.runtime.ray import allocation as dividing
 from genray.runtime.ray.actor_group import ActorGroup
+from genray.runtime.ray.allocation import DeviceAllocator
 from genray.runtime.ray.cluster import node_resources
-from genray.runtime.ray.gpu_shares import equal_workers, fit, gpus_each
 from genray.runtime.ray.placement import make_placement, trial_bundles
 from genray.tuning.checks import check_fits
 
@@ -73,7 +74,7 @@ def test_one_gpu_is_shared(small_run):
         ray.shutdown()
 
 
-# --- every share is placed by a real Ray -----------------------------------------------------------------------------
+# --- every fraction is placed by a real Ray --------------------------------------------------------------------------
 
 
 def placed(bundles, seconds=20):
@@ -88,16 +89,16 @@ def placed(bundles, seconds=20):
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4])
-def test_shares_are_what_ray_places(gpus, small_run):
+def test_fractions_are_what_ray_places(gpus, small_run):
     ray.init("local", num_cpus=16, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     try:
         for actors in range(1, 9):
             most = -(-actors // gpus)  # on one device, where all have as many as they can
-            (share, *others) = gpus_each(["auto"] * actors, "auto", gpus)
-            assert share == int(10_000 / most) / 10_000 and others == [share] * (actors - 1)
-            assert placed([{"GPU": share}] * actors)
+            (fraction, *others) = gpus_each(["auto"] * actors, "auto", gpus)
+            assert fraction == int(10_000 / most) / 10_000 and others == [fraction] * (actors - 1)
+            assert placed([{"GPU": fraction}] * actors)
             number, each = equal_workers(node_resources(), actors, 100, "auto")
-            assert (number, each) == (actors, {"num_cpus": 1, "num_gpus": share})
+            assert (number, each) == (actors, {"num_cpus": 1, "num_gpus": fraction})
         for workers in range(1, 8):
             setup = prepare(load_config(None, [*small_run, f"base_learners.linf.workers={workers}"]))
             found = make_placement(setup.plan, 1000, ray.available_resources())
@@ -121,10 +122,9 @@ def test_sums_are_not_room(two_gpus, small_run):
     with pytest.raises(PlacementError, match=r"^trial a: wants 0 CPU, 1.8 GPU .* 1 nodes \(2 CPU, 2 GPU\)"):
         check_fits({"a": sixths})  # Tune would wait for it for ever
     both = [f"base_learners.{name}.resources.num_gpus=0.6" for name in ("natural", "linf")]
-    auto = load_config(None, [*small_run, *both, "base_learners.linf.workers=auto"])
-    assert dividing._slots(auto, ["linf"], {"CPU": 8, "GPU": 3}) == 1, (
-        "the node has two GPUs, whatever is free elsewhere"
-    )
+    auto = prepare(load_config(None, [*small_run, *both, "base_learners.linf.workers=auto"]))
+    found = DeviceAllocator(Progress()).workers(auto, {"CPU": 8, "GPU": 3})
+    assert found == {"natural": 1, "linf": 1}, "the node has two GPUs, whatever is free elsewhere"
     setup = prepare(load_config(None, [*small_run, *both, "base_learners.linf.workers=2"]))
     crowded, roomy = (make_placement(setup.plan, 1000, {"CPU": 8, "GPU": gpus}) for gpus in (3, 4))
     assert crowded.evaluator.bundle == 0, "no device of its own is left, although 1.8 of 3 are taken"

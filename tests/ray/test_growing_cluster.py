@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT
 from ray.cluster_utils import Cluster
 
-from genray.runtime.ray.gpu_shares import equal_workers
+from genray.run.allocation import equal_workers
 
 pytestmark = pytest.mark.ray
 

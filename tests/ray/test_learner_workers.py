@@ -13,7 +13,7 @@ import genray
 from genray.config import load_config
 from genray.errors import NonFiniteError, PlacementError
 from genray.parallel.torch_groups import ALL_LEARNERS, GroupSpec, group_specs_of, worker_ranks
-from genray.run.allocation import divide
+from genray.run.allocation import allocate
 from genray.run.setup import prepare
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.allocation import DeviceAllocator
@@ -85,7 +85,7 @@ def test_a_learner_that_fails_does_not_keep_the_others_waiting(tmp_path, small_r
     assert time.monotonic() - began < 600  # far from runtime.stall_timeout_s
 
 
-def test_auto_measures_and_divides(small_run):
+def test_auto_measures_and_allocates(small_run):
     said = []
 
     class Told:
@@ -94,13 +94,13 @@ def test_auto_measures_and_divides(small_run):
 
     auto = [f"{name}.workers=auto" for name in (L, N)] + [f"{name}.resources.num_cpus=0.5" for name in (L, N)]
     setup = prepare(load_config(None, [*small_run, *auto, f"{L}.attack.num_steps=20"]))
-    division = DeviceAllocator(Told())
+    allocator = DeviceAllocator(Told())
     wait_for(lambda: ray.available_resources().get("CPU") == 4, "the end of the run before")
-    found = division.workers(setup, {"CPU": 4})
-    assert found == divide(division.seconds, 8) and found["linf"] > found["natural"]
+    found = allocator.workers(setup, {"CPU": 4})
+    assert found == allocate(allocator.seconds, 8) and found["linf"] > found["natural"]
     assert len(said) == 2 and "linf: " in said[1] and "idle" in said[0]
-    before = division.seconds
-    assert division.workers(setup, {"CPU": 1}) == {"natural": 1, "linf": 1} and division.seconds is before
+    before = allocator.seconds
+    assert allocator.workers(setup, {"CPU": 1}) == {"natural": 1, "linf": 1} and allocator.seconds is before
 
 
 # --- where they go ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ The two configurations have the same learner's name, because that name is part o
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import genray
 from genray.config import load_config
@@ -164,76 +163,6 @@ def test_seat_by_its_own_recursion(splits, gamma):
     theta_g = GlobalLearner(setup.config).combine([learner.contribution() for learner in made.values()])
     np.testing.assert_allclose(theta_g.weights, average, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(robust.model_snapshot().weights, average, rtol=1e-6, atol=1e-6)
-
-
-# --- cost ------------------------------------------------------------------------------------------------------------
-
-
-def several(objective, algorithm="pgd"):
-    """Three norms, K steps in each."""
-    radii, step = {"linf": 0.2, "l2": 1, "l1": 2}, ", step_size: 0.1" if algorithm == "pgd" else ""
-    how = f"algorithm: {algorithm}, num_steps: {K}{step}"
-    attacks = ", ".join(f"{norm}: {{norm: {norm}, epsilon: {radius}, {how}}}" for norm, radius in radii.items())
-    return [f"{L}.attack=null", f"{L}.objective={objective}", f"{L}.attacks={{{attacks}}}"]
-
-
-COSTS = {  # passes an example with a gradient; forward passes besides (methods H)
-    "NT": (NATURAL, 1, 0),
-    "NT with mixup": ([f"{L}.attack=null", f"{L}.objective={{name: natural, mixup: 1}}"], 1, 0),
-    "PGD-AT": ([], K + 1, 0),
-    "PGD-AT with beta = 1/2": ([f"{L}.objective.beta=0.5"], K + 2, 0),
-    "PGD-AT with beta = 0": ([f"{L}.objective.beta=0"], 1, 0),
-    "TRADES": ([f"{L}.objective=trades"], K + 2, 1),
-    "MART": ([f"{L}.objective=mart"], K + 2, 0),
-    "IAT": ([f"{L}.objective=iat"], K + 2, 0),
-    "RST": ([f"{L}.objective=rst", "data.extra={source: npz, path: x}"], K + 2, 0),
-    "FAT with tau = K": (FAT_K, K + 1, 0),
-    "AWP around PGD-AT": ([f"{L}.awp.gamma=0.01"], K + 2, 0),
-    "AWP around TRADES": ([f"{L}.objective=trades", f"{L}.awp.gamma=0.005"], K + 4, 1),
-    "MAX": (several("max"), 3 * K + 1, 3),
-    "AVG": (several("avg"), 3 * K + 3, 0),
-    "SAT": (several("sat"), K + 1, 0),
-    "MSD": (several("msd"), K + 1, 3 * K),
-    "E-AT": (several("e_at", "apgd"), K + 1, 1),
-}
-
-
-@pytest.fixture
-def passes():
-    """Counts examples that go forward and backward through the last layer of any network or copy of it."""
-    counts = {"forward": 0, "backward": 0}
-
-    def count(module, inputs, output):
-        if isinstance(module, nn.Linear) and module.out_features == 10:
-            counts["forward"] += len(output)
-            if output.requires_grad:
-                output.register_hook(lambda g: counts.update(backward=counts["backward"] + len(g)))
-
-    hook = nn.modules.module.register_module_forward_hook(count)
-    yield counts
-    hook.remove()
-
-
-@pytest.mark.parametrize("method", COSTS)
-def test_passes_per_example(splits, passes, method):
-    overrides, both, forward = COSTS[method]
-    learner = trained(splits, [*ALONE, *overrides], steps=0)
-    counted = learner.run_window(0, 5)
-    assert counted.num_examples == 230  # an epoch
-    assert passes["backward"] == both * 230
-    assert passes["forward"] == (both + forward) * 230
-
-
-def test_fat_costs_less_and_generalist_one_more_than_at(splits, passes):
-    """tau = 0: an example that is misclassified costs the pass that shows it, and nothing after it."""
-    learner = trained(splits, [*ALONE, f"{L}.attack.tau=0"], steps=0)
-    learner.run_window(0, 5)
-    assert 2 * 230 < passes["backward"] == passes["forward"] < (K + 1) * 230
-    for each in passes:
-        passes[each] = 0
-    for name in ("natural", "linf"):
-        trained(splits, [], name, steps=5)
-    assert passes["backward"] == passes["forward"] == (K + 2) * 230
 
 
 # --- inside Generalist -----------------------------------------------------------------------------------------------

@@ -3,23 +3,21 @@
 import time
 
 import pytest
-import torch
 import yaml
 
-import genray
 from genray.errors import ConfigError, PlacementError
-from genray.learners.execution import Execution
 
 pytest.importorskip("ray", reason="grids run on Ray")
 
 import ray
 
+from genray.run.probe import PassSeconds
 from genray.runtime.ray.cluster import connected
 from genray.tuning import resources as module
 from genray.tuning.checks import check_private
 from genray.tuning.grid import load_grid
 from genray.tuning.plan import plan_text
-from genray.tuning.resources import Needs, fits_at_once, make_plan
+from genray.tuning.resources import Needs, fits_at_once, plan_grid
 
 TINY = {
     "training.epochs": 2,
@@ -49,37 +47,12 @@ def test_trials_that_fit_at_once_by_hand():
     assert fits_at_once([trial], []) == 0
 
 
-def test_passes_are_those_that_training_makes(tmp_path, monkeypatch):
-    """Counted in a real run: every image of a step, once for the weights and once for each step of its attack."""
-    settings = {"base_learners.linf.attack.num_steps": 3}
-    found = needs_of(tmp_path, set=settings)
-    (trial,) = found.grid.trials
-    passes = found.passes(trial)
-    # 160 of 200 images are trained on, for 2 epochs, and theta_g is evaluated on 40 after each and at the end on 30.
-    assert passes.learners == {"natural": 320, "linf": 320 * (1 + 3)}
-    assert passes.evaluations == (2 * 40 + 3 * 30) * trial.config.evaluation.attack.num_steps
-    assert passes.judging == 0
-    counted, seen = [], set()
-    attacked, training = Execution.attacked, Execution.training
-
-    def watched(self, mode):
-        copy = attacked(self, mode)
-        if id(copy) not in seen:
-            seen.add(id(copy))
-            copy.register_forward_pre_hook(lambda _, x: counted.append(len(x[0]) * torch.is_grad_enabled()))
-        return copy
-
-    monkeypatch.setattr(Execution, "attacked", watched)
-    monkeypatch.setattr(Execution, "training", lambda self, x: counted.append(len(x)) or training(self, x))
-    genray.train(trial.config, runtime="local", storage=str(tmp_path))
-    assert sum(counted) == sum(passes.learners.values())
-
-
 def test_judging_is_counted_by_the_attacks_it_asks_for(tmp_path):
     judged = {"attacks": ["pgd20", "pgd100"], "examples": 20, "engine": "genray", "block_size": 10}
     found = needs_of(tmp_path, evaluate=judged)
-    passes = found.passes(found.grid.trials[0]).judging
-    assert 20 * 120 <= passes <= 20 * 125  # and a few forward passes
+    passes = found.judging(found.grid.trials[0])
+    assert 20 * 120 <= passes.attack <= 20 * 125  # and a few forward passes
+    assert needs_of(tmp_path).judging(found.grid.trials[0]).units == 0
 
 
 def test_the_data_is_read_once_a_kind(tmp_path, monkeypatch):
@@ -93,36 +66,30 @@ def test_the_data_is_read_once_a_kind(tmp_path, monkeypatch):
 
 
 def test_time_is_that_of_the_longest_learner_or_of_all_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: (0.5, 0.5))
+    """160 of 200 images are trained on, for 2 epochs; theta_g is judged on 40 after each, 4 models on 30 at the end."""
+    monkeypatch.setattr(module, "pass_seconds", lambda setup: PassSeconds(3.0, 1.0))
     set_ = {"base_learners.linf.attack.num_steps": 3}
     nodes, many = [{"CPU": 4, "memory": 1e12}], [{"CPU": 100, "memory": 1e12}]
     alone = needs_of(tmp_path, set=set_, runtime="local", seeds=[0, 1, 2, 3])
-    evaluations = (2 * 40 + 30 * 3) * 20
-    assert make_plan(alone, nodes, 4, None).at_once == 4
-    assert make_plan(alone, nodes, 4, None).seconds == pytest.approx(0.5 * (320 + 1280 + evaluations))
-    assert make_plan(alone, nodes, 4, 1).seconds == pytest.approx(4 * 0.5 * (320 + 1280 + evaluations))
+    natural, linf, evaluations = 320 * 3, 320 * (3 + 3), (2 * 40 + 4 * 30) * (20 + 2)
+    assert plan_grid(alone, nodes, 4, None).at_once == 4
+    assert plan_grid(alone, nodes, 4, None).seconds == pytest.approx(natural + linf + evaluations)
+    assert plan_grid(alone, nodes, 4, 1).seconds == pytest.approx(4 * (natural + linf + evaluations))
     apart = needs_of(tmp_path, set=set_, seeds=[0, 1, 2, 3])  # two learners of one CPU each
-    assert make_plan(apart, nodes, 4, None).at_once == 2
-    assert make_plan(apart, nodes, 4, None).seconds == pytest.approx(2 * 0.5 * (1280 + evaluations))
-    crowded = make_plan(apart, many, 4, None)  # logical CPUs are no cores
-    assert (crowded.at_once, crowded.seconds) == (4, pytest.approx(0.5 * (1280 + 320 + evaluations)))
+    assert plan_grid(apart, nodes, 4, None).at_once == 2
+    assert plan_grid(apart, nodes, 4, None).seconds == pytest.approx(2 * (linf + evaluations))
+    crowded = plan_grid(apart, many, 4, None)  # logical CPUs are no cores
+    assert (crowded.at_once, crowded.seconds) == (4, pytest.approx(natural + linf + evaluations))
     on_gpus = [{"CPU": 4, "GPU": 4, "memory": 1e12}]
-    assert make_plan(apart, on_gpus, 4, None).seconds is None
-    assert make_plan(apart, nodes, None, None).seconds is None
+    assert plan_grid(apart, on_gpus, 4, None).seconds is None
+    assert plan_grid(apart, nodes, None, None).seconds is None
 
 
 def test_a_pass_is_measured(tmp_path):
     found = needs_of(tmp_path)
     began = time.perf_counter()
-    ((train, attack),) = found.probe().values()
-    assert 0 < attack and 0 < train and train + attack < time.perf_counter() - began
-
-
-def test_passes_that_train_and_passes_that_attack_have_their_own_prices(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: (3.0, 1.0))
-    found = needs_of(tmp_path, set={"base_learners.linf.attack.num_steps": 3}, runtime="local")
-    by_hand = 3 * (320 + 320) + 320 * 3 + (2 * 40 + 30 * 3) * 20
-    assert make_plan(found, [{"CPU": 1, "memory": 1e12}], 1, None).seconds == pytest.approx(by_hand)
+    (pace,) = found.probe().values()
+    assert 0 < pace.attack and 0 < pace.training and pace.attack + pace.training < time.perf_counter() - began
 
 
 def test_a_trial_of_one_process_holds_the_gpu_that_its_widest_learner_wants(tmp_path):
@@ -152,19 +119,20 @@ def test_trials_of_a_search_hold_what_the_largest_needs(tmp_path):
     key = "base_learners.linf.resources.num_cpus"
     found = needs_of(tmp_path, search="optuna", choices={key: [1, 2]}, samples=5)
     assert {tuple(b.get("CPU", 0) for b in bundles) for bundles in found.bundles(0).values()} == {(0, 1, 2, 0)}
+    unequal = needs_of(tmp_path, search="optuna", choices={"base_learners.linf.workers": [1, 2]}, samples=5)
     with pytest.raises(ConfigError, match="search: expected trials with equal base learners"):
-        module._largest({"two learners": [{"CPU": 1.0}] * 2, "three": [{"CPU": 1.0}] * 3})
+        unequal.bundles(0)
 
 
 def test_the_plan_says_all_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_seconds_a_pass", lambda kind: (0.1, 0.1))
+    monkeypatch.setattr(module, "pass_seconds", lambda setup: PassSeconds(0.1, 0.1))
     found = needs_of(tmp_path, runtime="local", seeds=[0, 1, 2], evaluate={"attacks": ["pgd20"], "engine": "genray"})
     lines = plan_text(found, [{"CPU": 2, "memory": 1e12}], 2, None).splitlines()
     assert lines[0] == "grid           some: 3 trials"
     assert lines[1] == "trial          0_seed-0: 1 CPU, 0 GPU, 2 epochs" and len(lines) == 7
     assert lines[4] == "at once        2 on 1 node"
-    # 3 trials, 2 at once, (320 + 320 x 11 + 170 images x 20 steps) passes of a tenth of a second
-    assert lines[5].startswith("time           about 18 min of computing, at the pace of")
+    # 3 trials, 2 at once, (320 + 320 x 11 + 200 images x 20.7) passes of a tenth of a second
+    assert lines[5].startswith("time           about 20 min of computing, at the pace of")
     assert lines[6].endswith("for `evaluate`")
     assert plan_text(found, [{"CPU": 0}], None, None).splitlines()[4] == "at once        none yet on 1 node"
     assert plan_text(found, [], None, None).splitlines()[4] == "at once        as many as the cluster holds"

@@ -20,7 +20,7 @@ from genray.models.attack_copy import AttackCopy
 from genray.objectives import Objective
 from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 from genray.parallel.whole_batch import across_batches
-from genray.run.allocation import divide, idle_shares, units
+from genray.run.allocation import allocate, allocation_lines
 from genray.run.setup import prepare
 
 # Three steps an epoch, the last of 16 images: with three workers the parts of a batch are 10, 11, 11 or 5, 5, 6.
@@ -278,17 +278,17 @@ def test_who_is_left_alone_says_so():
     assert said.startswith("base_learners.linf: cannot reach those it works with: ")
 
 
-# --- division --------------------------------------------------------------------------------------------------------
+# --- allocation ------------------------------------------------------------------------------------------------------
 
 
-def test_division_is_the_best_there_is():
-    """Against all divisions of up to 9 devices among up to 4 learners, with random costs and with equal ones."""
+def test_allocation_is_the_best_there_is():
+    """Against all allocations of up to 9 devices among up to 4 learners, with random costs and with equal ones."""
     rng = np.random.default_rng(0)
     for _ in range(300):
         learners, devices = int(rng.integers(1, 5)), int(rng.integers(1, 10))
         most = int(rng.integers(1, 10))
         costs = {f"l{i}": float(c) for i, c in enumerate(rng.choice([1, 3, 23, rng.uniform(1, 30)], learners))}
-        found = divide(costs, devices, most=most)
+        found = allocate(costs, devices, most=most)
         choices = itertools.product(range(1, min(devices, most) + 1), repeat=learners)
         possible = [c for c in choices if sum(c) <= devices] or [(1,) * learners]
         times = [max(cost / n for cost, n in zip(costs.values(), c)) for c in possible]
@@ -298,32 +298,13 @@ def test_division_is_the_best_there_is():
         assert sum(found.values()) == fewest and list(found) == list(costs)
 
 
-def test_idle_shares():
-    assert idle_shares({"linf": 23, "natural": 3}, {"linf": 7, "natural": 1}) == {
-        "linf": 0,
-        "natural": pytest.approx(1 - 3 / (23 / 7)),
-    }
-    assert divide({"linf": 23, "natural": 3}, 8) == {"linf": 7, "natural": 1}
-
-
-@pytest.mark.parametrize(
-    "case, expected",
-    [
-        ("natural", 3),
-        ("linf", 2 * 2 + 3),
-        ("adversarial", 2 * 3 + 2 * 3),
-        ("trades", 2 * 3 + 1 + 2 * 3),
-        ("trades with awp", 2 * 3 + 1 + 4 * 3),
-        ("avg", 2 * 6 + 2 * 3),
-        ("sat", 6 + 3),
-        ("max", 2 * 6 + 2 + 3),
-        ("msd", 5 * (2 + 2) + 3),
-        ("apgd", 2 * 3 + 1 + 3),
-    ],
-)
-def test_units(case, expected):
-    name, overrides = CASES[case]
-    assert units(load_config(None, [*RUN, *overrides]).base_learners[name]) == expected
+def test_an_allocation_in_words():
+    costs = {"linf": 23, "natural": 3}
+    assert allocate(costs, 8) == {"linf": 7, "natural": 1}
+    assert allocation_lines(costs, {"linf": 7, "natural": 1}) == [
+        "linf: 7 workers, a step 3.29 s, idle 0 %",
+        "natural: 1 worker, a step 3 s, idle 9 %",
+    ]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

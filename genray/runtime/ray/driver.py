@@ -9,7 +9,6 @@ import ray
 
 from genray.errors import LostError, PlacementError
 from genray.evaluation import chunks, join_flags
-from genray.run.allocation import fixed_workers
 from genray.runtime.protocols import Progress, Recorder
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.actors import pack
@@ -40,7 +39,7 @@ def run_on_ray(recorder: Recorder, progress: Progress, address: str | None = Non
     """
     config = recorder.setup.config
     each = {name: learner.resources.num_cpus for name, learner in config.base_learners.items()}
-    wanted = sum(n * each[name] for name, n in fixed_workers(config).items())
+    wanted = sum(n * each[name] for name, n in recorder.setup.plan.workers.items())
     with connected(address, num_cpus=wanted, widest=max(each.values())) as may_grow:
         attempts = _Attempts(recorder, progress, may_grow)
         return run_with_recovery(attempts.run, recorder, progress)
@@ -53,7 +52,7 @@ class _Attempts:
         self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
         self.lost = None  # placement of a group that stood before
         self.images = ray.put(pack(recorder.setup)[1])  # once for all attempts
-        self.division = DeviceAllocator(progress)
+        self.allocator = DeviceAllocator(progress)
 
     def run(self, state):
         setup = self.recorder.setup
@@ -80,7 +79,7 @@ class _Attempts:
             free = free_at_the_start()
         else:
             free = free_again(self.lost, setup.config.runtime.startup_timeout_s)
-        return make_placement(setup.plan, setup.weight_bytes, free, self.division.workers(setup, free))
+        return make_placement(setup.plan, setup.weight_bytes, free, self.allocator.workers(setup, free))
 
 
 @dataclass

@@ -10,8 +10,8 @@ from genray.core.flat import from_array
 from genray.errors import LearnerError, one_line
 from genray.evaluation.engines import copies_kept
 from genray.evaluation.job import run_task
+from genray.run.allocation import equal_workers
 from genray.runtime.ray.cluster import connected, node_resources
-from genray.runtime.ray.gpu_shares import equal_workers
 from genray.runtime.ray.worker_pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
 
 
@@ -53,13 +53,13 @@ def run_on_workers(
         GenrayError: a task failed, or lost its workers more often than `limits` allow; the message says which.
     """
     with connected(address, num_cpus=workers or os.cpu_count() or 1) as may_grow:
-        number, share = equal_workers(node_resources(), workers, len(first), device)
-        remote = ray.remote(**WORKER_OPTIONS, **share)(EvaluationWorker)
+        number, held = equal_workers(node_resources(), workers, len(first), device)
+        remote = ray.remote(**WORKER_OPTIONS, **held)(EvaluationWorker)
         shared = [ray.put(item) for item in (model, images.numpy(), labels.numpy())]
         pool = Pool(
             "evaluation",
             number,
-            share,
+            held,
             start=lambda: remote.remote(*shared, num_classes, 1, device),
             arguments=lambda task: (task, todo.request),
             name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",

@@ -9,8 +9,8 @@ import torch
 from genray.core.flat import from_array
 from genray.evaluation import chunks
 from genray.evaluation.robust import predicted
+from genray.run.allocation import equal_workers
 from genray.runtime.ray.cluster import connected, node_resources
-from genray.runtime.ray.gpu_shares import equal_workers
 from genray.runtime.ray.worker_pool import WORKER_OPTIONS, Limits, ModelWorker, Pool
 
 BATCHES_A_BLOCK = 16
@@ -44,15 +44,13 @@ def predicted_on_workers(
     """
     blocks = chunks(len(images), BATCHES_A_BLOCK * batch_size)
     with connected(address, num_cpus=workers or os.cpu_count() or 1) as may_grow:
-        number, share = equal_workers(node_resources(), workers, len(blocks), device)
-        remote, shared = (
-            ray.remote(**WORKER_OPTIONS, **share)(LabellingWorker),
-            (ray.put(model), ray.put(images.numpy())),
-        )
+        number, held = equal_workers(node_resources(), workers, len(blocks), device)
+        remote = ray.remote(**WORKER_OPTIONS, **held)(LabellingWorker)
+        shared = ray.put(model), ray.put(images.numpy())
         pool = Pool(
             "labelling",
             number,
-            share,
+            held,
             start=lambda: remote.remote(*shared, batch_size, device),
             arguments=lambda block: block,
             name=lambda block: f"images {block[0]} to {block[1]}",

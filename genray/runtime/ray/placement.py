@@ -9,15 +9,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from genray.errors import PlacementError
-from genray.run.allocation import fixed_workers
+from genray.run.allocation import fit, gpus_each
 from genray.run.plan import RunPlan
 from genray.runtime.ray.cluster import node_resources
-from genray.runtime.ray.gpu_shares import fit, gpus_each
 
 # The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
 COPIES_IN_GLOBAL_LEARNER = 4
 DRIVER_BUNDLE = {"memory": float(64 << 20)}
-SHARED_GPU_SHARE = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
+EVALUATOR_GPU = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def make_placement(
         workers: learner name -> how many; None: as configured, and one where that is `auto`.
         auto: GPUs of a worker with num_gpus: auto; None: what `available` has for it.
     """
-    workers = workers or fixed_workers(plan.config)
+    workers = workers or plan.workers
     wanted = [plan.config.base_learners[name].resources.num_gpus for name, n in workers.items() for _ in range(n)]
     gpus = gpus_each(wanted, plan.config.device, available.get("GPU", 0), auto)
     learners, bundles = {}, []
@@ -140,9 +139,9 @@ def _place_evaluator(plan, learners, bundles, available) -> ActorPlacement:
     place, *others = learners[host]
     if not place.num_gpus:
         return ActorPlacement(place.bundle, 0, 0)
-    share = min(SHARED_GPU_SHARE, place.num_gpus / 2)
-    learners[host] = (replace(place, num_gpus=round(place.num_gpus - share, 4)), *others)
-    return ActorPlacement(place.bundle, 0, share)
+    gpu = min(EVALUATOR_GPU, place.num_gpus / 2)
+    learners[host] = (replace(place, num_gpus=round(place.num_gpus - gpu, 4)), *others)
+    return ActorPlacement(place.bundle, 0, gpu)
 
 
 def reserve(placement: Placement, timeout_s: float, on_wait=None):

@@ -93,7 +93,7 @@ class Pool:
     Args:
         what: they do, for messages: "evaluation".
         number: of workers.
-        share: what each holds, {"num_cpus", "num_gpus"}.
+        held: what each holds, {"num_cpus", "num_gpus"}.
         start: () -> a new worker's actor, of a `ModelWorker` with `WORKER_OPTIONS`.
         arguments: task -> what `run` of a worker gets.
         name: task -> what messages call it.
@@ -101,8 +101,8 @@ class Pool:
         may_grow: nodes may yet join the cluster.
     """
 
-    def __init__(self, what, number, share, *, start, arguments, name, limits: Limits, may_grow: bool):
-        self.what, self.share, self.start, self.arguments, self.name = what, share, start, arguments, name
+    def __init__(self, what, number, held, *, start, arguments, name, limits: Limits, may_grow: bool):
+        self.what, self.held, self.start, self.arguments, self.name = what, held, start, arguments, name
         self.limits, self.may_grow, self.told = limits, may_grow, False
         self.slots = [_Slot(f"{what} worker {i + 1} of {number}") for i in range(number)]
         self.queue, self.losses, self.crashes, self.any_started = deque(), Counter(), {}, False
@@ -244,7 +244,7 @@ class Pool:
         if waited < min(GRACE_S, limit):
             return
         total = ray.cluster_resources()
-        holds = {"CPU": self.share["num_cpus"], "GPU": self.share["num_gpus"]}
+        holds = {"CPU": self.held["num_cpus"], "GPU": self.held["num_gpus"]}
         wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in holds.items() if amount)
         there = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in holds)
         what = f"{wanted} wanted for each of {len(self.slots)} workers, {there} in the cluster"

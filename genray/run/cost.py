@@ -1,0 +1,116 @@
+"""What a run computes, as passes of images through the network: the cost model of all plans and estimates."""
+
+from dataclasses import dataclass
+
+from genray.config.schema import BaseLearnerConfig
+from genray.run.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Attributes:
+    training: forward and backward to the weights.
+    attack: forward and backward to the images.
+    forward: forward alone.
+    """
+
+    training: float = 0.0
+    attack: float = 0.0
+    forward: float = 0.0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(self.training + other.training, self.attack + other.attack, self.forward + other.forward)
+
+    def __mul__(self, number: float) -> "Passes":
+        return Passes(self.training * number, self.attack * number, self.forward * number)
+
+    @property
+    def units(self) -> float:
+        """In passes that train: a forward pass and a backward pass to images or to weights are a third of one each."""
+        return self.training + (2 * self.attack + self.forward) / 3
+
+
+def attack_passes(learner: BaseLearnerConfig) -> Passes:
+    """To make the adversarial images of one image in a step; with `tau` (FAT) as if it took all steps."""
+    objective, attacks = learner.objective, learner.all_attacks.values()
+    number = len(attacks)
+    every = sum((Passes(0, a.num_steps, a.algorithm == "apgd") for a in attacks), Passes())
+    if objective.name in ("adversarial", "rst", "trades") and not objective.beta:
+        return Passes()
+    if objective.name == "msd":  # one gradient a step, and a candidate of each norm
+        steps = max(attack.num_steps for attack in attacks)
+        return Passes(0, steps, steps * number)
+    if objective.name in ("sat", "e_at"):  # one of them a step, on average as often as any other
+        return every * (1 / number)
+    judged = number if objective.name == "max" and number > 1 else 0
+    return every + Passes(forward=judged + (objective.name == "trades"))  # the KL of TRADES needs the clean logits
+
+
+def step_passes(learner: BaseLearnerConfig, *, perturbed: bool = True) -> Passes:
+    """Of one image in a training step.
+
+    Args:
+        perturbed: with AWP, after its warm-up: the loss is computed twice.
+    """
+    objective = learner.objective
+    beta = getattr(objective, "beta", None)
+    batches = {"mart": 2, "iat": 2, "avg": len(learner.all_attacks), "trades": 2 if beta else 1}.get(objective.name, 1)
+    if objective.name in ("adversarial", "rst"):
+        batches = 1 + (0 < beta < 1)
+    return attack_passes(learner) + Passes(training=batches * (2 if learner.awp and perturbed else 1))
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Attributes:
+    learners: name -> passes of its training.
+    evaluations: of theta_g (and of the learners' own models) after epochs, if every image resists.
+    table: of all models on the test images at the end, likewise.
+    """
+
+    learners: dict[str, Passes]
+    evaluations: Passes
+    table: Passes
+
+
+def run_cost(plan: RunPlan, splits: dict) -> RunCost:
+    """Passes of a whole run.
+
+    Args:
+        plan: the run's plan.
+        splits: "validation" and "test" -> the `Split`, of which only the length counts.
+    """
+    config, evaluation = plan.config, plan.config.evaluation
+    norms = {attack.norm for learner in config.base_learners.values() for attack in learner.all_attacks.values()}
+    judged = Passes(0, evaluation.attack.num_steps, 2)  # the clean image, the attack, the attacked image
+    after_epochs = sum(window.evaluate for window in plan.windows) * len(splits[evaluation.select_on])
+    learners = len(config.base_learners)
+    return RunCost(
+        {name: _training(plan, learner) for name, learner in config.base_learners.items()},
+        judged * (after_epochs * (1 + learners * evaluation.base_learners)),
+        judged * (len(splits["test"]) * (2 + learners) * len(norms | {evaluation.attack.norm})),
+    )
+
+
+def _training(plan, learner):
+    training = plan.config.training
+    images = plan.steps_per_epoch * training.batch_size if training.drop_last else plan.num_train
+    warmup = min(training.epochs, learner.awp.warmup_epochs) if learner.awp else 0
+    before, after = step_passes(learner, perturbed=False), step_passes(learner)
+    return (before * warmup + after * (training.epochs - warmup)) * min(images, plan.num_train)
+
+
+def table_in_steps(cost: RunCost, plan: RunPlan, actors: int) -> float:
+    """How many training steps take as long as the final table.
+
+    Args:
+        cost: the run's.
+        plan: its plan.
+        actors: that divide the test images; with 1 a step trains all learners, and evaluates after each epoch.
+    """
+    workers = plan.workers
+    if actors > 1:
+        training = max(passes.units / workers[name] for name, passes in cost.learners.items())
+    else:
+        training = sum(passes.units for passes in cost.learners.values()) + cost.evaluations.units
+    return plan.total_steps * cost.table.units / actors / training
