@@ -74,7 +74,7 @@ def largest_fraction(fits) -> float:
     return next((fraction for fraction in each if fits(fraction)), 1.0)
 
 
-def gpus_each(wanted: list, device: str, there: float, auto: float | None = None) -> list[float]:
+def gpus_each(wanted: list, device: str, there: float) -> list[float]:
     """GPUs that each of some actors holds.
 
     Args:
@@ -82,17 +82,14 @@ def gpus_each(wanted: list, device: str, there: float, auto: float | None = None
             fraction of one with which all of them fit.
         device: "cpu" holds none where that is auto; "cuda" asks for a whole one although none may be there yet.
         there: GPUs of the cluster, or those that are free.
-        auto: what "auto" is, where that is given.
     """
 
     def held(auto):
         return [auto if amount == "auto" else float(amount) for amount in wanted]
 
-    if auto is None and (device == "cpu" or (there < 1 and device != "cuda")):
-        auto = 0.0
-    if auto is None:
-        auto = largest_fraction(lambda fraction: fit([{"GPU": gpus} for gpus in held(fraction)], [{"GPU": there}]))
-    return held(auto)
+    if device == "cpu" or (there < 1 and device != "cuda"):
+        return held(0.0)
+    return held(largest_fraction(lambda fraction: fit([{"GPU": gpus} for gpus in held(fraction)], [{"GPU": there}])))
 
 
 def equal_workers(nodes: list[dict], wanted: int, most: int, device: str) -> tuple[int, dict]:

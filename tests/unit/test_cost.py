@@ -20,7 +20,8 @@ from genray.run.setup import RunSetup
 
 L = "base_learners.linf"
 ALONE = ["base_learners.natural=null", "global_learner.gamma=null"]
-RUN = ["training.batch_size=16", "model.width=2", "model.batch_norm=true", f"{L}.attack.num_steps=2"]
+JUDGED = "evaluation.attack={norm: linf, epsilon: 0.2, step_size: 0.05, num_steps: 2}"
+RUN = ["training.batch_size=16", "model.width=2", "model.batch_norm=true", f"{L}.attack.num_steps=2", JUDGED]
 BATCH, IMAGES = 16, 50
 
 

@@ -14,7 +14,7 @@ from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.actors import pack
 from genray.runtime.ray.allocation import DeviceAllocator
 from genray.runtime.ray.cluster import connected
-from genray.runtime.ray.placement import free_again, free_at_the_start, make_placement, placement_in_trial
+from genray.runtime.ray.placement import free_resources, make_placement, placement_in_trial
 from genray.runtime.recovery import run_with_recovery
 from genray.types import WeightSnapshot
 
@@ -75,10 +75,7 @@ class _Attempts:
         in_trial = placement_in_trial(setup.plan, setup.weight_bytes)
         if in_trial is not None:
             return in_trial
-        if self.lost is None:
-            free = free_at_the_start()
-        else:
-            free = free_again(self.lost, setup.config.runtime.startup_timeout_s)
+        free = free_resources(self.lost, setup.config.runtime.startup_timeout_s)
         return make_placement(setup.plan, setup.weight_bytes, free, self.allocator.workers(setup, free))
 
 

@@ -16,6 +16,8 @@ from genray.runtime.ray.cluster import node_resources
 # The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
 COPIES_IN_GLOBAL_LEARNER = 4
 DRIVER_BUNDLE = {"memory": float(64 << 20)}
+GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
+RELEASE_TIMEOUT_S = 10.0
 EVALUATOR_GPU = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
 
 
@@ -56,7 +58,7 @@ class Placement:
 
 
 def make_placement(
-    plan: RunPlan, weight_bytes: int, available: dict, workers: dict | None = None, auto: float | None = None
+    plan: RunPlan, weight_bytes: int, available: dict, workers: dict | None = None, group=None
 ) -> Placement:
     """Bundles for a run.
 
@@ -65,21 +67,25 @@ def make_placement(
         weight_bytes: size of one learner's flat weights.
         available: the cluster's resources ("CPU", "GPU").
         workers: learner name -> how many; None: as configured, and one where that is `auto`.
-        auto: GPUs of a worker with num_gpus: auto; None: what `available` has for it.
+        group: of the Tune trial that trains this run, whose bundles after the first are the run's.
     """
-    workers = workers or plan.workers
-    wanted = [plan.config.base_learners[name].resources.num_gpus for name, n in workers.items() for _ in range(n)]
-    gpus = gpus_each(wanted, plan.config.device, available.get("GPU", 0), auto)
+    workers, base_learners = workers or plan.workers, plan.config.base_learners
+    wanted = [base_learners[name].resources.num_gpus for name, n in workers.items() for _ in range(n)]
+    if group is None:
+        first, gpus = 0, gpus_each(wanted, plan.config.device, available.get("GPU", 0))
+    else:
+        first = 1
+        held = [bundle.get("GPU", 0.0) for bundle in group.bundle_specs[1:]]
+        gpus = [there if much == "auto" else float(much) for much, there in zip(wanted, held)]
     learners, bundles = {}, []
     for name, number in workers.items():
-        cpus, first = plan.config.base_learners[name].resources.num_cpus, len(bundles)
-        learners[name] = tuple(ActorPlacement(at, cpus, gpus[at]) for at in range(first, first + number))
+        cpus, before = base_learners[name].resources.num_cpus, len(bundles)
+        learners[name] = tuple(ActorPlacement(first + at, cpus, gpus[at]) for at in range(before, before + number))
         bundles += [_bundle(cpus, place.num_gpus) for place in learners[name]]
-    global_place = ActorPlacement(len(bundles), 0, 0)
+    global_place = ActorPlacement(first + len(bundles), 0, 0)
     bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
     evaluator = _place_evaluator(plan, learners, bundles, available)
-    strategy = plan.config.runtime.placement.upper()
-    return Placement(bundles, learners, global_place, evaluator, strategy)
+    return Placement(bundles, learners, global_place, evaluator, plan.config.runtime.placement.upper(), group)
 
 
 def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dict]:
@@ -103,25 +109,11 @@ def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
     group = get_current_placement_group()
     if group is None or group.bundle_specs[0] != DRIVER_BUNDLE:
         return None
-    held = group.bundle_specs
-    for gpus in sorted({bundle["GPU"] for bundle in held if bundle.get("GPU")}, reverse=True) or [0.0]:
-        wanted = make_placement(plan, weight_bytes, {}, auto=gpus)
-        pairs = zip(wanted.bundles, held[1:])
-        holds = all(there.get(kind, 0) >= bundle[kind] for bundle, there in pairs for kind in bundle)
-        if holds and len(wanted.bundles) < len(held):
-            return _in_group(wanted, group)
-    raise PlacementError(f"the trial holds {held[1:]}, its run needs {wanted.bundles}")
-
-
-def _in_group(placement, group):
-    """The same places behind the driver's bundle of a group."""
-
-    def move(place):
-        return replace(place, bundle=place.bundle + 1)
-
-    learners = {name: tuple(map(move, places)) for name, places in placement.learners.items()}
-    others = move(placement.global_learner), move(placement.evaluator)
-    return Placement(placement.bundles, learners, *others, placement.strategy, group)
+    held, wanted = group.bundle_specs[1:], sum(plan.workers.values()) + 1
+    placement = make_placement(plan, weight_bytes, {}, group=group) if len(held) >= wanted else None
+    if placement and all(there.get(k, 0) >= b[k] for b, there in zip(placement.bundles, held) for k in b):
+        return placement
+    raise PlacementError(f"the trial holds {held}, its run needs {placement.bundles if placement else wanted} bundles")
 
 
 def _bundle(cpus, gpus):
@@ -157,55 +149,40 @@ def reserve(placement: Placement, timeout_s: float, on_wait=None):
     group = placement_group(placement.bundles, strategy=placement.strategy)
     pending, first = [group.ready()], min(timeout_s, GRACE_S)
     ready, _ = ray.wait(pending, timeout=first)
-    if not ready and (on_wait or _fits(placement)):
+    if not ready and (on_wait or fit(placement.bundles, node_resources())):
         if on_wait:
             on_wait(f"waiting up to {timeout_s:g} s for the cluster: {_shortage(placement)}")
         ready, _ = ray.wait(pending, timeout=timeout_s - first)
     if ready:
         return group
     remove_placement_group(group)
-    raise PlacementError(_missing(placement, timeout_s))
+    raise PlacementError(
+        f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add nodes, "
+        f"or raise runtime.startup_timeout_s ({timeout_s:g})"
+    )
 
 
-GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
+def free_resources(lost: Placement | None, timeout_s: float) -> dict:
+    """Resources that are free, after a wait for what a run that was just killed, or a lost group, still holds: without
+    its GPUs this run would be placed on CPUs, and after a loss go on with other bits.
 
-
-def _fits(placement):
-    return fit(placement.bundles, node_resources())
-
-
-RELEASE_TIMEOUT_S = 10.0
-
-
-def free_at_the_start() -> dict:
-    """Resources that are free; a run that was just killed may need a moment to let go of the GPUs, and without them
-    this one would be placed on CPUs."""
-    began = time.monotonic()
-    while True:
-        free = ray.available_resources()
-        gpus_taken = ray.cluster_resources().get("GPU", 0) >= 1 > free.get("GPU", 0)
-        if not gpus_taken or time.monotonic() - began > RELEASE_TIMEOUT_S:
-            return free
-        time.sleep(0.1)
-
-
-def free_again(lost: Placement, timeout_s: float) -> dict:
-    """Resources that are free once a lost group has let go of its own; a node may have gone with it.
+    Args:
+        lost: a group of this run that was there before; a node may have gone with it.
+        timeout_s: how long to wait for a GPU where the lost group had some.
 
     Raises:
-        PlacementError: the group had GPUs, and none came back within `timeout_s`: on CPUs the run would go on with
-            other bits, and hardly move.
+        PlacementError: none came back.
     """
     began = time.monotonic()
+    held = {"CPU": lost.num_cpus, "GPU": lost.num_gpus} if lost else {"GPU": 1}
     while True:
-        total, free = ray.cluster_resources(), ray.available_resources()
-        wanted = {"CPU": lost.num_cpus, "GPU": lost.num_gpus}
-        released = all(free.get(kind, 0) >= min(much, total.get(kind, 0)) for kind, much in wanted.items())
-        has_gpu = not lost.num_gpus or total.get("GPU", 0) >= 1
+        there, free = ray.cluster_resources(), ray.available_resources()
+        released = all(free.get(kind, 0) >= min(much, there.get(kind, 0)) for kind, much in held.items())
+        has_gpu = lost is None or not lost.num_gpus or there.get("GPU", 0) >= 1
         waited = time.monotonic() - began
         if has_gpu and (released or waited > RELEASE_TIMEOUT_S):
             return free
-        if waited > timeout_s:
+        if not has_gpu and waited > timeout_s:
             raise PlacementError(f"no GPU came back within runtime.startup_timeout_s ({timeout_s:g} s)")
         time.sleep(0.1)
 
@@ -223,13 +200,6 @@ def _shortage(placement):
         for name, places in placement.learners.items()
     )
     return f"{'; '.join(short) or f'no nodes hold all its bundles at once: {placement.bundles}'} ({learners})"
-
-
-def _missing(placement, timeout_s):
-    return (
-        f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add nodes, "
-        f"or raise runtime.startup_timeout_s ({timeout_s:g})"
-    )
 
 
 def strategy_for(group, place: ActorPlacement):
