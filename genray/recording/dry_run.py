@@ -1,6 +1,7 @@
 """What `--dry-run` prints: the whole plan of a run, in words."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -16,7 +17,7 @@ MIB = 2**20
 MOST_PROBE_S = 10.0  # a probe of whole steps that would take longer is left out
 
 
-def plan_text(setup: RunSetup, *, parameters: int, places: list[str], measured: list[str] = ()) -> str:
+def plan_text(setup: RunSetup, *, parameters: int, places: list[str], measured: Sequence[str] = ()) -> str:
     """The plan of a run.
 
     Args:

@@ -55,8 +55,8 @@ def step_passes(learner: BaseLearnerConfig, *, perturbed: bool = True) -> Passes
     objective = learner.objective
     beta = getattr(objective, "beta", None)
     batches = {"mart": 2, "iat": 2, "avg": len(learner.all_attacks), "trades": 2 if beta else 1}.get(objective.name, 1)
-    if objective.name in ("adversarial", "rst"):
-        batches = 1 + (0 < beta < 1)
+    if objective.name in ("adversarial", "rst") and beta not in (0, 1):  # the clean batch too
+        batches = 2
     return attack_passes(learner) + Passes(training=batches * (2 if learner.awp and perturbed else 1))
 
 

@@ -27,7 +27,8 @@ def run_with_recovery(attempt: Callable[[dict | None], dict], recorder: Recorder
         LearnerError: more than runtime.max_failures processes were lost in a row, or the same one crashed twice by the
             same signal after the same state.
     """
-    losses, since = [], recorder.newest_step
+    losses: list[LostError] = []
+    since = recorder.newest_step
     while True:
         try:
             return attempt(recorder.go_back())

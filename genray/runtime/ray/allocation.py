@@ -21,7 +21,9 @@ class DeviceAllocator:
     """
 
     def __init__(self, progress: Progress):
-        self.progress, self.seconds, self.said = progress, None, None
+        self.progress = progress
+        self.seconds: dict[str, float] = {}  # of a step
+        self.said: dict[str, int] = {}
 
     def workers(self, setup: RunSetup, free: dict) -> dict:
         """Learner name -> how many.
