@@ -17,7 +17,7 @@ class NaturalObjective(Section):
 
     name: Literal["natural"] = "natural"
     attacks: ClassVar[str] = "none"
-    label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
+    label_smoothing: Real = option(0.0, "fraction of the target spread over all classes", ge=0, lt=1, unit="fraction")
     mixup: Real = option(0.0, "alpha of mixup's Beta(alpha, alpha); 0: no mixup", ge=0, le=100)
 
 
@@ -27,7 +27,7 @@ class AdversarialObjective(Section):
     name: Literal["adversarial"] = "adversarial"
     attacks: ClassVar[str] = "one"
     beta: Real = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
-    label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
+    label_smoothing: Real = option(0.0, "fraction of the target spread over all classes", ge=0, lt=1, unit="fraction")
 
 
 class TradesObjective(Section):
@@ -36,7 +36,7 @@ class TradesObjective(Section):
     name: Literal["trades"] = "trades"
     attacks: ClassVar[str] = "one"
     beta: Real = option(6.0, "weight of the KL term: lambda in the papers' tables, beta in the authors' code", ge=0)
-    label_smoothing: Real = option(0.0, "share of the target spread over all classes", ge=0, lt=1, unit="share")
+    label_smoothing: Real = option(0.0, "fraction of the target spread over all classes", ge=0, lt=1, unit="fraction")
 
     def attack_problems(self, attacks: Any) -> Iterator[str]:
         for name, attack in attacks.items():

@@ -8,7 +8,7 @@ from genray.config.values import Real
 
 class SGD(Section):
     name: Literal["sgd"] = "sgd"
-    momentum: Real = option(0.9, "share of the last update that each update keeps; 0: none", ge=0, lt=1)
+    momentum: Real = option(0.9, "fraction of the last update that each update keeps; 0: none", ge=0, lt=1)
     nesterov: bool = option(False, "Nesterov's form of momentum, which looks one update ahead")
     weight_decay: Real = option(5e-4, "L2 penalty on every parameter, BatchNorm and biases included", ge=0)
 

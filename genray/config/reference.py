@@ -22,7 +22,7 @@ all of them filled in. Any field can be overridden on the command line by its pa
   `overrides=["key=value"]` in Python follow the same rule; a mapping, `overrides={"training": {"epochs": 10}}` or
   `{"training.epochs": 10}`, takes its values as they are.
 - A number may be written as a fraction, `8/255`, and is then exact.
-- A *schedule* is a number, or a list of `[position, value]` pairs, linear between them; a position is a share of the
+- A *schedule* is a number, or a list of `[position, value]` pairs, linear between them; a position is a fraction of the
   run, from 0 to 1: `[[0, 0.1], [1/2, 0.1], [1, 0]]`.
 - *required*: there is no default. `null`: the description says what happens then.
 - Pixels are on the scale [0, 1] everywhere.

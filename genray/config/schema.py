@@ -108,10 +108,10 @@ class AttackConfig(Section):
     mode: Literal["eval", "train"] = option("eval", "BatchNorm and dropout while the examples are made")
     sparsity: Real | None = option(
         None,
-        "l1 only: share of the pixels that a step (apgd: the first step) moves; null: 0.05",
+        "l1 only: fraction of the pixels that a step (apgd: the first step) moves; null: 0.05",
         gt=0,
         le=1,
-        unit="share",
+        unit="fraction",
     )
     tau: Schedule | None = option(
         None,
@@ -224,7 +224,7 @@ class BaseLearnerConfig(Section):
 
 class GlobalLearnerConfig(Section):
     gamma: Schedule | None = option(
-        None, "mixing ratio: share of the robust learner, for one natural and one robust learner", ge=0, le=1
+        None, "mixing ratio: weight of the robust learner, for one natural and one robust learner", ge=0, le=1
     )
     mixing_weights: Entries[Schedule | Literal["rest"]] | None = option(
         None, "weight of each learner, instead of gamma; one of them may be `rest`", ge=0, le=1
@@ -263,7 +263,7 @@ class EvaluationConfig(Section):
         "validation", "what the best checkpoint is chosen on; `test` is for reproducing papers and stamped on the table"
     )
     natural_floor: Real = option(
-        0.0, "choose only among epochs with at least this natural accuracy", ge=0, le=1, unit="share"
+        0.0, "choose only among epochs with at least this natural accuracy", ge=0, le=1, unit="fraction"
     )
 
 

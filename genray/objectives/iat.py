@@ -7,7 +7,7 @@ from genray.objectives.objective import Objective
 class Iat(Objective):
     """L = (L_c + L_a) / 2: mixup of the clean batch, and of the adversarial images of the unmixed batch (methods C6).
 
-    Each half draws a share and a permutation of its own.
+    Each half draws a weight and a permutation of its own.
     """
 
     def __call__(self, step):

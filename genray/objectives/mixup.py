@@ -8,25 +8,25 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Mix:
-    """One combination: `share` of each image and 1 - share of its partner (one share a batch)."""
+    """One combination: `weight` of each image and 1 - weight of its partner (one a batch)."""
 
-    share: float
+    weight: float
     partner: torch.Tensor  # (N,) a permutation, of the whole batch where N examples are a part of it
 
     def images(self, x, whole):
         """Args:
         x, whole: the examples, and the batch that their partners are in.
         """
-        return self.share * x + (1 - self.share) * whole[self.partner]
+        return self.weight * x + (1 - self.weight) * whole[self.partner]
 
 
 def mixup(step, alpha: float) -> Mix:
-    """Draws share ~ Beta(alpha, alpha) and a random permutation."""
+    """Draws weight ~ Beta(alpha, alpha) and a random permutation."""
     return Mix(float(step.numbers.beta(alpha, alpha)), step.draw.permutation(step.y))
 
 
 def mixed_cross_entropy(logits, step, mix: Mix, label_smoothing: float = 0.0):
-    """share CE(z, y) + (1 - share) CE(z, y of the partner)."""
+    """weight CE(z, y) + (1 - weight) CE(z, y of the partner)."""
     both = step.y, step.whole(step.y)[mix.partner]
     own, other = (F.cross_entropy(logits, labels, label_smoothing=label_smoothing) for labels in both)
-    return mix.share * own + (1 - mix.share) * other
+    return mix.weight * own + (1 - mix.weight) * other

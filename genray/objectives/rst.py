@@ -30,7 +30,7 @@ def weighted_cross_entropy(logits, step, u: float):
     Args:
         logits: (N, K).
         step: their `TrainingStep`. Where N examples are a part of the batch, the mean over its parts (each counting by
-            its share) is the weighted mean over the batch.
+            its weight) is the weighted mean over the batch.
         u: from 0 to 1.
     """
     if step.labelled is None:
@@ -38,4 +38,4 @@ def weighted_cross_entropy(logits, step, u: float):
     weights = torch.where(step.labelled, 1 - u, u).to(logits.dtype)
     weights = torch.where(step.total(weights.sum()) > 0, weights, torch.ones_like(weights))
     losses = F.cross_entropy(logits, step.y, reduction="none")
-    return (weights * losses).sum() / (step.share * step.total(weights.sum()))
+    return (weights * losses).sum() / (step.weight * step.total(weights.sum()))

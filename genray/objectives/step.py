@@ -40,7 +40,7 @@ class TrainingStep:
     memory_format: torch.memory_format = torch.contiguous_format
 
     @property
-    def share(self) -> float:
+    def weight(self) -> float:
         """The weight of the mean over these examples in the mean over the batch."""
         return self.shard.weight if self.shard else 1.0
 

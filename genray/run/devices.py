@@ -22,16 +22,12 @@ def local_device(config: RunConfig) -> str:
 
 
 def learner_threads(config: RunConfig, architecture: dict, name: str) -> int:
-    """torch's threads for a learner: as many as a batch is worth, within the whole part of its CPU share.
+    """torch's threads for a learner: as many as a batch is worth, within the whole part of its CPUs.
 
     The same in both runtimes and for any number of workers, because the number of threads may change the last bits.
     """
-    return work_threads(config.training.batch_size * architecture_flops(architecture), whole_cpus(config, name))
-
-
-def whole_cpus(config: RunConfig, name: str) -> int:
-    """The whole part of a learner's CPU share, at least 1."""
-    return max(1, int(config.base_learners[name].resources.num_cpus))
+    most = max(1, int(config.base_learners[name].resources.num_cpus))
+    return work_threads(config.training.batch_size * architecture_flops(architecture), most)
 
 
 def evaluation_threads(config: RunConfig, architecture: dict) -> int:

@@ -256,17 +256,17 @@ def test_iat():
 
 @pytest.mark.parametrize("alpha", [1.0, 0.2])
 def test_draws_of_mixup(alpha):
-    """Shares of Beta(alpha, alpha), any partner as often as any other, and the second draw of a step is a new one."""
-    shares, partners = [], []
+    """Weights of Beta(alpha, alpha), any partner as often as any other, and the second draw of a step is a new one."""
+    weights, partners = [], []
     for seed in range(500):
         step = TrainingStep(None, None, torch.arange(4), None, *draws(seed))
         first, second = mixup(step, alpha), mixup(step, alpha)
-        shares.append((first.share, second.share))
+        weights.append((first.weight, second.weight))
         partners.append((first.partner.tolist(), second.partner.tolist()))
-    shares, partners = np.array(shares), np.array(partners)
+    weights, partners = np.array(weights), np.array(partners)
     for half in range(2):
-        assert kstest(shares[:, half], "beta", args=(alpha, alpha)).pvalue > 0.01
+        assert kstest(weights[:, half], "beta", args=(alpha, alpha)).pvalue > 0.01
         for i in range(4):
             assert chisquare(np.bincount(partners[:, half, i], minlength=4)).pvalue > 0.001
-    assert abs(np.corrcoef(shares.T)[0, 1]) < 0.15
+    assert abs(np.corrcoef(weights.T)[0, 1]) < 0.15
     assert 0.2 < (partners[:, 0] == partners[:, 1]).mean() < 0.3
