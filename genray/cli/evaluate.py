@@ -10,10 +10,12 @@ from functools import partial
 from typing import get_args
 
 from genray.api import Device, evaluate
-from genray.cli.parser import Parser
+from genray.cli.parser import Parser, at_least, seconds
 from genray.config.arguments import check_again
 from genray.runtime.ray.loopback import keep_on_loopback
 from genray.types import fraction_text
+
+OF_WORKERS = ("device", "startup_timeout_s", "stall_timeout_s", "max_failures")
 
 
 def main(args):
@@ -125,10 +127,7 @@ def _evaluate(args, model, examples, epsilon, where, data):
         engine=args.engine,
         workers=args.workers,
         address=args.address,
-        device=args.device,
-        startup_timeout_s=args.startup_timeout,
-        stall_timeout_s=args.stall_timeout,
-        max_failures=args.max_failures,
+        **{name: getattr(args, name) for name in OF_WORKERS if getattr(args, name) is not None},
         output=where,
         resume=args.resume,
         overwrite=args.overwrite,
@@ -184,9 +183,12 @@ def parse_args(argv):
         "--step-size", metavar="SIZE", help="of PGD, MIM and CW: 2/255, or linf=2/255,l2=0.1 (default: epsilon / 4)"
     )
     parser.add_argument("--examples", type=int, metavar="N", help="only the first N test images")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers of the attacks")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of all random numbers of the attacks")
     parser.add_argument(
-        "--block-size", type=int, metavar="N", help="examples a block; part of the protocol (default: 100; tiny: more)"
+        "--block-size",
+        type=at_least(1),
+        metavar="N",
+        help="examples a block; part of the protocol (default: 100; tiny: more)",
     )
     parser.add_argument(
         "--engine",
@@ -194,18 +196,29 @@ def parse_args(argv):
         help="who runs AutoAttack's members: genray (linf, l2), pyautoattack (l1), genray-bf16",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="Ray actors, 0 for one a device (default: this process)"
+        "--workers", type=at_least(0), metavar="N", help="Ray actors, 0 for one a device (default: this process)"
     )
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
     parser.add_argument("--device", choices=get_args(Device), help="of the workers; cuda: a GPU each, none yet or not")
     parser.add_argument(
-        "--startup-timeout", type=float, metavar="S", help="seconds that the cluster may take to start a worker (120)"
+        "--startup-timeout",
+        type=seconds,
+        dest="startup_timeout_s",
+        metavar="S",
+        help="seconds that the cluster may take to start a worker (120)",
     )
     parser.add_argument(
-        "--stall-timeout", type=float, metavar="S", help="seconds that a worker may go without computing (1800)"
+        "--stall-timeout",
+        type=seconds,
+        dest="stall_timeout_s",
+        metavar="S",
+        help="seconds that a worker may go without computing (1800)",
     )
     parser.add_argument(
-        "--max-failures", type=int, metavar="N", help="lost workers of one block, or in a row, that are replaced (5)"
+        "--max-failures",
+        type=at_least(0),
+        metavar="N",
+        help="lost workers of one block, or in a row, that are replaced (5)",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the finished blocks that are there")
     parser.add_argument("--overwrite", action="store_true", help="replace the same evaluation, or the one in --output")
@@ -226,31 +239,13 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if args.workers is None and args.address:
         args.workers = 0
-    if args.workers is not None and args.workers < 0:
-        parser.error(f"--workers: expected 0 or more, got {args.workers}")
-    for name, default in WORKERS_OPTIONS.items():
-        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
-        if value is not None and args.workers is None:
+    for name in OF_WORKERS:
+        if getattr(args, name) is not None and args.workers is None:
+            option = f"--{name.removesuffix('_s').replace('_', '-')}"
             parser.error(f"{option}: has no effect without --workers or --address")
-        if name.endswith("timeout") and value is not None and not 0 < value < float("inf"):
-            parser.error(f"{option}: expected a number above 0, got {value}")
-        setattr(args, name, default if value is None else value)
-    if args.max_failures < 0:
-        parser.error(f"--max-failures: expected 0 or more, got {args.max_failures}")
-    if args.block_size is not None and args.block_size < 1:
-        parser.error(f"--block-size: expected at least 1, got {args.block_size}")
-    if args.seed < 0:
-        parser.error(f"--seed: expected 0 or more, got {args.seed}")
-    _check_mixture_options(parser, args)
-    return args
-
-
-WORKERS_OPTIONS = {"device": "auto", "startup_timeout": 120.0, "stall_timeout": 1800.0, "max_failures": 5}
-
-
-def _check_mixture_options(parser, args):
     if args.mixtures is None and args.split is not None:
         parser.error("--split: has no effect without --mixtures")
     if args.mixtures is None and args.save_mixture is None and args.batch_norm is not None:
         parser.error("--batch-norm: has no effect without --mixtures or --save-mixture")
     args.batch_norm = args.batch_norm or "mix"
+    return args

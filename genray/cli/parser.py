@@ -33,6 +33,24 @@ class Parser(argparse.ArgumentParser):
         return did_you_mean(option[1], re.findall(r"--[a-z-]+", self.format_help()))
 
 
+def at_least(least: int):
+    """The type of an argument: a whole number from `least` on."""
+
+    def number(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
+def seconds(text):
+    """The type of an argument: a number of seconds above 0."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return float(text)
+
+
 class Terminated(BaseException):
     """SIGTERM arrived."""
 

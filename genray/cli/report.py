@@ -3,7 +3,7 @@
 import sys
 
 from genray.api import report
-from genray.cli.parser import Parser
+from genray.cli.parser import Parser, at_least
 
 
 def main(args):
@@ -45,16 +45,13 @@ def parse_args(argv):
     parser.add_argument("--no-gallery", action="store_true", help="attack no images")
     parser.add_argument(
         "--gallery-images",
-        type=int,
+        type=at_least(1),
         default=300,
         metavar="N",
         help="attack at most N test images (default: 300)",
     )
-    parser.add_argument("--tables", type=int, default=3, metavar="N", help="print at most N tables (default: 3)")
+    parser.add_argument(
+        "--tables", type=at_least(0), default=3, metavar="N", help="print at most N tables (default: 3)"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    if args.gallery_images < 1:
-        parser.error(f"--gallery-images: expected at least 1, got {args.gallery_images}")
-    if args.tables < 0:
-        parser.error(f"--tables: expected 0 or more, got {args.tables}")
-    return args
+    return parser.parse_args(argv)

@@ -4,7 +4,7 @@ import time
 from functools import partial
 
 from genray.api import DEFAULT_STORAGE, tune
-from genray.cli.parser import Parser
+from genray.cli.parser import Parser, at_least
 from genray.runtime.ray.loopback import keep_on_loopback
 
 
@@ -51,14 +51,13 @@ def parse_args(argv):
     parser.add_argument("grid", metavar="GRID.yaml", help="which runs to compare: configs/ablations, configs/paper")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a field of every run: data.path=/data/mnist")
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: a private one)")
-    parser.add_argument("--max-concurrent", type=int, metavar="N", help="at most N trials at once (default: what fits)")
+    parser.add_argument(
+        "--max-concurrent", type=at_least(1), metavar="N", help="at most N trials at once (default: what fits)"
+    )
     parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the grid's folder")
     parser.add_argument("--resume", action="store_true", help="go on; what is finished is not done again")
     parser.add_argument("--overwrite", action="store_true", help="begin a grid of this name anew; its runs are removed")
     parser.add_argument("--report", action="store_true", help="only write the tables and plots of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_intermixed_args(argv)
-    if args.max_concurrent is not None and args.max_concurrent < 1:
-        parser.error(f"--max-concurrent: expected at least 1, got {args.max_concurrent}")
-    return args
+    return parser.parse_intermixed_args(argv)
