@@ -21,8 +21,8 @@ class ExtraConfig(Section):
     examples: int | None = option(None, "only the first n", ge=1, unit="images")
     batch_share: Real | None = option(
         None,
-        "fraction of these images in each batch, while an epoch has as many images as data.source gives; null: an epoch "
-        "is one pass over all images, shuffled together",
+        "fraction of these images in each batch, while an epoch has as many images as data.source gives; null: an "
+        "epoch is one pass over all images, shuffled together",
         gt=0,
         lt=1,
         unit="fraction",

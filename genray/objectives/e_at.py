@@ -12,8 +12,8 @@ from genray.objectives.multi_norm import SeveralNorms
 class Eat(SeveralNorms):
     """CE on one norm's adversarial images; the norm is drawn for each batch (methods C10).
 
-    The probability of a norm is proportional to 1 - its running training robust accuracy: the fraction of all images that
-    were trained on under it so far and that the network classified correctly in its training pass (the authors' code
+    The probability of a norm is proportional to 1 - its running training robust accuracy: the fraction of all images
+    trained on under it so far that the network classified correctly in its training pass (the authors' code
     counts examples that withstand all points of the attack, in eval mode). While one of the norms has no images yet,
     and when all accuracies are 1, the draw is uniform.
 

@@ -70,18 +70,17 @@ def measured_lines(setup: RunSetup, runtime: str) -> list[str]:
         devices = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
         seconds = max(seconds / devices, *(training[name] / number for name, number in plan.workers.items()))
     seconds += pace.of(cost.evaluations + cost.table)
-    each = ", ".join(f"{steps[name]:.2g} s {name}" for name in steps)
-    return [f"time           about {duration_text(seconds)}; a step takes {each} ({how}, on {device} now)", *memory]
+    each = ", ".join(f"{duration_text(steps[name])} ({name})" for name in steps)
+    return [f"time           about {duration_text(seconds)}; a step takes {each}: {how}, on {device} now", *memory]
 
 
 def duration_text(seconds: float) -> str:
-    if seconds < 1:
-        return "a second"
-    unit, size = next((unit, size) for unit, size in UNITS if seconds < 100 * size or unit == "h")
-    return f"{seconds / size:.2g} {unit}"
+    """About so long, with two digits."""
+    unit, size = next((unit, size) for unit, size in UNITS if seconds < 100 * size or unit == "days")
+    return f"{seconds / size:,.0f} {unit}" if seconds >= 100 * size else f"{seconds / size:.2g} {unit}"
 
 
-UNITS = (("s", 1), ("min", 60), ("h", 3600))
+UNITS = (("s", 1), ("min", 60), ("h", 3600), ("days", 86400))
 
 
 def _data_lines(setup):
