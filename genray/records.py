@@ -361,3 +361,23 @@ def read(model, storage, name: str) -> dict:
         return parse(model, storage.read(name))
     except Damaged as error:
         raise Damaged(f"{name} is damaged or not of genray: {error}") from None
+
+
+def first_difference(before, now, path="", ignored=()) -> str:
+    """The first place at which two pieces of plain data differ, in words; empty where they agree.
+
+    Args:
+        ignored: keys that may differ.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(key, before.get(key), now.get(key)) for key in {**now, **before} if key not in ignored]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(i, *pair) for i, pair in enumerate(zip(before, now))]
+    elif before == now:
+        return ""
+    elif any(isinstance(value, (dict, list)) or len(str(value)) > 60 for value in (before, now)):
+        return f"{path} not what it was"
+    else:
+        return f"{path} was {before}, is {now}"
+    found = (first_difference(old, new, f"{path}.{key}" if path else str(key), ignored) for key, old, new in pairs)
+    return next((text for text in found if text), "")

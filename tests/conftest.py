@@ -92,6 +92,28 @@ def run_outcome(folder):
     return records, tensors, json.loads((folder / "results.json").read_text())["models"]
 
 
+def described(model, file):
+    """Whether a file is such a record and holds nothing that the model does not describe."""
+    from genray import records
+
+    plain = [json.loads(line) for line in file.read_text().splitlines()] if file.suffix == ".jsonl" else None
+    for record in plain or [json.loads(file.read_text())]:
+        assert list(undescribed(model.model_validate(records.check(model, record)))) == []
+    return True
+
+
+def undescribed(value, place=""):
+    from genray import records
+
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from undescribed(item, f"{place}.{key}")
+    elif isinstance(value, records.Record) and not isinstance(value, records.TrialConfig):  # `RunConfig` describes it
+        open_ended = isinstance(value, records.LearnerEpoch)  # of accuracies
+        yield from () if open_ended else (f"{place}.{name}" for name in value.model_extra)
+        yield from undescribed({name: getattr(value, name) for name in type(value).model_fields}, place)
+
+
 def tensorboard_events(file):
     """TensorBoard's records: length, its checksum, the event, its checksum."""
     from tensorboardX.proto.event_pb2 import Event

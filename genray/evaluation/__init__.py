@@ -1,11 +1,11 @@
 """Robust accuracy with intervals."""
 
 from genray.evaluation.evaluator import Evaluator, chunks, join_flags
-from genray.evaluation.results import Accuracy, wilson_interval
+from genray.evaluation.results import accuracy, wilson_interval
 from genray.evaluation.robust import attacked_flags, correct_flags, final_attacks, pgd_name
 
 __all__ = [
-    "Accuracy",
+    "accuracy",
     "Evaluator",
     "attacked_flags",
     "chunks",

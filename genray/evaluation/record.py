@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from genray.evaluation.checks import look_at_numbers
 from genray.evaluation.engines import engines_text, not_by_the_package
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
-from genray.evaluation.results import Accuracy
+from genray.evaluation.results import accuracy
 from genray.evaluation.suite import CASCADE, build_evaluation_attack
 from genray.types import fraction_text
 
@@ -104,7 +104,7 @@ def union(flags, of_norm=None):
 
 def _column(values, labels):
     per_class = {str(k): float(values[labels == k].mean()) for k in np.unique(labels)}
-    return {**Accuracy.of(values).record(), "per_class": per_class}
+    return {**accuracy(values), "per_class": per_class}
 
 
 def _point_findings(results, norm):

@@ -1,6 +1,5 @@
 """Result records: an accuracy with its interval and its protocol."""
 
-from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
 
@@ -24,23 +23,12 @@ def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """A measured accuracy, as fractions, with its 95 % Wilson interval."""
+def accuracy(flags) -> dict:
+    """An accuracy with its 95 % Wilson interval, all fractions.
 
-    value: float
-    low: float
-    high: float
-    examples: int
-
-    @classmethod
-    def of(cls, flags) -> "Accuracy":
-        """From per-example flags (N,), N >= 1: True where the prediction was right."""
-        correct, examples = int(flags.sum()), len(flags)
-        return cls(correct / examples, *wilson_interval(correct, examples), examples)
-
-    def record(self) -> dict:
-        return asdict(self)
-
-    def __str__(self):
-        return f"{100 * self.value:.2f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+    Args:
+        flags: (N,), N >= 1; True where the prediction was right.
+    """
+    correct, examples = int(flags.sum()), len(flags)
+    low, high = wilson_interval(correct, examples)
+    return {"value": correct / examples, "low": low, "high": high, "examples": examples}

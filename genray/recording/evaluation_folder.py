@@ -60,7 +60,9 @@ class EvaluationFolder:
             before = records.read(records.EvaluationRequest, self.storage, "request.json")
         except records.Damaged as error:
             raise RunFolderError(f"{self.storage}: {error}") from None
-        different = _difference(before, json.loads(json.dumps(identity)))
+        # "images" says the same as the fingerprint, which older evaluations do not have.
+        now, ignored = json.loads(json.dumps(identity)), ("hash", "fingerprint")
+        different = records.first_difference(before, now, ignored=ignored)
         if different:
             raise RunFolderError(f"{self.storage}: cannot resume another evaluation: {different}")
 
@@ -124,24 +126,6 @@ def protocol_in(uri: str) -> dict:
     except records.Damaged:
         pass
     return {}
-
-
-def _difference(before, now, where=""):
-    """The first place at which two pieces of plain data differ, in words; None where they are equal."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        # "images" says the same as the fingerprint, which older evaluations do not have.
-        keys = [key for key in (*now, *before) if key not in ("hash", "fingerprint")]
-        pairs = [(key, before.get(key), now.get(key)) for key in keys]
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = [(i, *pair) for i, pair in enumerate(zip(before, now))]
-    elif before == now:
-        return None
-    elif any(isinstance(value, (dict, list)) or len(str(value)) > 60 for value in (before, now)):
-        return f"{where} not what it was"
-    else:
-        return f"{where} was {before}, is {now}"
-    found = (_difference(old, new, f"{where}.{key}" if where else str(key)) for key, old, new in pairs)
-    return next((text for text in found if text), None)
 
 
 def fingerprint(tensors: dict) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from genray.core.flat import FlatWeights
 from genray.errors import RunFolderError, StorageError
-from genray.evaluation import Accuracy, final_attacks, pgd_name
+from genray.evaluation import accuracy, final_attacks, pgd_name
 from genray.learners.window_statistics import WindowStats
 from genray.recording.model_description import describe_model
 from genray.recording.progress import Progress
@@ -254,7 +254,7 @@ class RunRecorder:
             StorageError: not everything could be written within runtime.storage_timeout_s.
         """
         models = {
-            name: {attack: Accuracy.of(values).record() for attack, values in _with_union(by_attack).items()}
+            name: {attack: accuracy(values) for attack, values in _with_union(by_attack).items()}
             for name, by_attack in flags.items()
         }
         results = {

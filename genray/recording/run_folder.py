@@ -145,7 +145,7 @@ class RunFolder:
         for column in ("image_column", "label_column"):  # null is the one that is found, which a begun run names
             if None in (before["data"][column], now["data"][column]):
                 before["data"][column] = now["data"][column] = None
-        difference = first_difference(_resumed_part(before), _resumed_part(now))
+        difference = records.first_difference(_resumed_part(before), _resumed_part(now))
         if difference:
             raise RunFolderError(f"{self.location}: cannot resume with another configuration: {difference}")
 
@@ -269,17 +269,6 @@ def _resumed_part(plain):
     data = {**plain["data"], "path": None, "download": None, "extra": extra and {**extra, "path": None}}
     checkpoint = {**plain["checkpoint"], "keep": None}
     return same | {"base_learners": learners, "data": data, "checkpoint": checkpoint}
-
-
-def first_difference(before, after, path=""):
-    """The first leaf in which two plain configurations differ, in words; empty where they agree."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in [*before, *(k for k in after if k not in before)]:
-            found = first_difference(before.get(key), after.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
-        return ""
-    return "" if before == after else f"{path} was {before}, is {after}"
 
 
 def versions(devices: list[str]) -> dict:

@@ -1,6 +1,7 @@
 """Seeded damage to everything that is read: whatever comes, one clear line and exit code 2, and nothing is touched."""
 
 import hashlib
+import io
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import genray
 from genray.cli.parser import run_command
@@ -169,12 +171,9 @@ def test_stored_configurations(small, tmp_path):
 def test_parquet_files(tmp_path):
     """Either refused by name, or still images and labels (a flipped bit in a label is a label)."""
     noise = np.random.default_rng(0)
-    from io import BytesIO
-
-    from PIL import Image
 
     def png():
-        buffer = BytesIO()
+        buffer = io.BytesIO()
         Image.fromarray(noise.integers(0, 256, (8, 8), dtype=np.uint8)).save(buffer, "PNG")
         return {"bytes": buffer.getvalue(), "path": ""}
 

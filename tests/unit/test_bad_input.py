@@ -36,15 +36,6 @@ def check(capsys, tmp_path, says, *argv, storage=None, lines=1):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_every_mistake_is_listed_at_once(capsys, tmp_path):
-    assert run("--storage", tmp_path, "training.epochs=0", "model.name=x", f"{L}.attack.norm=l9") == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 3
-    for culprit in ("training.epochs", "model.name", f"{L}.attack.norm"):
-        assert f"error: {culprit}: expected" in err
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -53,7 +44,6 @@ def test_every_mistake_is_listed_at_once(capsys, tmp_path):
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--runtime", "spark"], "argument --runtime: invalid choice: 'spark'"),
         (["--address", "auto"], "--address is for --runtime ray"),
-        (["--name", "a b"], "name: expected text of letters"),
         (["--name", "x" * 101], "name: expected text of letters"),
     ],
 )
@@ -168,12 +158,8 @@ def test_batch_larger_than_the_data(capsys, tmp_path):
 
 def test_everything_that_does_not_fit_the_data_is_listed_at_once(capsys, tmp_path):
     overrides = ["data.train_examples=5000", "data.validation_examples=4000", "data.test_examples=900"]
-    overrides += [
-        "evaluation.examples=1000",
-        f"{L}.augmentation.crop_padding=9",
-        "model.mean=[0, 0]",
-        "model.std=[1, 1]",
-    ]
+    overrides += ["evaluation.examples=1000", f"{L}.augmentation.crop_padding=9", "model.mean=[0, 0]"]
+    overrides += ["model.std=[1, 1]"]
     assert run("--storage", tmp_path, *overrides) == 2
     fields = [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()]
     assert fields == [
@@ -201,11 +187,8 @@ def test_what_nobody_asked_for_follows_the_data_and_the_epochs(capsys, tmp_path)
 
     check(capsys, tmp_path, "data.train_examples: expected 1 to 1437", "--config", preset, lines=4)  # of its own making
     found = planned(capsys, "--config", preset, "data.source=digits", "training.epochs=4")
-    assert [found["data"][key] for key in ("train_examples", "test_examples", "validation_examples")] == [
-        1437,
-        360,
-        287,
-    ]
+    sizes = [found["data"][f"{part}_examples"] for part in ("train", "test", "validation")]
+    assert sizes == [1437, 360, 287]
     assert (found["evaluation"]["examples"], found["global_learner"]["warmup_epochs"]) == (360, 2)
     typed = ["data.source=digits", "data.validation_examples=4000", "global_learner.warmup_epochs=5"]
     check(capsys, tmp_path, "warmup_epochs: expected at most", "--config", preset, *typed, "training.epochs=4")

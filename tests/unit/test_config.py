@@ -1,7 +1,6 @@
 """Configuration: exact numbers, round trips, every mistake at once, overrides, and junk that must never do worse."""
 
 import copy
-import datetime
 import subprocess
 import sys
 from fractions import Fraction
@@ -118,17 +117,6 @@ def test_schedule_from_number_and_pairs():
     assert [jump.exact(Fraction(at)) for at in ("0", "0.4999", "0.5", "0.7", "1")] == [1, 1, 2, Fraction(5, 2), 3]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(
-    st.lists(st.integers(0, 255), min_size=1, max_size=5, unique=True),
-    st.lists(st.fractions(0, 3, max_denominator=99), min_size=5, max_size=5),
-)
-def test_schedule_round_trip(positions, values):
-    schedule = Schedule(tuple((Fraction(at, 255), v) for at, v in zip(sorted(positions), values, strict=False)))
-    again = Schedule.parse(yaml.safe_load(yaml.safe_dump(schedule.to_yaml())))
-    assert all(again.exact(at) == schedule.exact(at) for at in [Fraction(i, 60) for i in range(61)])
-
-
 # --- round trips ---------------------------------------------------------------------------------------------------
 
 
@@ -137,27 +125,32 @@ def floats(low, high):
     return st.floats(low, high).map(lambda value: round(value, 9))
 
 
-fractions = st.one_of(
-    st.integers(1, 255).map(lambda n: f"{n}/255"),
-    floats(1e-6, 1),
-    st.fractions("1/999", 1, max_denominator=999).map(str),
+fractions = (
+    st.integers(1, 255).map(lambda n: f"{n}/255")
+    | floats(1e-6, 1)
+    | st.fractions("1/999", 1, max_denominator=999).map(str)
 )
-rates = st.one_of(
-    floats(0, 1),
-    st.lists(st.tuples(st.integers(0, 20), floats(0, 1)), min_size=1, max_size=4).map(
-        lambda knots: [[f"{at * (len(knots) > 1)}/20", value] for at, value in sorted(knots)]
-    ),
+rates = floats(0, 1) | st.lists(st.tuples(st.integers(0, 20), floats(0, 1)), min_size=1, max_size=4).map(
+    lambda knots: [[f"{at * (len(knots) > 1)}/20", value] for at, value in sorted(knots)]
 )
-optimizers = st.one_of(
-    st.sampled_from(["sgd", "adam", "adamw"]),
-    st.fixed_dictionaries({"name": st.just("sgd"), "momentum": floats(0, 0.99), "nesterov": st.booleans()}),
-    st.fixed_dictionaries({"name": st.just("adamw"), "beta2": floats(0, 0.9999), "weight_decay": floats(0, 1)}),
+record = st.fixed_dictionaries
+optimizers = (
+    st.sampled_from(["sgd", "adam", "adamw"])
+    | record({"name": st.just("sgd"), "momentum": floats(0, 0.99), "nesterov": st.booleans()})
+    | record({"name": st.just("adamw"), "beta2": floats(0, 0.9999), "weight_decay": floats(0, 1)})
 )
-learner_extras = {
-    "averaging": st.fixed_dictionaries({"enabled": st.booleans(), "decay": floats(0, 0.9999)}),
+extras = {
+    "averaging": record({"enabled": st.booleans(), "decay": floats(0, 0.9999)}),
     "data_order": st.sampled_from(["shared", "own"]),
-    "resources": st.fixed_dictionaries({"num_gpus": st.sampled_from(["auto", 0, 0.5, 1])}),
+    "resources": record({"num_gpus": st.sampled_from(["auto", 0, 0.5, 1])}),
 }
+attacks = record(
+    {"norm": st.sampled_from(["linf", "l2", "l1"]), "epsilon": fractions, "step_size": fractions},
+    optional={"num_steps": st.integers(1, 50), "start": st.sampled_from(["uniform", "gaussian", "zero"])},
+)
+objectives = st.just("adversarial") | record({"name": st.just("adversarial"), "beta": floats(0, 1)})
+naturals = record({"objective": st.just("natural"), "lr": rates, "optimizer": optimizers}, optional=extras)
+robusts = record({"objective": objectives, "lr": rates, "attack": attacks}, optional=extras)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,8}", fullmatch=True).filter(
     lambda n: n not in ("global", "global_last")
 )
@@ -165,36 +158,15 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,8}", fullmatch=True).filter(
 
 @st.composite
 def configurations(draw):
-    natural = draw(
-        st.fixed_dictionaries(
-            {"objective": st.just("natural"), "lr": rates, "optimizer": optimizers}, optional=learner_extras
-        )
-    )
-    attack = draw(
-        st.fixed_dictionaries(
-            {"norm": st.sampled_from(["linf", "l2", "l1"]), "epsilon": fractions, "step_size": fractions},
-            optional={"num_steps": st.integers(1, 50), "start": st.sampled_from(["uniform", "gaussian", "zero"])},
-        )
-    )
-    objective = draw(st.one_of(st.just("adversarial"), floats(0, 1).map(lambda b: {"name": "adversarial", "beta": b})))
-    robust = draw(st.fixed_dictionaries({"lr": rates}, optional=learner_extras)) | {
-        "objective": objective,
-        "attack": attack,
-    }
     one, two = draw(st.lists(names, min_size=2, max_size=2, unique=True))
-    source = minimal(base_learners={one: natural, two: robust}, seed=draw(st.integers(0, 2**63 - 1)))
     gamma = [["0", draw(fractions)], [draw(fractions), draw(fractions)]]
-    source["global_learner"] = draw(
-        st.sampled_from(
-            [
-                {"gamma": gamma},
-                {"mixing_weights": {one: "rest", two: gamma}},
-                {"mixing_weights": {two: "rest", one: 0.25}},
-            ]
-        )
+    ways = {"gamma": gamma}, {"mixing_weights": {one: "rest", two: gamma}}, {"mixing_weights": {two: "rest", one: 0.25}}
+    return minimal(
+        base_learners={one: draw(naturals), two: draw(robusts)},
+        seed=draw(st.integers(0, 2**63 - 1)),
+        global_learner=draw(st.sampled_from(ways)),
+        name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
     )
-    source["name"] = draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
-    return source
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -207,11 +179,6 @@ def test_resolved_configuration_gives_the_same_run(source):
     weights = list(config.global_learner.mixing_weights.values())
     for at in {at for w in weights for at, _ in w.knots} | {Fraction(1, 7), Fraction(1)}:
         assert sum(w.exact(at) for w in weights) == 1
-
-
-def test_a_schedule_of_one_late_knot_round_trips():
-    config = load_config(minimal(), ["base_learners.natural.lr=[[0.5, 0.1]]"])
-    assert load_config(to_dict(config)) == config
 
 
 def test_round_trip_of_the_embedded_run_through_a_file(tmp_path):
@@ -320,17 +287,8 @@ def test_broken_files_are_named(tmp_path, text, words):
     assert problem.startswith(f"{path}: ") and words in problem
 
 
-def test_absent_file_and_folder(tmp_path):
-    assert "absent.yaml: cannot be read: No such file" in one_problem(tmp_path / "absent.yaml")
-    assert "cannot be read: Is a directory" in one_problem(tmp_path)
-
-
 def test_merge_keys_of_yaml_work(tmp_path):
     """Anchors and `<<` are plain YAML; a file that repeats a learner's settings will use them."""
-    text = yaml.safe_dump(minimal())
-    data = text.replace("natural:\n", "natural: &shared\n", 1)
-    path = written(tmp_path, data)
-    assert load_config(path) == load_config(minimal())
     source = """
 name: unit
 data: {source: digits}
@@ -419,15 +377,9 @@ def test_overrides_as_a_mapping():
         "model.width": None,
         "name": "no",
     }
-    listed = [
-        "training.epochs=9",
-        "base_learners.robust.attack.num_steps=3",
-        "base_learners.robust.attack.epsilon=4/255",
-        "base_learners.natural.lr=[[0, 0.1], [1, 1/1000]]",
-        "base_learners.natural.optimizer={name: adam}",
-        "model.width=null",
-        "name='no'",
-    ]
+    attack, natural = "base_learners.robust.attack", "base_learners.natural"
+    listed = ["training.epochs=9", f"{attack}.num_steps=3", f"{attack}.epsilon=4/255", "model.width=null", "name='no'",
+              f"{natural}.lr=[[0, 0.1], [1, 1/1000]]", f"{natural}.optimizer={{name: adam}}"]  # fmt: skip
     assert load_config(minimal(), nested) == load_config(minimal(), listed) == load_config(minimal(), [nested])
     assert load_config(minimal(), ["seed=3", {"seed": 4}]).seed == 4
     assert load_config(minimal(), "training.epochs=9").training.epochs == 9
@@ -467,11 +419,6 @@ def test_objective_and_optimizer_shorthands_grow():
     assert learner("natural", "optimizer=adamw", "optimizer.beta1=0.8").optimizer == AdamW(beta1=0.8)
     assert learner("robust").optimizer == SGD(momentum=0.9, nesterov=False, weight_decay=5e-4)
     assert type(learner("natural", "optimizer=adam").optimizer) is Adam
-
-
-@pytest.mark.parametrize("override", ["training.epochs", "=3", ".epochs=3", "training..epochs=3", ""])
-def test_overrides_without_key_or_value(override):
-    assert one_problem(overrides=[override]) == f"{override!r}: expected key=value, for example training.epochs=10"
 
 
 def test_mistaken_overrides_are_listed_together():
@@ -649,20 +596,15 @@ def accepted_or_refused(data, overrides=()):
     assert load_config(yaml.safe_load(to_yaml(config))) == config
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.sampled_from(PATHS), junk), min_size=1, max_size=3))
+NEW_PATHS = st.tuples(st.sampled_from([(), *PATHS]), keys).map(lambda found: (*found[0], found[1]))
+
+
+@settings(max_examples=700, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from(PATHS) | NEW_PATHS, junk), min_size=1, max_size=3))
 def test_junk_anywhere_is_accepted_or_a_config_error(changes):
     data = copy.deepcopy(COMPLETE)
     for path, value in changes:
         put(data, path, value)
-    accepted_or_refused(data)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.sampled_from([(), *PATHS]), keys, junk)
-def test_junk_under_new_keys_is_a_config_error(path, key, value):
-    data = copy.deepcopy(COMPLETE)
-    put(data, (*path, key), value)
     accepted_or_refused(data)
 
 
@@ -682,17 +624,8 @@ def test_junk_files_are_config_errors(tmp_path_factory, text):
 
 
 HUGE = [
-    10**400,
-    -(10**400),
-    "1e400",
-    "-1e400",
-    "1e-400",
-    "1e5000",
-    "1e-5000",
-    f"1{'0' * 5000}",
-    f"1/1{'0' * 400}",
-    1e308,
-]
+    10**400, -(10**400), "1e400", "-1e400", "1e-400", "1e5000", "1e-5000", f"1{'0' * 5000}", f"1/1{'0' * 400}", 1e308,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", HUGE, ids=range(len(HUGE)))
@@ -708,10 +641,6 @@ def test_numbers_beyond_floats_are_accepted_or_a_config_error(value):
     assert escaped == []
 
 
-def test_an_integer_of_thousands_of_digits_is_refused():
-    assert one_problem(overrides=[f"seed=1{'0' * 5000}"]).startswith("seed: ")
-
-
 def test_a_gigantic_exponent_does_not_hang():
     code = (
         "from genray.config import load_config\nfrom genray.errors import ConfigError\n"
@@ -722,20 +651,16 @@ def test_a_gigantic_exponent_does_not_hang():
     assert done.stdout == "refused\n", done.stderr[-300:]
 
 
-def test_dates_and_bytes_are_shown():
-    assert "got datetime.date(2001, 1, 1)" in one_problem(minimal(training={"epochs": datetime.date(2001, 1, 1)}))
-    assert "got b'x'" in one_problem(minimal(training={"epochs": b"x"}))
-
-
-def test_the_rest_of_schedules_with_many_digits_round_trips():
-    """Two schedules with knots at different places: `rest` is exact, with far more digits than either."""
+def test_schedules_round_trip_in_a_configuration():
+    """Two with knots at different places: `rest` is exact, with far more digits than either; one of a late knot."""
     weights = {
         "natural": [[0, 0.1234567890123456], [0.7654321098765432, 0.3]],
         "linf": "rest",
         "l2": [[0, 0.2718281828459045], [0.3141592653589793, "1/7"], [1, 0.1]],
     }
-    config = load_config(minimal(base_learners=THREE, global_learner={"mixing_weights": weights}))
-    assert load_config(to_dict(config)) == config
+    source = minimal(base_learners=THREE, global_learner={"mixing_weights": weights})
+    for config in (load_config(source), load_config(minimal(), ["base_learners.natural.lr=[[0.5, 0.1]]"])):
+        assert load_config(to_dict(config)) == config
 
 
 # --- objectives and their attacks -----------------------------------------------------------------------------------
@@ -768,13 +693,6 @@ def test_an_objective_needs_its_attack_or_attacks(objective):
             assert one_problem(with_learner(objective=objective, attacks=attacks)).startswith(
                 at["attacks"] + "expected"
             )
-
-
-def test_natural_has_no_attack():
-    for key, value in (("attack", ATTACK), ("attacks", SEVERAL)):
-        config = minimal()
-        config["base_learners"]["natural"][key] = value
-        assert one_problem(config).startswith(f"base_learners.natural.{key}: has no effect with objective natural")
 
 
 def test_combinations_of_attack_and_objective_that_work():

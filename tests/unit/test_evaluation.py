@@ -15,7 +15,7 @@ from genray.config import load_config
 from genray.config.schema import EvaluationAttackConfig
 from genray.core.flat import FlatWeights
 from genray.data.splits import Split
-from genray.evaluation import Accuracy, Evaluator, attacked_flags, chunks, correct_flags, join_flags, wilson_interval
+from genray.evaluation import Evaluator, accuracy, attacked_flags, chunks, correct_flags, join_flags, wilson_interval
 from genray.evaluation.evaluator import reestimate_batch_norm
 from genray.evaluation.robust import evaluate_chunk, full_precision
 from genray.models import build_model
@@ -50,10 +50,8 @@ def test_wilson_at_the_ends(n):
 def test_accuracy_record():
     flags = np.array([True] * 37 + [False] * 13)
     low, high = scipy_wilson(37, 50)
-    accuracy = Accuracy.of(flags)
-    assert accuracy.record() == {"value": 0.74, "low": pytest.approx(low), "high": pytest.approx(high), "examples": 50}
-    assert str(accuracy) == f"74.00 [{100 * low:.1f}, {100 * high:.1f}]"
-    assert Accuracy.of(torch.from_numpy(flags)) == accuracy
+    assert accuracy(flags) == {"value": 0.74, "low": pytest.approx(low), "high": pytest.approx(high), "examples": 50}
+    assert accuracy(torch.from_numpy(flags)) == accuracy(flags)
 
 
 # --- flags ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_outcome
+from conftest import described, run_outcome
 from PIL import Image
 from test_bad_input import check
 
@@ -23,6 +23,7 @@ from genray.data.splits import Split
 from genray.errors import ConfigError
 from genray.recording import RunRecorder
 from genray.recording.table import results_table
+from genray.records import RunResults
 from genray.run.setup import prepare
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -263,6 +264,7 @@ def test_resumed_in_the_middle_of_an_epoch(labelled, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             genray.train(None, rst(file), runtime="local", storage=str(tmp_path / "parts"))
     assert steps[-2] == 6 and whole["protocol"]["extra"]["examples"] == 1177
+    assert described(RunResults, tmp_path / "whole/digits/results.json")
     arrays = dict(np.load(file))
     np.savez(tmp_path / "same.npz", **arrays)
     np.savez(tmp_path / "other.npz", **arrays | {"label": (arrays["label"] + 1) % 10})

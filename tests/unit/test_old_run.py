@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import ROOT, run_outcome
+from conftest import ROOT, described, run_outcome, undescribed
 
 import genray
 from genray import records
@@ -15,24 +15,6 @@ from genray.reporting.found import find
 from genray.storage import Storage
 
 OLD = ROOT / "tests/data/old_run"
-
-
-def described(model, file):
-    """Whether a file is such a record and holds nothing that the model does not describe."""
-    plain = [json.loads(line) for line in file.read_text().splitlines()] if file.suffix == ".jsonl" else None
-    for record in plain or [json.loads(file.read_text())]:
-        assert list(undescribed(model.model_validate(records.check(model, record)))) == []
-    return True
-
-
-def undescribed(value, place=""):
-    if isinstance(value, (dict, list)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from undescribed(item, f"{place}.{key}")
-    elif isinstance(value, records.Record) and not isinstance(value, records.TrialConfig):  # `RunConfig` describes it
-        open_ended = isinstance(value, records.LearnerEpoch)  # of accuracies
-        yield from () if open_ended else (f"{place}.{name}" for name in value.model_extra)
-        yield from undescribed({name: getattr(value, name) for name in type(value).model_fields}, place)
 
 
 def test_records_hold_what_is_described(old):

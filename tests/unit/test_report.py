@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, described
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -32,6 +32,7 @@ from genray.data.splits import Split
 from genray.errors import InputError, StorageError
 from genray.evaluation.published import TABLES
 from genray.recording.table import results_table
+from genray.records import RunResults
 from genray.reporting import run_plots
 from genray.reporting.build import build_report
 from genray.reporting.comparison import comparison_table, comparisons
@@ -310,6 +311,7 @@ def test_a_run_in_several_norms_ends_in_a_table_of_each(tmp_path, capsys):
         right = natural & (model(x_adv).argmax(1) == y).numpy()
         assert results["models"]["global"][name]["value"] == right.mean()
         alive = alive & right
+    assert described(RunResults, tmp_path / "digits/results.json")
     assert list(results["models"]["linf"]) == ["natural", "pgd3", "pgd3_l2", "pgd3_l1", "union"]
     assert results["models"]["global"]["union"]["value"] == alive.mean()
     head = results_table(results).splitlines()[0].split("  ")

@@ -58,6 +58,7 @@ FIELDS = {
     f"{L}.attack.sparsity": "1.5",
     f"{L}.attack.tau": "-1",
     f"{N}.attack": "{norm: linf, epsilon: 0.1, step_size: 0.1}",
+    f"{N}.attacks": "{l2: {norm: l2, epsilon: 1, step_size: 1}}",
     f"{L}.objective.beta": "2",
     f"{L}.optimizer.beta1": "0.9",
     f"{L}.lr": "-0.1|null|fast|[[0, 0.1], [2, 0.1]]|[[0.5, 1], [0.2, 1]]|[]|[[0, 1], [0.5]]|[[0, 1e400], [1, 0]]",
@@ -95,6 +96,8 @@ ELSEWHERE = {
     "seed.sub.key=3": "seed.sub.key",
     "training.epochs": "'training.epochs'",
     "=3": "'=3'",
+    "": "''",
+    f"seed=1{'0' * 5000}": "seed",
     "training..epochs=3": "'training..epochs=3'",
     "configs/absent.yaml": "'configs/absent.yaml'",
 }
@@ -111,7 +114,7 @@ def refused(capsys, main, parse_args, *argv):
     return line.removeprefix("error: ")
 
 
-@pytest.mark.parametrize(("overrides", "path"), CONFIGS, ids=[" ".join(o) for o, _ in CONFIGS])
+@pytest.mark.parametrize(("overrides", "path"), CONFIGS, ids=[" ".join(o)[:60] for o, _ in CONFIGS])
 def test_configurations(capsys, tmp_path, overrides, path):
     line = refused(
         capsys, train.main, train.parse_args, "--runtime", "local", "--storage", tmp_path / "runs", *overrides
