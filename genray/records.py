@@ -157,6 +157,15 @@ class EpochRecord(Record):
     best_epoch: int
 
 
+class ImagesRecord(Record):
+    examples: int
+    fingerprint: str
+
+
+class DataRecord(RootModel[Named[ImagesRecord]]):
+    """`data.json`: which images a run is on, a part each."""
+
+
 # --- an evaluation ----------------------------------------------------------------------------------------------------
 
 
@@ -375,7 +384,7 @@ def first_difference(before, now, path="", ignored=()) -> str:
         pairs = [(i, *pair) for i, pair in enumerate(zip(before, now))]
     elif before == now:
         return ""
-    elif any(isinstance(value, (dict, list)) or len(str(value)) > 60 for value in (before, now)):
+    elif any(len(str(value)) > 60 for value in (before, now)):
         return f"{path} not what it was"
     else:
         return f"{path} was {before}, is {now}"

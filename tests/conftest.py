@@ -105,6 +105,7 @@ def described(model, file):
 def undescribed(value, place=""):
     from genray import records
 
+    value = getattr(value, "root", value)
     if isinstance(value, (dict, list)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from undescribed(item, f"{place}.{key}")

@@ -181,9 +181,9 @@ class RunFolder:
         if not self.storage.exists(IDENTITY):
             return
         try:
-            before = dict(json.loads(self.storage.read(IDENTITY)))
-        except (ValueError, TypeError):
-            raise RunFolderError(f"{self.location}/{IDENTITY}: not written by genray") from None
+            before = records.read(records.DataRecord, self.storage, IDENTITY)
+        except records.Damaged as error:
+            raise RunFolderError(f"{self.location}: {error}") from None
         for part, now in identity.items():
             then = before.get(part)
             if then != now:
@@ -201,7 +201,8 @@ class RunFolder:
     def read_metrics(self) -> list[dict]:
         if not self.storage.exists("metrics.jsonl"):
             return []
-        return [json.loads(line) for line in self.storage.read("metrics.jsonl").decode().splitlines()]
+        lines = self.storage.read("metrics.jsonl").splitlines()
+        return [records.parse(records.EpochRecord, line) for line in lines]
 
     def write_results(self, results: dict):
         self.storage.write("results.json", (json.dumps(results, indent=2) + "\n").encode())

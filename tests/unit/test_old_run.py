@@ -21,6 +21,7 @@ def test_records_hold_what_is_described(old):
     for name, model in {
         "finished/digits/results.json": records.RunResults,
         "half/digits/metrics.jsonl": records.EpochRecord,
+        "half/digits/data.json": records.DataRecord,
         "finished/digits/evaluation/results.json": records.EvaluationRecord,
         "finished/digits/evaluation/request.json": records.EvaluationRequest,
         "finished/digits/mixtures/results.json": records.MixtureResults,
