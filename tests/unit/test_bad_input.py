@@ -83,12 +83,7 @@ def test_run_folders(capsys, tmp_path, small_run):
     folder = make_run(tmp_path, small_run)
     capsys.readouterr()
     same = [*small_run, "training.epochs=1"]
-    check(
-        capsys,
-        tmp_path,
-        "a run of this name exists; choose another with --name, go on with --resume, or replace",
-        *same,
-    )
+    check(capsys, tmp_path, "a run of this name exists; choose another with --name", *same)
     check(capsys, tmp_path, "another configuration: seed was 0, is 5", "--resume", *same, "seed=5")
 
     (folder / "results.json").unlink()  # a finished run needs no checkpoint
