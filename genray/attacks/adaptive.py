@@ -7,7 +7,7 @@ import torch
 from genray.attacks.gradient import loss_target, starting_point, temporary_mode
 from genray.attacks.losses import LOSSES
 from genray.attacks.native.ascent import Climb, L1Climb
-from genray.attacks.native.outcome import Batch
+from genray.attacks.native.outcome import AttackBatch
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AdaptiveAttack:
     @torch.no_grad()
     def __call__(self, model, x, y, draw):
         """As `GradientAttack.__call__`."""
-        batch, start = Batch(x, y, self.norm, self.epsilon), starting_point(self, x, draw)
+        batch, start = AttackBatch(x, y, self.norm, self.epsilon), starting_point(self, x, draw)
         everyone = torch.arange(len(y), device=y.device)
         with temporary_mode(model, training=self.mode == "train"):
             climb = self._climb(batch, everyone, loss_target(self.loss, model, x, y), self._loss, model)

@@ -20,9 +20,13 @@ def margin(logits, labels):
 
     It stops rising once an example is misclassified by more than `CONFIDENCE`: its gradient is then zero.
     """
+    return -(signed_margin(logits, labels) + CONFIDENCE).clamp_min(0)
+
+
+def signed_margin(logits, labels):
+    """(N,) z_y - max_{j != y} z_j of logits (N, K), K >= 2."""
     true = logits.gather(1, labels[:, None])[:, 0]
-    other = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    return -(true - other + CONFIDENCE).clamp_min(0)
+    return true - logits.scatter(1, labels[:, None], -math.inf).amax(1)
 
 
 def kl_from_clean(logits, clean_logits):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+MOST_STEPS = 60  # of Newton's method: a handful suffices; rounding must not keep the loop going
+
 
 def _per_example(values, like):
     return values.view(-1, *[1] * (like.dim() - 1))
@@ -75,37 +77,56 @@ def l1_step(gradient, sparsity):
 
 
 def l1_project(x, adversarial, epsilon):
-    """Exact projection on the intersection of the L1 ball and the box (methods D5; Croce & Hein, 2103.01208).
+    """Exact projection on the intersection of the L1 ball and the box (methods D5; Croce & Hein, 2103.01208)."""
+    flat, move = x.flatten(1).double(), (adversarial - x).flatten(1).double()
+    return (flat + move + l1_shrinkage(flat, move, epsilon)).to(x.dtype).view_as(x).clamp_(0, 1)
 
-    The result is x + sign(delta) * clip(|delta| - lambda, 0, room) with the smallest lambda >= 0 that fits the ball.
-    Its mass is piecewise linear in lambda with breakpoints |delta| and |delta| - room, so sorting them and one
-    cumulative sum give lambda exactly.
+
+def l1_shrinkage(x, move, epsilon):
+    """What to add to a move so that x + move lies in l1 ball and box, by the shortest way (2103.01208, section 2).
+
+    Args:
+        x: (n, d) in [0, 1].
+        move: (n, d) of any size.
+        epsilon: radius of the ball round x.
+
+    Returns:
+        (n, d) of the opposite sign of `move`: min(max(multiplier, what is beyond the wall), |move|). It is exactly
+        -move where nothing is left of the move.
     """
-    delta = (adversarial - x).flatten(1).double()
-    flat = x.flatten(1).double()
-    magnitude = delta.abs()
-    room = torch.where(delta >= 0, 1 - flat, flat)
-    shrink = _l1_multiplier(magnitude, room, epsilon)
-    moved = torch.minimum((magnitude - shrink[:, None]).clamp_min_(0), room)
-    result = (flat + delta.sign() * moved).to(x.dtype).view_as(x)
-    return result.clamp_(0, 1)
+    size = move.abs()
+    room = indicator(torch.ge, move, 0.0).sub_(x).abs_()
+    beyond = (size - room).clamp_min_(0)
+    cut = torch.maximum(_shrink_multiplier(size, beyond, epsilon)[:, None], beyond)
+    return -move.sign() * torch.minimum(cut, size)
 
 
-def _l1_multiplier(magnitude, room, epsilon):
-    """Smallest lambda >= 0 with sum_i clip(magnitude_i - lambda, 0, room_i) <= epsilon, per row."""
-    # Walking lambda up from 0: coordinate i shortens between magnitude - room (off the wall) and magnitude (gone).
-    breaks = torch.cat([(magnitude - room).clamp_min(0), magnitude], dim=1)
-    slopes = torch.cat([-torch.ones_like(magnitude), torch.ones_like(magnitude)], dim=1)
-    breaks, order = breaks.sort(dim=1)
-    slope = slopes.gather(1, order).cumsum(1)  # of the mass, right of each breakpoint
-    mass = torch.minimum(magnitude, room).sum(1, keepdim=True)
-    steps = torch.diff(breaks, dim=1, append=breaks[:, -1:]) * slope
-    right = mass + steps.cumsum(1)  # mass at the next breakpoint
-    left = torch.cat([mass, right[:, :-1]], dim=1)
-    inside = (right <= epsilon).to(torch.int8).argmax(dim=1, keepdim=True)  # first stretch that ends within the ball
-    gap, decline = left.gather(1, inside) - epsilon, -slope.gather(1, inside)
-    shrink = breaks.gather(1, inside) + gap.clamp_min(0) / decline.clamp_min(1)
-    return torch.where(mass[:, 0] <= epsilon, torch.zeros_like(shrink[:, 0]), shrink[:, 0])
+def _shrink_multiplier(size, beyond, epsilon):
+    """(n,) smallest t >= 0 with sum_i size_i - clip(t, beyond_i, size_i) <= epsilon.
+
+    The sum falls but is neither convex nor concave (a coordinate starts to shrink at `beyond` and ends at `size`), so
+    Newton's steps are kept in the bracket [low, high] and replaced by its middle.
+    """
+    t = low = torch.zeros_like(size[:, 0])
+    high, work = size.amax(1), torch.empty_like(size)
+    tolerance, rounding = (1e-6, 2**-22) if size.dtype == torch.float32 else (1e-14, 2**-51)
+    for _ in range(MOST_STEPS):
+        torch.minimum(torch.maximum(t[:, None], beyond, out=work), size, out=work)
+        excess = torch.sub(size, work, out=work).sum(1) - epsilon
+        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
+        active = torch.gt(size, t[:, None], out=work).sum(1) - torch.gt(beyond, t[:, None], out=work).sum(1)
+        newton = t + excess / active
+        following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+        done = (excess.abs() <= tolerance * epsilon) | ((following - t).abs() <= rounding * t)
+        if done.all():
+            break
+        t = torch.where(done, t, following)
+    return t
+
+
+def indicator(compare, values, than):
+    """The comparison as 0.0 and 1.0; on CPU many times faster than by way of bool."""
+    return compare(values, than, out=torch.empty_like(values))
 
 
 @dataclass(frozen=True)

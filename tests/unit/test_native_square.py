@@ -9,7 +9,6 @@ from torch import nn
 from genray.attacks import auto
 from genray.attacks.auto import PACKAGE_NORMS, run_member
 from genray.attacks.native import square as module
-from genray.attacks.native.incremental import IncrementalForward, PlainForward
 from genray.attacks.native.square import square
 from genray.attacks.native.square_moves import Patterns, Squares, bump
 from genray.core.geometry import BALLS
@@ -72,7 +71,7 @@ def package_points(model, x, y, norm, queries, seed=3):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_same_verdicts_as_the_package(norm, victim, monkeypatch):
-    """Each engine with its own arithmetic: ours on folded weights and, in linf, on slices."""
+    """Each engine with its own arithmetic: ours on folded weights."""
     model, x, y = victim
     standard = auto._standard
 
@@ -111,25 +110,14 @@ def test_same_points_as_the_package(norm, queries, some):
     theirs = package_points(model, x, y, norm, queries)
     numbers = torch.Generator().manual_seed(3)
     moves = (Squares if norm == "linf" else Patterns)(x, EPSILON[norm], numbers, norm)
-    run = module._Run(model, PlainForward(model), moves, y)
+    run = module._Run(model, model, moves, y)
     with torch.no_grad():
         points = run(queries)
-    points[run.at] = run.forward.images
+    points[run.at] = run.images
     # The package's l1 projection is off by up to 4e-5 of the radius, which adds up.
     assert (points - theirs).abs().amax() < (3e-4 if norm == "l1" else 1e-5)
     assert len(run.at) > 0 and (points != x).flatten(1).any(1).all()
     assert len(run.at) < len(x) or queries < 150 or x.shape[1] == 3, "some digits should fall"
-
-
-def test_linf_on_slices_walks_the_same_way(victim, monkeypatch):
-    model, x, y = victim
-    used = []
-    of = IncrementalForward.of
-    monkeypatch.setattr(IncrementalForward, "of", lambda *args: used.append(of(*args)) or used[-1])
-    sliced = square(model, x, y, **how("linf"), num_queries=400)
-    monkeypatch.setattr(IncrementalForward, "of", lambda *args: None)
-    plain = square(model, x, y, **how("linf"), num_queries=400)
-    assert used[0] is not None and (sliced - plain).abs().amax() < 1e-6 and not torch.equal(plain, x)
 
 
 def test_an_unbroken_example_costs_one_forward_a_query_and_two_more():

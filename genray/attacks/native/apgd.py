@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from genray.attacks.auto import MEMBERS, runs
 from genray.attacks.native.ascent import L1_STAGES, Climb, L1Climb
-from genray.attacks.native.outcome import Outcome
+from genray.attacks.native.outcome import AttackState
 from genray.errors import ConfigError
 
 TINY = 1e-12
@@ -46,7 +46,7 @@ def apgd(model, x, y, *, member, norm, epsilon, seed, num_classes, search=None):
     if len(x) == 0:
         return x.clone()
     with torch.no_grad():
-        outcome = Outcome(model, x, y, norm, epsilon)
+        outcome = AttackState(model, x, y, norm, epsilon)
         noise, ranking = StartNoise(norm, seed, x), outcome.logits.sort(dim=1).indices
         kind, run, together, number = L1Climb if norm == "l1" else Climb, 0, 1, runs(member, norm, num_classes)
         while run < number and len(at := outcome.unbroken()):

@@ -2,8 +2,7 @@
 
 import torch
 
-from genray.attacks.native.projections import l1_shrinkage
-from genray.core.geometry import BALLS
+from genray.core.geometry import BALLS, l1_shrinkage
 
 NUM_STEPS = 100
 L1_STAGES = ((3, 30), (2, 30), (1, 40))  # (radius in epsilons, steps); only the last one's points count
@@ -21,7 +20,7 @@ class Climb:
     Of several runs, those after one that breaks an example end with it: with fewer examples they begin elsewhere.
 
     Args:
-        outcome: a `Batch`; an `Outcome`, where breaks are recorded, if examples are to leave.
+        outcome: a `AttackBatch`; an `AttackState`, where breaks are recorded, if examples are to leave.
         at: (n,) positions of the examples to attack.
         target: (n,) classes.
         loss: of `LOSSES`.

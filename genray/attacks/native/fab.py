@@ -8,7 +8,7 @@ projecting on a hyperplane needs no sort.
 import torch
 
 from genray.attacks.auto import targets
-from genray.attacks.native.outcome import Outcome
+from genray.attacks.native.outcome import AttackState
 from genray.attacks.native.projections import hyperplane_move
 
 NUM_STEPS = 100
@@ -38,7 +38,7 @@ def fab_t(model, x, y, *, norm, epsilon, seed, num_classes):
     if len(x) == 0:
         return x.clone()
     with torch.no_grad():
-        outcome = Outcome(model, x, y, norm, epsilon)
+        outcome = AttackState(model, x, y, norm, epsilon)
         ranking = outcome.logits.sort(dim=1).indices
         ranks = list(range(2, targets("fab_t", norm, num_classes) + 2))
         while ranks and len(at := outcome.unbroken()):

@@ -26,7 +26,7 @@ class Layout:
         return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-class Batch:
+class AttackBatch:
     """What is attacked and within which threat model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Batch:
         self.x = self.layout.rows(x.detach())
 
 
-class Outcome(Batch):
+class AttackState(AttackBatch):
     """Which examples of a batch an attack has broken, and by which points.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Exact moves onto a hyperplane or an l1 ball inside the [0, 1] box, without sorting (methods D5 and FAB-T).
+"""Exact moves onto a hyperplane inside the [0, 1] box, without sorting (methods FAB-T).
 
 Each is one number a row (how far every coordinate goes) that solves an increasing or decreasing piecewise linear
 equation. Newton's steps find the piece it lies on in a handful of passes over the row, where the authors sort the row.
@@ -8,9 +8,9 @@ Rows are (n, d) or (2, n, d) float32, in any order of the coordinates.
 import torch
 from torch.linalg import vecdot
 
+from genray.core.geometry import MOST_STEPS, indicator
+
 TOLERANCE = 1e-6  # of the equation that is solved, before the last step
-ROUNDING = 2**-22  # a relative step this small is no step
-MOST_STEPS = 60  # a handful suffices; rounding must not keep the loop going
 LARGE, TINY = torch.finfo(torch.float32).max, 1e-30
 LEAST_WEIGHT = 1e-8  # as in the authors' code, l2 and l1 do not move a coordinate of smaller weight
 FIRST_LARGEST = 64  # coordinates that l1's greedy walk looks at before it looks at more
@@ -30,9 +30,9 @@ def hyperplane_move(norm, points, weight, residual):
         nearest to it. Coordinates of weight 0 (l2 and l1: to within 1e-8) stay.
     """
     size = weight.abs()
-    movable = _indicator(torch.gt, size, 0.0 if norm == "linf" else LEAST_WEIGHT)
+    movable = indicator(torch.gt, size, 0.0 if norm == "linf" else LEAST_WEIGHT)
     size = size * movable
-    gap = _indicator(torch.lt, weight * residual.sign()[..., None], 0.0).sub_(points).mul_(movable)
+    gap = indicator(torch.lt, weight * residual.sign()[..., None], 0.0).sub_(points).mul_(movable)
     if norm == "l1":
         return _greedy_move(gap, size, residual.abs())
     speed = movable if norm == "linf" else size  # of each coordinate as the multiplier grows
@@ -74,49 +74,3 @@ def _greedy_move(gap, size, wanted, number=FIRST_LARGEST):
         if len(short):
             move[:, short] = _greedy_move(gap[:, short], size[short], wanted[:, short], 8 * number)
     return move
-
-
-def l1_shrinkage(x, move, epsilon):
-    """What to add to a move so that x + move lies in l1 ball and box, by the shortest way (2103.01208, section 2).
-
-    Args:
-        x: (n, d) in [0, 1].
-        move: (n, d) of any size.
-        epsilon: radius of the ball round x.
-
-    Returns:
-        (n, d) of the opposite sign of `move`: min(max(multiplier, what is beyond the wall), |move|). It is exactly
-        -move where nothing is left of the move.
-    """
-    size = move.abs()
-    room = _indicator(torch.ge, move, 0.0).sub_(x).abs_()
-    beyond = (size - room).clamp_min_(0)
-    cut = torch.maximum(_shrink_multiplier(size, beyond, epsilon)[:, None], beyond)
-    return -move.sign() * torch.minimum(cut, size)
-
-
-def _shrink_multiplier(size, beyond, epsilon):
-    """(n,) smallest t >= 0 with sum_i size_i - clip(t, beyond_i, size_i) <= epsilon.
-
-    The sum falls but is neither convex nor concave (a coordinate starts to shrink at `beyond` and ends at `size`), so
-    Newton's steps are kept in the bracket [low, high] and replaced by its middle.
-    """
-    t = low = torch.zeros_like(size[:, 0])
-    high, work = size.amax(1), torch.empty_like(size)
-    for _ in range(MOST_STEPS):
-        torch.minimum(torch.maximum(t[:, None], beyond, out=work), size, out=work)
-        excess = torch.sub(size, work, out=work).sum(1) - epsilon
-        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
-        active = torch.gt(size, t[:, None], out=work).sum(1) - torch.gt(beyond, t[:, None], out=work).sum(1)
-        newton = t + excess / active
-        following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        done = (excess.abs() <= TOLERANCE * epsilon) | ((following - t).abs() <= ROUNDING * t)
-        if done.all():
-            break
-        t = torch.where(done, t, following)
-    return t
-
-
-def _indicator(compare, values, than):
-    """The comparison as 0.0 and 1.0; on CPU many times faster than by way of bool."""
-    return compare(values, than, out=torch.empty_like(values))

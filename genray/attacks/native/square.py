@@ -3,12 +3,10 @@
 Draws the numbers that the authors' package draws for the same seed and batch, so both try the same candidates.
 """
 
-import math
-
 import torch
 
 from genray.attacks import auto
-from genray.attacks.native.incremental import IncrementalForward, PlainForward
+from genray.attacks.losses import signed_margin
 from genray.attacks.native.square_moves import Patterns, Squares
 
 
@@ -43,10 +41,7 @@ def square(model, x, y, *, norm, epsilon, seed, num_classes, search=None, num_qu
         if len(at):
             numbers = torch.Generator().manual_seed(seed)  # on the CPU, as the package: the same on every device
             moves = (Squares if norm == "linf" else Patterns)(x[at], epsilon, numbers, norm)
-            # The l2 and l1 moves rescale the whole perturbation: no window that all other pixels stay outside of.
-            incremental = IncrementalForward.of(search or model, x) if norm == "linf" else None
-            run = _Run(model, incremental or PlainForward(search or model), moves, y[at])
-            found[at] = run(num_queries)
+            found[at] = _Run(model, search or model, moves, y[at])(num_queries)
     return found
 
 
@@ -55,29 +50,30 @@ class _Run:
 
     Args:
         model: decides, and scores where it is close.
-        forward: scores.
+        search: scores.
         moves: candidates.
         y: (N,) labels.
     """
 
-    def __init__(self, model, forward, moves, y):
-        self.model, self.forward, self.moves, self.y = model, forward, moves, y
+    def __init__(self, model, search, moves, y):
+        self.model, self.search, self.moves, self.y = model, search, moves, y
         self.found, self.at = moves.x.clone(), torch.arange(len(y), device=y.device)
         self.close = self.at[:0]  # examples that only looked broken: `model` scores them from then on
 
     def __call__(self, num_queries):
         """(N, C, H, W): the originals of those that resist."""
-        self.margins = margins_of(self.forward.start(self.moves.start()), self.y)
+        self.images = self.moves.start()
+        self.margins = signed_margin(self.search(self.images), self.y)
         self._settle(torch.arange(len(self.y), device=self.y.device))
         for query in range(num_queries):
             if len(self.y) == 0:
                 break
-            margins = margins_of(self.forward.propose(*self.moves.propose(self.forward.images, query)), self.y)
+            proposed = self.moves.propose(self.images, query)
+            margins = signed_margin(self.search(proposed), self.y)
             if len(self.close):
-                margins[self.close] = margins_of(self.model(self.forward.proposed(self.close)), self.y[self.close])
+                margins[self.close] = signed_margin(self.model(proposed[self.close]), self.y[self.close])
             better = (margins < self.margins).nonzero().flatten()
-            self.forward.accept(better)
-            self.margins[better] = margins[better]
+            self.images[better], self.margins[better] = proposed[better], margins[better]
             self._settle(better)
         return self.found
 
@@ -90,11 +86,11 @@ class _Run:
         claimed = rows[self.margins[rows] <= 0]
         if len(claimed) == 0:
             return
-        points = self.moves.legal(self.forward.images[claimed], claimed)
+        points = self.moves.legal(self.images[claimed], claimed)
         logits = self.model(points)
         wrong = logits.argmax(1) != self.y[claimed]
         self.found[self.at[claimed[wrong]]] = points[wrong]
-        self.margins[claimed] = margins_of(logits, self.y[claimed])
+        self.margins[claimed] = signed_margin(logits, self.y[claimed])
         close = torch.zeros_like(self.y, dtype=torch.bool)
         close[self.close] = close[claimed] = True
         stays = torch.ones_like(close).index_fill_(0, claimed[wrong], False)
@@ -103,12 +99,6 @@ class _Run:
             self._keep(stays.nonzero().flatten())
 
     def _keep(self, rows):
-        self.y, self.at, self.margins = self.y[rows], self.at[rows], self.margins[rows]
-        self.forward.keep(rows)
+        for name in ("y", "at", "margins", "images"):
+            setattr(self, name, getattr(self, name)[rows])
         self.moves.keep(rows)
-
-
-def margins_of(logits, y):
-    """z_y - max_{j != y} z_j of each example."""
-    true = logits.gather(1, y[:, None])[:, 0]
-    return true - logits.scatter(1, y[:, None], -math.inf).amax(1)

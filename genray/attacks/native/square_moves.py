@@ -6,8 +6,7 @@ import math
 import torch
 
 from genray.attacks.native.outcome import Layout
-from genray.attacks.native.projections import l1_shrinkage
-from genray.core.geometry import BALLS
+from genray.core.geometry import BALLS, l1_shrinkage
 
 START_SHARE = 0.8  # of the image, that a window covers at first
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries
@@ -68,11 +67,11 @@ class Squares(_Moves):
         return (self.x + stripes).clamp_(0, 1)
 
     def propose(self, images, query):
-        """(content, window) of the next candidate of all images."""
-        window = self._window(self._side(query, least=1))
-        at = cut(window)
+        """The next candidate of all images."""
+        at, proposed = cut(self._window(self._side(query, least=1))), images.clone()
         content = images[at] + 2 * self.epsilon * self._signs(images.shape[1], 1, 1)
-        return torch.minimum(content.maximum(self.lowest[at]), self.highest[at]), window
+        proposed[at] = torch.minimum(content.maximum(self.lowest[at]), self.highest[at])
+        return proposed
 
 
 class Patterns(_Moves):
@@ -94,7 +93,7 @@ class Patterns(_Moves):
         return self._fit(delta)
 
     def propose(self, images, query):
-        """(images, None) of the next candidate of all images: scaling changes every pixel."""
+        """The next candidate of all images; scaling changes every pixel."""
         count, channels = images.shape[:2]
         side = self._side(query, least=3)
         to, source = self._window(side), self._window(side)
@@ -107,7 +106,7 @@ class Patterns(_Moves):
         new = new / (TINY + self._length(new))
         delta[cut(source)] = 0
         delta[cut(to)] = new * (mass.sqrt() if self.norm == "l2" else mass * channels)
-        return self._fit(delta), None
+        return self._fit(delta)
 
     def _fit(self, delta):
         """Images with this perturbation, brought to the sphere (l2) or into the ball (l1), and into the box."""
