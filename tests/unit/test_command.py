@@ -37,6 +37,9 @@ def test_dry_run_says_everything_and_starts_nothing(genray_command, tmp_path):
         "windows        16, 2 redistributions (epoch_end, c = 5, t' = 10), the first after epoch 10",
         "checkpoints    every 1 epochs, 2 kept",
         "placement      a private Ray on this machine: one actor a learner",
+        "\ntime           about ",
+        " (natural), ",
+        "\nmemory         ",
     ):
         assert line in done.stdout
     weights = 4 * sum(v.numel() for v in _digits_network().state_dict().values() if v.is_floating_point())

@@ -13,9 +13,10 @@ from genray.config import load_config
 from genray.config.model import Section
 from genray.data.splits import Split
 from genray.learners.base_learner import BaseLearner
+from genray.recording import dry_run
 from genray.run.cost import Passes, run_cost, step_passes, table_in_steps
 from genray.run.plan import make_plan
-from genray.run.probe import with_random_images
+from genray.run.probe import PassSeconds, StepProbe, with_random_images
 from genray.run.setup import RunSetup
 
 L = "base_learners.linf"
@@ -172,3 +173,27 @@ def test_random_images_keep_the_shape_and_the_plan_takes_few_steps():
     assert small.architecture == setup.architecture and len(small.splits["train"]) == 4 * BATCH
     learner = small.config.base_learners["linf"]
     assert learner.attack.tau is None and learner.awp.warmup_epochs == 0
+
+
+def test_a_dry_run_predicts_the_time_of_the_run_by_its_steps(monkeypatch):
+    """Two learners of 0.5 and 2 s a step, 3 epochs of 3 whole steps and one of 2 images; 40 passes a second."""
+    setup = setup_of(
+        ["training.epochs=3", "global_learner.warmup_epochs=0", f"{L}.workers=2", f"{L}.awp.warmup_epochs=3"]
+    )
+    natural = load_config(None, RUN).base_learners["natural"]
+    config = setup.config.replace(base_learners={"natural": natural, **setup.config.base_learners})
+    setup = replace(setup, plan=make_plan(config, IMAGES))
+    pace, probe = PassSeconds(1 / 40, 1 / 40), StepProbe({"natural": 0.5, "linf": 2.0}, 3 * 2**30)
+    monkeypatch.setattr(dry_run, "pass_seconds", lambda setup, device: pace)
+    monkeypatch.setattr(dry_run, "probe_steps", lambda setup, device: probe)
+    monkeypatch.setattr(dry_run.os, "cpu_count", lambda: 4)
+    steps, whole, unperturbed = 3 * IMAGES / BATCH, 2 + 4 / 3, 1 + 4 / 3  # AWP's second pass is left out in the warm-up
+    training = {"natural": 0.5 * steps, "linf": 2.0 * steps * unperturbed / whole}
+    evaluations = (3 * IMAGES + 4 * IMAGES) * (2 + 2 / 3) / 40
+    for runtime, seconds in (("local", sum(training.values())), ("ray", training["linf"] / 2)):
+        time, memory = dry_run.measured_lines(setup, runtime)
+        assert f"about {dry_run.duration_text(seconds + evaluations)};" in time
+        assert "0.5 s (natural), 2 s (linf): the median of 3" in time and "3.00 GiB" in memory
+    monkeypatch.setattr(dry_run, "pass_seconds", lambda setup, device: PassSeconds(10.0, 10.0))
+    (only,) = dry_run.measured_lines(setup, "local")  # steps would take too long
+    assert "predicted from a pass" in only
