@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from setuptools import Distribution
+from setuptools.config.pyprojecttoml import apply_configuration
 
 from genray.cli.configs import main, parse_args
 from genray.cli.parser import run_command
@@ -36,6 +38,17 @@ def test_all_presets_are_listed_with_what_they_are(capsys):
     assert {line.split()[0] for line in lines} == files == set(presets()) and len(files) > 60
     assert "Generalist on scikit-learn's 8x8 digits" in next(line for line in lines if line.startswith("digits "))
     assert all(len(first_comment(path)) > 20 for path in presets().values())
+
+
+def test_all_presets_are_packaged(monkeypatch):
+    """As setuptools reads pyproject.toml; nothing is built."""
+    monkeypatch.chdir(ROOT)
+    project = apply_configuration(Distribution({"script_name": "pyproject.toml"}), "pyproject.toml")
+    project.include_package_data = False  # it would write a manifest here
+    command = project.get_command_obj("build_py")
+    command.ensure_finalized()
+    (packaged,) = (names for package, _, _, names in command.data_files if package == "genray")
+    assert {f"presets/{name}.yaml" for name in presets()} <= set(packaged)
 
 
 def test_a_copy_reads_as_the_preset_does(tmp_path, capsys):
