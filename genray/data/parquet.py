@@ -174,13 +174,10 @@ def find_shards(folder: Folder, reading: Reading) -> dict[str, list[Shard]]:
     Raises:
         DataError: a split has no file, or of its numbered files (-00000-of-00002) some are missing.
     """
-    found, others = {}, []
+    others = []
     for below in ("", "data"):
-        for info in folder.list(below):
-            if match := _SHARD.fullmatch(info.base_name):
-                found.setdefault(match[1], []).append(info.path)
-            elif info.base_name.endswith(".parquet"):
-                others.append(info.path)
+        found = _files(folder, below)
+        others += found.pop("", [])
         if found:
             break
     if "test" not in found:
@@ -204,17 +201,26 @@ def lone_shards(path) -> list[Shard]:
     Raises:
         DataError: there are none, or of numbered files some are missing.
     """
-    if str(path).endswith(".parquet") and (file := Storage(path)).is_file():
-        return [Shard(Folder(file.parent), file.root)]
+    with readable("data.path: expected Parquet files"):
+        if str(path).endswith(".parquet") and (file := Storage(path)).is_file():
+            return [Shard(Folder(file.parent), file.root)]
     folder = Folder(path)
     for below in ("", "data"):
-        names = {info.path: info.base_name for info in folder.list(below) if info.base_name.endswith(".parquet")}
-        parts = {path: match[1] if (match := _SHARD.fullmatch(name)) else "" for path, name in names.items()}
-        for wanted in ("train", ""):
-            if paths := [path for path, part in parts.items() if part == wanted]:
-                _check_complete(paths)
-                return [Shard(folder, path) for path in paths]
+        found = _files(folder, below)
+        if paths := found.get("train") or found.get(""):
+            _check_complete(paths)
+            return [Shard(folder, path) for path in paths]
     raise DataError(f"data.path: expected files *.parquet in {folder.root} or its sub-folder data, came none")
+
+
+def _files(folder, below):
+    """Part -> its Parquet files in order of their names; "" for those of none."""
+    found: dict[str, list[str]] = {}
+    for info in folder.list(below):
+        if info.base_name.endswith(".parquet"):
+            match = _SHARD.fullmatch(info.base_name)
+            found.setdefault(match[1] if match else "", []).append(info.path)
+    return found
 
 
 def find_columns(schema: pa.Schema, image: str | None = None, label: str | None = None) -> tuple[str, str]:

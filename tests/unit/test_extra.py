@@ -301,6 +301,7 @@ WRONG = [
     ([f"{E}={{source: npz, path: x, batch_share: 0.001}}"], f"{E}.batch_share: expected at least one of these and one"),
     ([f"{E}={{source: npz, path: x, batch_share: 0.999}}"], "images in a batch of 64, got 64 and 0"),
     ([f"{E}={{source: parquet, path: /no/such}}"], f"{E}.path: expected a readable folder, came /no/such: no such"),
+    ([f"{E}={{source: parquet, path: 'no://such.parquet'}}"], f"{E}.path: expected Parquet files: storage 'no://such"),
     ([f"{E}={{source: npz, path: /no/such}}"], f"{E}.path: expected a readable .npz file, came /no/such"),
     ([f"{E}={{source: svhn_extra, path: /no}}", "data.download=false"], f"{E}.path: expected svhn as torchvision"),
 ]
