@@ -22,6 +22,7 @@ from common import machine, write_json
 from genray.core.allocator import keep_freed_memory
 from genray.evaluation.engines import ENGINES
 from genray.models import build_model
+from genray.types import ThreatModel
 
 PASSES, AT_PASSES, NT_PASSES = 26, 23, 3
 PAPER_IMAGES, PAPER_EPOCHS = 50_000, 120
@@ -126,10 +127,10 @@ def autoattack(args):
         for member in ("apgd_ce", "apgd_t", "fab_t", "square"):
             if out_of_time(args, f"{engine} {member}"):
                 continue
-            threat = {"norm": "linf", "epsilon": 1e-7, "seed": 0, "num_classes": 10}
+            how = {"threat": ThreatModel("linf", 1e-7), "seed": 0, "num_classes": 10}
             synchronise(args.device)
             began = time.perf_counter()
-            found = ENGINES[engine](network, x, y, member=member, **threat)
+            found = ENGINES[engine](network, x, y, member=member, **how)
             synchronise(args.device)
             seconds = time.perf_counter() - began
             with torch.no_grad():

@@ -20,8 +20,21 @@ class ThreatModel:
     norm: str
     epsilon: Fraction
 
+    @property
+    def radius(self) -> float:
+        return float(self.epsilon)
+
     def __str__(self) -> str:
-        return f"{self.norm} {fraction_text(self.epsilon)} ({float(self.epsilon):.6g})"
+        return f"{self.norm} {fraction_text(self.epsilon)} ({self.radius:.6g})"
+
+    def record(self) -> dict:
+        """{"norm", "epsilon" (exact, as text), "epsilon_decimal"}, as records hold it."""
+        return {"norm": self.norm, "epsilon": fraction_text(self.epsilon), "epsilon_decimal": self.radius}
+
+    @classmethod
+    def of(cls, record: dict) -> "ThreatModel":
+        """From what `record` gave."""
+        return cls(record["norm"], Fraction(record["epsilon"]))
 
 
 @dataclass(frozen=True)

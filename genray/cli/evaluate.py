@@ -52,8 +52,11 @@ def _file_options(args):
 
 def _mixtures(args):
     """Does what `--mixtures` and `--save-mixture` ask for and prints it."""
-    from genray.evaluation.mixture_sweep import MixtureSweep, SweepRequest, show
+    from genray.evaluation.mixture_sweep import MixtureSweep, SweepRequest
     from genray.evaluation.sources import given_by_norm
+    from genray.recording.writer import write_all
+    from genray.reporting.mixtures import AGAIN, mixture_files, mixture_table
+    from genray.tables import as_text
 
     norms = tuple(args.norms.split(","))
     asked = SweepRequest(
@@ -81,7 +84,16 @@ def _mixtures(args):
         cluster = partial(connected, args.address, num_cpus=args.workers or os.cpu_count() or 1)
     sweep = MixtureSweep(asked)
     if sweep.mixtures:
-        show(sweep, sweep.evaluate(partial(_evaluate, args), cluster))
+        results = sweep.evaluate(partial(_evaluate, args), cluster)
+        files = mixture_files(results)
+        for split in results["splits"]:
+            print(as_text(mixture_table(results, split), intervals=True, notes=True), end="\n\n")
+        if results["step"] < results["total_steps"]:
+            print(f"the run has not ended: base learners of step {results['step']} of {results['total_steps']}")
+        if not any(name.endswith(".png") for name in files):
+            print(AGAIN)
+        write_all(sweep.storage, files)
+        print(f"everything is in {sweep.storage}")
     if sweep.saved:
         print(f"wrote {sweep.save()}")
 

@@ -8,8 +8,8 @@ from genray.cli.parser import Parser, at_least
 
 def main(args):
     from genray.reporting.style import MISSING, MissingMatplotlib, require_matplotlib
-    from genray.reporting.table import as_text
     from genray.storage import Storage
+    from genray.tables import as_text
 
     gallery = () if args.no_gallery else args.gallery
     options = {"output": args.output, "gallery": gallery, "images": args.gallery_images}

@@ -12,8 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from genray.core.memory import check_memory, too_large
 from genray.data.reading import Reading
-from genray.data.request import one_line
-from genray.errors import DataError
+from genray.errors import DataError, one_line
 
 # Names of the common formats by their first bytes: trying only that decoder takes a third off Pillow's time.
 _SIGNATURES = {b"\x89PNG": "PNG", b"RIFF": "WEBP", b"\xff\xd8\xff": "JPEG"}

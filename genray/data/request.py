@@ -91,8 +91,3 @@ def resolve_classes(
                 f"({num_classes} classes in the training data), came {int(labels[part][index])}"
             )
     return tuple(names) if names is not None else tuple(str(k) for k in range(num_classes))
-
-
-def one_line(error: object) -> str:
-    """An error's text on one line, for messages that quote it."""
-    return " ".join(str(error).split()) or type(error).__name__

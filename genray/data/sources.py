@@ -14,9 +14,9 @@ from genray.data.catalogue import Catalogue, Part
 from genray.data.files import Folder, local_folder
 from genray.data.images import ImageStack, resize_images, shape_of
 from genray.data.reading import Reading
-from genray.data.request import PARTS, DataRequest, one_line, resolve_classes
+from genray.data.request import PARTS, DataRequest, resolve_classes
 from genray.data.splits import Split, balanced_choice
-from genray.errors import DataError
+from genray.errors import DataError, one_line
 
 DEFAULT_ROOT = "~/.cache/genray"
 _DIGITS_TEST_EXAMPLES, _DIGITS_SEED = 360, 0
@@ -143,7 +143,7 @@ def open_torchvision(source: str, root: str, part: str, download: bool):
         if not download:
             raise DataError(
                 f"data.path: expected {source} as torchvision stores it in {root}, came: "
-                f"{one_line(error).split('. ')[0]}; {advice}; or allow data.download"
+                f"{one_line(error, 10_000).split('. ')[0]}; {advice}; or allow data.download"
             ) from error
     try:
         os.makedirs(root, exist_ok=True)

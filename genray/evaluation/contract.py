@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from genray.attacks import temporary_mode
-from genray.errors import DataError
+from genray.errors import DataError, one_line
 
 
 def as_network(model, pixels) -> tuple[nn.Module, torch.Tensor, list[str]]:
@@ -151,8 +151,7 @@ def _run(network, x, model):
         cure = ""
         if wanted not in (None, x.shape[1]) and isinstance(model, nn.Module):
             cure = f" (its first convolution takes {wanted} channels)"
-        line = " ".join(str(error).split())[:200] or type(error).__name__
-        shape = tuple(x.shape[1:])
+        shape, line = tuple(x.shape[1:]), one_line(error, 200)
         raise DataError(f"model: cannot take float32 images of shape {shape} on {x.device}{cure}: {line}") from None
 
 

@@ -10,10 +10,17 @@ import torch
 from genray.attacks import auto
 from genray.attacks.gradient import temporary_mode
 from genray.models.attack_copy import AttackCopy
+from genray.types import ThreatModel
 
 
-def run_native(model, x, y, *, member, norm, epsilon, seed, num_classes, bf16=False):
-    """Attacks a batch with one member of AutoAttack in our own code; `auto.run_member` says the rest.
+def run_package(model, x, y, *, member, threat: ThreatModel, seed, num_classes):
+    """Attacks a batch with one member of AutoAttack by the authors' code; `auto.run_member` says the rest."""
+    how = {"norm": threat.norm, "epsilon": threat.radius, "seed": seed, "num_classes": num_classes}
+    return auto.run_member(model, x, y, member=member, **how)
+
+
+def run_native(model, x, y, *, member, threat: ThreatModel, seed, num_classes, bf16=False):
+    """As `run_package`, in our own code.
 
     Args:
         bf16: in linf, APGD and Square search in bfloat16; a break counts once float32 confirms it. In l2 and l1 steps
@@ -24,25 +31,25 @@ def run_native(model, x, y, *, member, norm, epsilon, seed, num_classes, bf16=Fa
     from genray.attacks.native.fab import fab_t
     from genray.attacks.native.square import square
 
+    norm = threat.norm
     auto.check(member, norm, num_classes, x.shape)
     if len(x) == 0:
         return x.clone()
-    threat = {"norm": norm, "epsilon": float(epsilon), "seed": seed, "num_classes": num_classes}
+    how = {"norm": norm, "epsilon": threat.radius, "seed": seed, "num_classes": num_classes}
     with ExitStack() as state:
         state.enter_context(torch.no_grad())
         state.enter_context(temporary_mode(model, training=False))
         state.enter_context(auto.frozen(model))
-        gradients = member != "square"
-        lean, search = _lean(model, torch.float32, gradients), None
+        lean, search = lean_copy(model), None
         if bf16 and norm == "linf" and member != "fab_t":
-            search = _lean(model, torch.bfloat16, gradients)
+            search = lean_copy(model, torch.bfloat16)
         if lean is not model:
             x = x.contiguous(memory_format=torch.channels_last)
         if member == "fab_t":
-            return fab_t(lean, x, y, **threat)
+            return fab_t(lean, x, y, **how)
         if member == "square":
-            return square(lean, x, y, search=search, **threat)
-        return apgd(lean, x, y, member=member, search=search, **threat)
+            return square(lean, x, y, search=search, **how)
+        return apgd(lean, x, y, member=member, search=search, **how)
 
 
 def native_passes(member, norm, num_classes) -> tuple[int, int]:
@@ -56,7 +63,7 @@ def native_passes(member, norm, num_classes) -> tuple[int, int]:
     return 100 * number, (3 if norm == "l1" else 1) * number + 1
 
 
-_KEPT = WeakKeyDictionary()  # model -> {(dtype, gradients): its copy}
+_KEPT = WeakKeyDictionary()  # model -> {dtype: its copy}
 
 
 @contextmanager
@@ -71,37 +78,24 @@ def copies_kept(model):
             del _KEPT[model]
 
 
-def _lean(model, dtype, gradients):
-    """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied.
-
-    Args:
-        gradients: it is for passes with gradients; Square instead keeps activations, which may not be overwritten.
-    """
+def lean_copy(model, dtype=torch.float32):
+    """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied."""
     kept = _KEPT.get(model, {})
-    if (dtype, gradients) not in kept:
-        kept[dtype, gradients] = _lean_copy(model, dtype, gradients)
-    return kept[dtype, gradients]
-
-
-def lean_copy(model):
-    """The float32 copy that our white-box members attack in place of a model; the model itself where there is none."""
-    return _lean(model, torch.float32, True)
-
-
-def _lean_copy(model, dtype, gradients):
-    try:
-        on_cpu = all(tensor.device.type == "cpu" for tensor in model.parameters())
-        lean = AttackCopy(model, in_place=gradients, lean_gradients=gradients and on_cpu, dtype=dtype)
-        return lean.to(memory_format=torch.channels_last)
-    except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to something outside
-        return model
+    if dtype not in kept:
+        try:
+            on_cpu = all(tensor.device.type == "cpu" for tensor in model.parameters())
+            copied = AttackCopy(model, in_place=True, lean_gradients=on_cpu, dtype=dtype)
+            kept[dtype] = copied.to(memory_format=torch.channels_last)
+        except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to something outside
+            kept[dtype] = model
+    return kept[dtype]
 
 
 PACKAGE = "pyautoattack"  # the authors'
 ENGINES = {
     "genray": run_native,
     "genray-bf16": partial(run_native, bf16=True),
-    PACKAGE: auto.run_member,
+    PACKAGE: run_package,
 }
 PASSES = {"genray": native_passes, "genray-bf16": native_passes, PACKAGE: auto.passes}
 # Ours where it gives the package's verdicts in less time. In l1 it differs by choice (native/ascent.py).

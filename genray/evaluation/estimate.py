@@ -55,9 +55,7 @@ def _price(request, norm, attack, num_classes) -> float:
     """Forward passes of an example that resists; one more sees whether it was broken."""
     if attack == NATURAL:
         return 1.0
-    how = {"norm": norm, "epsilon": float(request.epsilon(norm)), "num_classes": num_classes, "seed": request.seed}
-    name = attack.removeprefix(STAGE)
-    _, described = build_evaluation_attack(name, engine=request.engine_of(norm), **how)
+    _, described = build_evaluation_attack(attack.removeprefix(STAGE), request.settings(norm, num_classes))
     return 1.0 + FORWARDS_A_PASS * described.passes + described.queries
 
 
@@ -98,7 +96,7 @@ def look(model, images, labels, request: Request) -> Look | None:
             return None
         for threat in request.threats:
             attacked = lean_copy(model) if request.engine_of(threat.norm).startswith("genray") else model
-            attack = GradientAttack(threat.norm, float(threat.epsilon), float(threat.epsilon) / 4, PILOT_STEPS)
+            attack = GradientAttack(threat.norm, threat.radius, threat.radius / 4, PILOT_STEPS)
             x = x if attacked is model else x.contiguous(memory_format=torch.channels_last)
             attacked(x)  # the first pass of a model takes longer
             began = time.perf_counter()
@@ -109,7 +107,7 @@ def look(model, images, labels, request: Request) -> Look | None:
 
 
 @dataclass
-class Kind:
+class TaskTimes:
     """All tasks of an attack in a norm: what is expected of them, and what the finished ones were.
 
     Attributes:
@@ -154,10 +152,10 @@ class TimeLeft:
     def _kind(self, norm, attack, num_classes):
         name, price = attack.removeprefix(STAGE), _price(self.request, norm, attack, num_classes)
         if name not in MEMBERS:
-            return Kind(price)
+            return TaskTimes(price)
         engine = self.request.engine_of(norm)
         leaves = LEFT_BY.get(name, UNSEEN) if attack.startswith(STAGE) else UNSEEN
-        return Kind(price * WEIGHT.get((engine, name), 1.0), COST_OF_THE_FALLEN[engine], leaves)
+        return TaskTimes(price * WEIGHT.get((engine, name), 1.0), COST_OF_THE_FALLEN[engine], leaves)
 
     def saw(self, seen: Look | None):
         """The first task begins now, after a look at the model."""

@@ -13,17 +13,17 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import torch
 
 from genray.attacks import temporary_mode
+from genray.attacks.losses import signed_margin
 from genray.core.geometry import BALLS
 from genray.core.threads import threads_kept, work_threads
 from genray.evaluation.engines import copies_kept, engine_of
 from genray.evaluation.robust import correct_flags, full_precision
-from genray.evaluation.suite import build_evaluation_attack, expand_names, stage
+from genray.evaluation.suite import AttackSettings, build_evaluation_attack, expand_names, stage
 from genray.models.flops import forward_flops
 from genray.types import ThreatModel
 
@@ -61,8 +61,10 @@ class Request:
         """Who runs AutoAttack's members in one norm."""
         return engine_of(self.engine, norm)
 
-    def epsilon(self, norm) -> Fraction:
-        return next(threat.epsilon for threat in self.threats if threat.norm == norm)
+    def settings(self, norm, num_classes) -> AttackSettings:
+        """Of the attacks in one norm."""
+        threat = next(threat for threat in self.threats if threat.norm == norm)
+        return AttackSettings(threat, num_classes, self.seed, self.step_sizes.get(norm), self.engine)
 
 
 def default_block_size(shape) -> int:
@@ -165,30 +167,28 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
         return BlockResult({NATURAL: natural.numpy()}, 0.0, tuple(problems), time.perf_counter() - began)
     keep = natural.nonzero().flatten()
     at = keep.to(device)
-    adversarial = _attacked(task, request, model, x[at], y[at], [examples[i] for i in keep], num_classes)
+    settings = request.settings(task.norm, num_classes)
+    adversarial = _attacked(task, request, settings, model, x[at], y[at], [examples[i] for i in keep])
     survived = correct_flags(model, adversarial, y[at]) if len(keep) else keep.bool()
     flags = np.zeros(len(x), dtype=bool)
     flags[keep.numpy()] = survived.numpy()
-    epsilon = float(request.epsilon(task.norm))
-    longest, problems = check_points(x[at], adversarial, task.norm, epsilon)
+    longest, problems = check_points(x[at], adversarial, settings.threat)
     problems += check_scores(model, adversarial, y[at], survived)
     return BlockResult({task.attack: flags}, longest, tuple(problems), time.perf_counter() - began)
 
 
-def _attacked(task, request, model, x, y, indices, num_classes):
+def _attacked(task, request, settings, model, x, y, indices):
     """Adversarial points for examples that are classified correctly."""
     if len(x) == 0:
         return x
-    how = {"norm": task.norm, "epsilon": float(request.epsilon(task.norm)), "num_classes": num_classes}
-    how |= {"seed": request.seed, "engine": request.engine}
     if task.attack.startswith(STAGE):
         position = task.block * request.block_size
-        return stage(task.attack.removeprefix(STAGE), model, x, y, indices, position=position, **how)
-    attack, _ = build_evaluation_attack(task.attack, step_size=request.step_sizes.get(task.norm), **how)
+        return stage(task.attack.removeprefix(STAGE), model, x, y, indices, settings, position)
+    attack, _ = build_evaluation_attack(task.attack, settings)
     return attack(model, x, y, indices)
 
 
-def check_points(x, adversarial, norm, epsilon) -> tuple[float, list[str]]:
+def check_points(x, adversarial, threat: ThreatModel) -> tuple[float, list[str]]:
     """Whether returned points are legal images of the ball.
 
     Returns:
@@ -201,8 +201,8 @@ def check_points(x, adversarial, norm, epsilon) -> tuple[float, list[str]]:
         return float("inf"), ["points with NaN or infinite pixels"]
     if adversarial.min() < 0 or adversarial.max() > 1:
         problems.append("points outside [0, 1]")
-    longest = float(BALLS[norm].length((adversarial - x).double()).max()) / epsilon
-    rounding = 2**-24 * {"linf": 1, "l2": x[0].numel() ** 0.5, "l1": x[0].numel()}[norm] / epsilon
+    longest = float(BALLS[threat.norm].length((adversarial - x).double()).max()) / threat.radius
+    rounding = 2**-24 * {"linf": 1, "l2": x[0].numel() ** 0.5, "l1": x[0].numel()}[threat.norm] / threat.radius
     if longest > 1 + LENGTH_SLACK + rounding:
         problems.append(f"points outside the ball: norm {longest:.6f} epsilon")
     return longest, problems
@@ -237,12 +237,6 @@ def check_scores(model, adversarial, y, survived) -> list[str]:
     different = int(((logits.argmax(1) == y).cpu().ne(survived) & clear).sum())
     found = _not_finite(logits)
     return [*found, f"{different} points are judged otherwise when scored again"] if different else found
-
-
-def signed_margin(logits, y) -> torch.Tensor:
-    """(N,) z_y - max_{j != y} z_j of logits (N, K)."""
-    true = logits.gather(1, y[:, None])[:, 0]
-    return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
 def as_pixels(images) -> torch.Tensor:

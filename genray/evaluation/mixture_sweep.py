@@ -1,6 +1,5 @@
 """`python -m genray.evaluate RUN --mixtures 0:1:0.1`: operating points of a finished run, without training again."""
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,8 +7,7 @@ from functools import cached_property
 from genray.errors import CheckpointError, ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
-from genray.evaluation.mixture_record import CHOSEN_ON, build_row, choose, curve_csv, curve_table, mark_pareto
-from genray.evaluation.mixtures import Mixture, gamma_learner, mix, parse_mixtures
+from genray.evaluation.mixtures import Mixture, gamma_learner, mix, pareto, parse_mixtures
 from genray.evaluation.sources import FileOptions, config_of, look_at_data, own_radius
 from genray.evaluation.suite import expand_names
 from genray.interop.load import load_model
@@ -21,13 +19,11 @@ from genray.recording.evaluation_folder import check_place
 from genray.recording.model_description import describe_model
 from genray.recording.progress import Progress
 from genray.recording.run_folder import model_bytes
-from genray.recording.writer import write_all
-from genray.reporting.mixture_plot import AGAIN, draw_curve
-from genray.reporting.style import MissingMatplotlib
 from genray.run.setup import prepare
 from genray.storage import Storage
 from genray.types import fraction_text
 
+CHOSEN_ON = "validation"
 SPLITS = (CHOSEN_ON, "test")
 
 
@@ -91,9 +87,12 @@ class MixtureSweep:
         self.asked, self.place = asked, Storage(asked.model)
         config = config_of(self.place)
         _check_request(asked, config)
-        names, self.gamma_of = tuple(config.base_learners), gamma_learner(config)
+        names, self.gamma_of, self.saved = tuple(config.base_learners), gamma_learner(config), None
         self.mixtures = parse_mixtures(asked.mixtures, names, self.gamma_of) if asked.mixtures is not None else []
-        self.saved = _saved(asked.save_mixture, names, self.gamma_of)
+        if asked.save_mixture is not None:
+            self.saved, *more = parse_mixtures(asked.save_mixture, names, self.gamma_of, "--save-mixture")
+            if more:
+                raise ConfigError(f"--save-mixture: expected one mixture, got several in {asked.save_mixture!r}")
         self.radii = own_radius(config, asked.norms) | asked.epsilon
         inputs.radii(asked.norms, self.radii)
         self.setup = prepare(_with_data(config, asked.data))
@@ -119,37 +118,30 @@ class MixtureSweep:
 
     def entries(self) -> list[OperatingPoint]:
         """The mixtures, then for comparison the base learners with their own statistics and the run's theta_g."""
-        found = [OperatingPoint("mixture", self._name(mixture), mixture.key, mixture) for mixture in self.mixtures]
-        there = {mixture.only for mixture in self.mixtures} if self.asked.batch_norm == "mix" else set()
-        found += [
-            OperatingPoint("base learner", f"base learner {name}", f"learner-{name}")
-            for name in self.learners.states
-            if name not in there
-        ]
+        found, alone = [], list(self.learners.states)
+        for mixture in self.mixtures:
+            name = f"gamma {fraction_text(dict(mixture.weights)[self.gamma_of])}" if self.gamma_of else str(mixture)
+            if mixture.only and self.asked.batch_norm == "mix":
+                name += f" = base learner {mixture.only}"
+                alone.remove(mixture.only)
+            found.append(OperatingPoint("mixture", name, mixture.key, mixture))
+        found += [OperatingPoint("base learner", f"base learner {name}", f"learner-{name}") for name in alone]
         if self.place.is_file("model.pt"):
             found.append(OperatingPoint("theta_g", "theta_g (model.pt)", "theta_g"))
         return found
-
-    def _name(self, mixture):
-        gamma = self.gamma_of and dict(mixture.weights)[self.gamma_of]
-        name = str(mixture) if self.gamma_of is None else f"gamma {fraction_text(gamma)}"
-        same = mixture.only and self.asked.batch_norm == "mix"
-        return f"{name} = base learner {mixture.only}" if same else name
 
     def model(self, entry: OperatingPoint):
         """The network of an entry, in eval mode."""
         if entry.kind == "theta_g":
             network = load_model(self.place / "model.pt")
-            network.origin = self.origin  # type: ignore[assignment]  # not a part of the network
-            return network
-        network = build_model(**self.setup.architecture)
-        network.origin = self.origin  # type: ignore[assignment]
-        if entry.mixture is None:
-            network.load_state_dict(self.learners.states[entry.key.removeprefix("learner-")])
-            return network.eval()
-        network.load_state_dict(mix(self.learners.states, entry.mixture, self.counters_of))
-        if self.asked.batch_norm == "reestimate":
-            reestimate_batch_norm(network, clean_batches(self.config, self.setup.splits["train"], "cpu"))
+        else:
+            states, mixture = self.learners.states, entry.mixture
+            state = mix(states, mixture, self.counters_of) if mixture else states[entry.key.removeprefix("learner-")]
+            network = build_model(**self.setup.architecture)
+            network.load_state_dict(state)
+            if mixture and self.asked.batch_norm == "reestimate":
+                reestimate_batch_norm(network, clean_batches(self.config, self.setup.splits["train"], "cpu"))
+        network.origin = self.origin  # type: ignore[assignment]  # not a part of the network
         return network.eval()
 
     def save(self) -> str:
@@ -176,37 +168,23 @@ class MixtureSweep:
             cluster: gives the context in which all evaluations run, one Ray for all: starting one takes longer than
                 many a block.
         """
-        left = self._left()
-        splits, done = {}, 0
+        folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
+        for folder in folders:
+            check_place(self.storage / folder, self.asked.resume, self.asked.overwrite)
+        done = set() if self.asked.overwrite else {f for f in folders if self.storage.exists(f"{f}/results.json")}
+        left, splits = [folder for folder in folders if folder not in done], {}
         with cluster() if left else nullcontext():
             for split, examples in self.splits.items():
                 rows = []
                 for entry in self.entries():
                     folder = f"{split}/{entry.key}"
                     if folder in left:
-                        done += 1
-                        Progress().say(f"{done}/{len(left)}: {entry.name}, {split} images")
+                        Progress().say(f"{left.index(folder) + 1}/{len(left)}: {entry.name}, {split} images")
                     data = {"source": self.config.data.source, "split": split}
                     record = measure(self.model(entry), examples, self.radii, self.storage / folder, data)
-                    rows.append(
-                        build_row(
-                            entry.kind, entry.name, dict(entry.mixture.weights) if entry.mixture else None, record
-                        )
-                    )
+                    rows.append(build_row(entry, record))
                 mark_pareto(rows)
                 splits[split] = {"protocol": record["protocol"], "rows": rows}
-        return self._results(splits)
-
-    def _left(self):
-        """Evaluations that are not finished; refuses those that are there where nothing is to go on."""
-        folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
-        for folder in folders:
-            check_place(self.storage / folder, self.asked.resume, self.asked.overwrite)
-        if self.asked.overwrite:
-            return folders
-        return [folder for folder in folders if not self.storage.exists(f"{folder}/results.json")]
-
-    def _results(self, splits):
         return {
             "run": self.config.name,
             "data": self.config.data.source,
@@ -222,23 +200,46 @@ class MixtureSweep:
         }
 
 
-def show(sweep: MixtureSweep, results: dict):
-    """Prints the tables and writes `results.json`, `curve.csv` and a plot a split."""
-    for split in results["splits"]:
-        print(curve_table(results, split), end="\n\n")
-    if results["step"] < results["total_steps"]:
-        print(f"the run has not ended: base learners of step {results['step']} of {results['total_steps']}")
-    files = {
-        "results.json": (json.dumps(results, indent=1) + "\n").encode(),
-        "curve.csv": curve_csv(results).encode(),
+def build_row(entry: OperatingPoint, record: dict) -> dict:
+    """One evaluated model's row, from what `genray.evaluate` gave."""
+    columns = {  # not the members of the cascade, whose last is `aa`
+        threat["norm"]: {a["name"]: _plain(record["norms"][threat["norm"]]["columns"][a["name"]])
+                         for a in threat["attacks"]}
+        for threat in record["protocol"]["threats"]
+    }  # fmt: skip
+    lowest = min((value for by_name in columns.values() for value in by_name.values()), key=lambda v: v["value"])
+    first = next(iter(record["norms"].values()))
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "weights": entry.mixture and {learner: fraction_text(weight) for learner, weight in entry.mixture.weights},
+        "natural": _plain(record["natural"]),
+        "columns": columns,
+        "robust": _plain(record.get("union") or first.get("union", lowest)),
+        "findings": record["findings"] + [f for part in record["norms"].values() for f in part["findings"]],
     }
-    try:
-        for split in results["splits"]:
-            files |= {f"curve_{split}.{ending}": drawn for ending, drawn in draw_curve(results, split).items()}
-    except MissingMatplotlib:
-        print(AGAIN)
-    write_all(sweep.storage, files)
-    print(f"everything is in {sweep.storage}")
+
+
+def _plain(accuracy):
+    return {key: accuracy[key] for key in ("value", "low", "high", "examples")}
+
+
+def mark_pareto(rows: list[dict]):
+    """Says of each mixture whether no other mixture is at least as good in both accuracies and better in one."""
+    mixtures = [row for row in rows if row["kind"] == "mixture"]
+    front = pareto([_both(row) for row in mixtures])
+    for row in mixtures:
+        row["pareto"] = _both(row) in front
+
+
+def choose(rows: list[dict]) -> str:
+    """Name of the mixture with the largest natural + robust accuracy; of equals the more robust, then the first."""
+    mixtures = [row for row in rows if row["kind"] == "mixture"]
+    return max(mixtures, key=lambda row: (round(sum(_both(row)), 9), row["robust"]["value"]))["name"]
+
+
+def _both(row):
+    return row["natural"]["value"], row["robust"]["value"]
 
 
 def _check_request(asked, config):
@@ -254,15 +255,6 @@ def _check_request(asked, config):
         )
     inputs.step_sizes(asked.norms, asked.step_size)
     inputs.check_engine(asked.engine)
-
-
-def _saved(text, names, gamma_of):
-    if text is None:
-        return None
-    points = parse_mixtures(text, names, gamma_of, "--save-mixture")
-    if len(points) > 1:
-        raise ConfigError(f"--save-mixture: expected one mixture, got {len(points)} in {text!r}")
-    return points[0]
 
 
 def _with_data(config, text):
@@ -281,17 +273,15 @@ def _with_data(config, text):
 
 def _splits(asked, setup):
     """Split name -> examples; by default validation, where the run holds any out, and test."""
-    names = SPLITS if asked.splits is None else asked.splits
-    for name in names:
+    for name in asked.splits or ():
         if name not in SPLITS:
             raise ConfigError(f"--split: expected {' or '.join(SPLITS)}, or both with a comma, got {name!r}")
-    if len(setup.splits[CHOSEN_ON]) == 0 and CHOSEN_ON in names:
+    found = {name: setup.splits[name] for name in SPLITS if name in (asked.splits or SPLITS)}
+    if CHOSEN_ON in found and len(found[CHOSEN_ON]) == 0:
         if asked.splits is not None:
             raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
-        names = ("test",)
-    found = {name: setup.splits[name] for name in SPLITS if name in names}
+        del found[CHOSEN_ON]
     if asked.examples is not None:
-        largest = max(found.values(), key=len)
-        largest.first(asked.examples, "--examples")  # a split with fewer is taken whole
+        max(found.values(), key=len).first(asked.examples, "--examples")  # a split with fewer is taken whole
         found = {name: split.first(min(asked.examples, len(split))) for name, split in found.items()}
     return found

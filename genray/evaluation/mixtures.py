@@ -5,7 +5,6 @@ the same convex combination that theta_g averages over time (methods A1). With o
 (1 - gamma, gamma).
 """
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
@@ -43,7 +42,7 @@ class Mixture:
 
 
 def gamma_learner(config) -> str | None:
-    """The robust learner whose share is called gamma: there is one beside one natural learner."""
+    """The robust learner whose weight is called gamma: there is one beside one natural learner."""
     robust = [name for name, learner in config.base_learners.items() if learner.is_robust]
     return robust[0] if len(robust) == 1 and len(config.base_learners) == 2 else None
 
@@ -65,11 +64,14 @@ def parse_mixtures(text: str, learners, gamma_of: str | None, option: str = "--m
     learners, problems, found = tuple(learners), [], []
     if len(learners) < 2:
         raise ConfigError(f"{option}: expected a run of at least two base learners, this one has {', '.join(learners)}")
-    for part in text.split(";"):
+    for part in map(str.strip, text.split(";")):
+        parse = _grid if part.startswith("grid:") else _point if "=" in part else _gammas
         try:
-            found += _part(part.strip(), learners, gamma_of)
-        except _Wrong as problem:
+            weights = parse(part, learners, gamma_of)
+        except ValueError as problem:
             problems.append(f"{option}: {problem}")
+        else:
+            found += [Mixture(tuple((name, Fraction(w.get(name, 0))) for name in learners)) for w in weights]
     if not problems and len(found) > MOST_MIXTURES:
         problems.append(f"{option}: expected at most {MOST_MIXTURES} mixtures, got {len(found)}")
     if problems:
@@ -77,82 +79,63 @@ def parse_mixtures(text: str, learners, gamma_of: str | None, option: str = "--m
     return list(dict.fromkeys(found))
 
 
-class _Wrong(ValueError):
-    """What is wrong with a part of the text."""
-
-
-def _part(part, learners, gamma_of):
-    if part.startswith("grid:"):
-        return _grid(part, learners)
-    if "=" in part:
-        return [_point(part, learners)]
+def _gammas(part, learners, gamma_of):
     if gamma_of is None:
-        example = ",".join(f"{name}={Fraction(int(i == 0))}" for i, name in enumerate(learners))
-        raise _Wrong(
+        example = ",".join(f"{name}={int(i == 0)}" for i, name in enumerate(learners))
+        raise ValueError(
             f"expected points such as {example} or grid:0.25, because gamma is for one natural and one robust "
             f"learner and this run has {', '.join(learners)}, got {part!r}"
         )
-    gammas = [gamma for word in part.split(",") for gamma in _gammas(word.strip())]
-    return [_mixture({gamma_of: g} | {n: 1 - g for n in learners if n != gamma_of}, learners) for g in gammas]
+    gammas = []
+    for word in map(str.strip, part.split(",")):
+        start, *rest = (_weight(end, word) for end in word.split(":"))
+        if rest and (len(rest) != 2 or rest[1] == 0 or rest[0] < start or (rest[0] - start) % rest[1]):
+            raise ValueError(f"expected a range START:STOP:STEP such as 0:1:0.1 that ends at STOP, got {word!r}")
+        count = int((rest[0] - start) / rest[1]) + 1 if rest else 1
+        _check_count(count, word)
+        gammas += [start + i * rest[1] if i else start for i in range(count)]
+    (other,) = (name for name in learners if name != gamma_of)
+    return [{gamma_of: gamma, other: 1 - gamma} for gamma in gammas]
 
 
-def _mixture(weights, learners):
-    return Mixture(tuple((name, Fraction(weights.get(name, 0))) for name in learners))
-
-
-def _gammas(word):
-    if ":" not in word:
-        return [_share(word)]
-    ends = re.fullmatch(r"([^:]+):([^:]+):([^:]+)", word)
-    if not ends:
-        raise _Wrong(f"expected a range START:STOP:STEP such as 0:1:0.1, got {word!r}")
-    start, stop, step = (_share(end, word) for end in ends.groups())
-    if step == 0 or stop < start or (stop - start) % step:
-        raise _Wrong(f"expected a range that goes from START in steps above 0 exactly to STOP, got {word!r}")
-    count = int((stop - start) / step) + 1
-    _check_count(count, word)
-    return [start + i * step for i in range(count)]
-
-
-def _point(part, learners):
+def _point(part, learners, gamma_of):
     weights = {}
-    for pair in part.split(","):
-        name, equals, value = (piece.strip() for piece in pair.partition("="))
+    for pair in map(str.strip, part.split(",")):
+        name, equals, value = map(str.strip, pair.partition("="))
         if not equals or name not in learners:
-            raise _Wrong(f"expected LEARNER=WEIGHT with learners {', '.join(learners)}, got {pair.strip()!r}")
+            raise ValueError(f"expected LEARNER=WEIGHT with learners {', '.join(learners)}, got {pair!r}")
         if name in weights:
-            raise _Wrong(f"expected each learner once, got {name} twice in {part!r}")
-        weights[name] = _share(value, pair.strip())
+            raise ValueError(f"expected each learner once, got {name} twice in {part!r}")
+        weights[name] = _weight(value, pair)
     if sum(weights.values()) != 1:
-        raise _Wrong(f"expected weights that sum to 1, got {fraction_text(sum(weights.values()))} for {part!r}")
-    return _mixture(weights, learners)
+        raise ValueError(f"expected weights that sum to 1, got {fraction_text(sum(weights.values()))} for {part!r}")
+    return [weights]
 
 
-def _grid(part, learners):
-    step = _share(part.removeprefix("grid:"), part)
-    if step == 0 or step.numerator != 1:
-        raise _Wrong(f"expected a grid whose step is 1 over a whole number, such as grid:0.25, got {part!r}")
+def _grid(part, learners, gamma_of):
+    step = _weight(part.removeprefix("grid:"), part)
+    if step.numerator != 1:
+        raise ValueError(f"expected a grid whose step is 1 over a whole number, such as grid:0.25, got {part!r}")
     parts = step.denominator
     _check_count(comb(parts + len(learners) - 1, len(learners) - 1), part)
-    counts = [()]
+    points = [()]
     for _ in learners[1:]:
-        counts = [(*taken, n) for taken in counts for n in range(parts - sum(taken) + 1)]
-    whole = [(parts - sum(taken), *taken) for taken in counts]
-    return [_mixture(dict(zip(learners, (Fraction(n, parts) for n in taken))), learners) for taken in whole]
+        points = [(*point, n) for point in points for n in range(parts - sum(point) + 1)]
+    return [dict(zip(learners, (Fraction(n, parts) for n in (parts - sum(point), *point)))) for point in points]
 
 
 def _check_count(count, part):
     if count > MOST_MIXTURES:
-        raise _Wrong(f"expected at most {MOST_MIXTURES} mixtures, got {count} from {part!r}")
+        raise ValueError(f"expected at most {MOST_MIXTURES} mixtures, got {count} from {part!r}")
 
 
-def _share(text, whole=None):
+def _weight(text, whole):
     try:
         value = parse_fraction(text)
     except ValueError:
         value = None
     if value is None or not 0 <= value <= 1:
-        raise _Wrong(f"expected numbers from 0 to 1, got {whole or text!r}")
+        raise ValueError(f"expected numbers from 0 to 1, got {whole!r}")
     return value
 
 
@@ -170,3 +153,8 @@ def mix(states: dict, mixture: Mixture, counters_of: str) -> dict:
         key: weighted_sum([part[key] for part in parts], weights) if value.is_floating_point() else value.clone()
         for key, value in states[mixture.only or counters_of].items()
     }
+
+
+def pareto(points) -> list[tuple]:
+    """The points that no other one matches or beats in both coordinates, from left to right."""
+    return sorted({p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)})

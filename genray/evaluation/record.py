@@ -14,7 +14,8 @@ from genray.evaluation.engines import engines_text, not_by_the_package
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.results import accuracy
 from genray.evaluation.suite import CASCADE, build_evaluation_attack
-from genray.types import fraction_text
+from genray.tables import Table, TableRow, accuracy_cell, aligned, head_of
+from genray.types import ThreatModel
 
 
 def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> dict:
@@ -32,15 +33,11 @@ def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> 
     for threat in request.threats:
         attacks = []
         for name in request.columns(threat.norm):
-            how = {"norm": threat.norm, "epsilon": float(threat.epsilon), "num_classes": num_classes}
-            how |= {"seed": request.seed, "engine": request.engine}
-            step_size = request.step_sizes.get(threat.norm)
-            _, description = build_evaluation_attack(name, step_size=step_size, **how)
+            _, description = build_evaluation_attack(name, request.settings(threat.norm, num_classes))
             attack = asdict(description)
             engines.setdefault(threat.norm, {})[name] = attack.pop("engine")
             attacks.append(attack)
-        epsilon = {"epsilon": fraction_text(threat.epsilon), "epsilon_decimal": float(threat.epsilon)}
-        threats.append({"norm": threat.norm, **epsilon, "attacks": attacks})
+        threats.append({**threat.record(), "attacks": attacks})
     stated = {"data": data, "threats": threats, "seed": request.seed, "block_size": request.block_size}
     norms = [threat.norm for threat in request.threats]
     stated |= {"engine": engines_text(request.engine, norms), "num_classes": num_classes}
@@ -134,14 +131,13 @@ def record_table(record: dict, published: dict | None = None) -> str:
         published: {"row": label, "values": {column: per cent}} to print below those of linf, or None.
     """
     lines = []
-    examples = record["protocol"]["data"]["examples"]
     for threat in record["protocol"]["threats"]:
         norm = threat["norm"]
         columns = {NATURAL: record["natural"]}
         columns |= {a["name"]: record["norms"][norm]["columns"][a["name"]] for a in threat["attacks"]}
         if len(columns) > 2 and "union" in record["norms"][norm]:
             columns["union"] = record["norms"][norm]["union"]
-        lines.append(f"{norm}, epsilon {threat['epsilon']} ({threat['epsilon_decimal']:.6g}), {examples} examples")
+        lines.append(f"{ThreatModel.of(threat)}, {_examples(record)}")
         lines += _rows(columns, published if norm == "linf" else None)
         lines += [f"  ! {finding}" for finding in record["norms"][norm]["findings"]]
         notes = dict.fromkeys(
@@ -149,29 +145,33 @@ def record_table(record: dict, published: dict | None = None) -> str:
         )  # AA repeats its members'
         lines += [f"  note: {note}" for note in (*notes, not_by_the_package(record["protocol"], threat)) if note]
     if "union" in record:
-        value = record["union"]
-        lines.append(f"union of all norms and attacks: {_percent(value)} {_interval(value)}")
+        cell = accuracy_cell(record["union"])
+        lines.append(f"union of all norms and attacks: {cell.number} {cell.between}")
     lines += [f"! {finding}" for finding in record["findings"]]
     lines.append(f"accuracy in % with its 95 % Wilson interval; protocol {record['protocol']['hash']}")
     return "\n".join(lines)
 
 
+def tables_of(record: dict) -> list[Table]:
+    """The same as a table a norm."""
+    tables = []
+    for threat in record["protocol"]["threats"]:
+        part, title = record["norms"][threat["norm"]], f"{ThreatModel.of(threat)}, {_examples(record)}"
+        columns = {NATURAL: record["natural"], **part["columns"]}
+        row = TableRow(("accuracy in %",), tuple(map(accuracy_cell, columns.values())))
+        notes = (*part["findings"], *record["findings"])
+        tables.append(Table(threat["norm"], title, ("",), tuple(map(head_of, columns)), (row,), notes))
+    return tables
+
+
+def _examples(record):
+    return f"{record['protocol']['data']['examples']} examples"
+
+
 def _rows(columns, published):
-    heads = ["", *columns]
-    rows = [
-        ["accuracy", *(_percent(value) for value in columns.values())],
-        ["interval", *(_interval(value) for value in columns.values())],
-    ]
+    cells = [accuracy_cell(value) for value in columns.values()]
+    rows = [["", *columns], ["accuracy", *(c.number for c in cells)], ["interval", *(c.between for c in cells)]]
     if published:
         values = published["values"]
         rows.append([published["row"], *(f"{values[c]:.2f}" if c in values else "-" for c in columns)])
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    return ["  " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in [heads, *rows]]
-
-
-def _percent(value):
-    return f"{100 * value['value']:.2f}"
-
-
-def _interval(value):
-    return f"[{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+    return [f"  {line}" for line in aligned(rows, str.rjust)]

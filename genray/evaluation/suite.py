@@ -16,7 +16,7 @@ from genray.core.rng import key_seed
 from genray.errors import ConfigError
 from genray.evaluation.engines import ENGINES, PASSES, engine_of
 from genray.evaluation.robust import correct_flags, full_precision
-from genray.types import NORMS
+from genray.types import NORMS, ThreatModel
 
 OURS = "genray"
 OWN = {
@@ -80,19 +80,33 @@ def expand_names(names, norm) -> list[str]:
     return [column for column in COLUMNS if column in wanted]
 
 
-def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size=None, engine=None):
-    """The attack behind a column.
+@dataclass(frozen=True)
+class AttackSettings:
+    """What the attack behind a column is built for.
 
-    Args:
-        name: one of `COLUMNS`.
-        norm: "linf", "l2" or "l1".
-        epsilon: radius on the [0, 1] pixel scale.
+    Attributes:
+        threat: norm and radius.
         num_classes: K >= 2. Below 3 classes `apgd_dlr`, and below 4 `apgd_t`, is 100 steps of gradient ascent on the
             margin loss instead, and its description says so.
         seed: of the evaluation.
         step_size: of pgd20, pgd100, mim and cw; None: epsilon / 4 in every norm, which for linf 8/255 is the papers'
             2/255. The members of AutoAttack choose their own.
         engine: key of `ENGINES`: who runs the members of AutoAttack; None: the norm's default.
+    """
+
+    threat: ThreatModel
+    num_classes: int
+    seed: int
+    step_size: float | None = None
+    engine: str | None = None
+
+
+def build_evaluation_attack(name: str, settings: AttackSettings):
+    """The attack behind a column.
+
+    Args:
+        name: one of `COLUMNS`.
+        settings: what it is built for.
 
     Returns:
         (attack, description): attack is (model, x (N, C, H, W), y (N,), indices of the N examples in their data set)
@@ -101,40 +115,35 @@ def build_evaluation_attack(name, *, norm, epsilon, num_classes, seed, step_size
     Raises:
         ConfigError: an unknown name or norm, or an attack that is not defined for the norm.
     """
-    _check(name, norm)
-    engine = engine_of(engine, norm)
-    threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
+    _check(name, settings.threat.norm)
     if name == "aa":
-        return lambda *batch: cascade(*batch, seed=seed, engine=engine, **threat)[0], _describe_cascade(engine, threat)
-    own = _own_attack(name, step_size=step_size, **threat)
+        return lambda *batch: cascade(*batch, settings)[0], _describe_cascade(settings)
 
     def attack(model, x, y, indices):
-        how = {"key": name, "first": indices[:1], "seed": seed, "engine": engine, "threat": threat}
-        return _run(name, own, model, x, y, indices, **how)
+        return _run(name, settings, model, x, y, indices, name, *indices[:1])
 
-    return attack, _describe(name, own, engine, **threat)
+    return attack, _describe(name, settings)
 
 
-def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=None):
+def cascade(model, x, y, indices, settings: AttackSettings):
     """AutoAttack `standard` on one block: each member attacks only what all before it left correct.
 
     All members use one seed, `block_seed(seed, "aa", 0)`, as the authors' own cascade does.
 
     Args:
-        model, x, y, indices, norm, epsilon, num_classes, seed, engine: as in `build_evaluation_attack`.
+        model, x, y, indices, settings: as in `build_evaluation_attack`.
 
     Returns:
         (adversarial, flags): adversarial (N, C, H, W), `x` itself where nothing succeeded; flags {"natural": (N,)
         bool, "apgd_ce": ..., "apgd_t": ..., "fab_t": ..., "square": ...} on the CPU, True for what is still correct
         after that member and all before it. The result of `aa` is the last.
     """
-    threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
     adversarial, left = x.clone(), correct_flags(model, x, y)
     flags = {"natural": left.clone()}
     for member in CASCADE:
         at = left.nonzero().flatten()
         some_x, some_y, of = x[at.to(x.device)], y[at.to(x.device)], [int(indices[i]) for i in at]
-        found = stage(member, model, some_x, some_y, of, position=0, seed=seed, engine=engine, **threat)
+        found = stage(member, model, some_x, some_y, of, settings, position=0)
         broken = ~correct_flags(model, found, some_y)
         adversarial[at[broken].to(x.device)] = found[broken.to(x.device)]
         left[at[broken]] = False
@@ -142,20 +151,18 @@ def cascade(model, x, y, indices, *, norm, epsilon, num_classes, seed, engine=No
     return adversarial, flags
 
 
-def stage(member, model, x, y, indices, *, position, norm, epsilon, num_classes, seed, engine=None):
+def stage(member, model, x, y, indices, settings: AttackSettings, position: int):
     """One member of the cascade on a batch of what is left.
 
     Args:
         member: of `CASCADE`.
-        model, x, y, indices, norm, epsilon, num_classes, seed, engine: as in `build_evaluation_attack`.
+        model, x, y, indices, settings: as in `build_evaluation_attack`.
         position: of the batch's first example among all that this member attacks.
 
     Returns:
         (N, C, H, W) adversarial images.
     """
-    threat = {"norm": norm, "epsilon": float(epsilon), "num_classes": num_classes}
-    how = {"key": "aa", "first": [position], "seed": seed, "engine": engine, "threat": threat}
-    return _run(member, _own_attack(member, **threat), model, x, y, indices, **how)
+    return _run(member, settings, model, x, y, indices, "aa", position)
 
 
 def block_seed(seed, attack, first) -> int:
@@ -163,33 +170,37 @@ def block_seed(seed, attack, first) -> int:
     return key_seed(seed, "attack", attack, int(first))
 
 
-def _run(name, own, model, x, y, indices, *, key, first, seed, engine, threat):
+def _run(name, settings, model, x, y, indices, key, first=None):
     if len(x) == 0:
         return x.clone()
+    own = _own_attack(name, settings)
     with full_precision():
         if own is not None:
-            return own(model, x, y, ExampleDraw(seed, key, indices))
-        return ENGINES[engine_of(engine, threat["norm"])](
-            model, x, y, member=name, seed=block_seed(seed, key, first[0]), **threat
-        )
+            return own(model, x, y, ExampleDraw(settings.seed, key, indices))
+        how = {"threat": settings.threat, "num_classes": settings.num_classes}
+        engine = ENGINES[engine_of(settings.engine, settings.threat.norm)]
+        return engine(model, x, y, member=name, seed=block_seed(settings.seed, key, first), **how)
 
 
-def _own_attack(name, *, norm, epsilon, num_classes, step_size=None):
-    """Our gradient attack behind a column; None where the authors' package runs."""
+def _own_attack(name, settings):
+    """Our gradient attack behind a column; None where an engine runs a member of AutoAttack."""
+    norm, epsilon = settings.threat.norm, settings.threat.radius
     if name in OWN:
-        return GradientAttack(norm, epsilon, epsilon / 4 if step_size is None else float(step_size), **OWN[name])
-    if num_classes < MEMBERS[name].least_classes:
+        step_size = epsilon / 4 if settings.step_size is None else float(settings.step_size)
+        return GradientAttack(norm, epsilon, step_size, **OWN[name])
+    if settings.num_classes < MEMBERS[name].least_classes:
         return GradientAttack(norm, epsilon, epsilon / 4, num_steps=100, loss="margin")
     return None
 
 
-def _describe(name, own, engine, *, norm, epsilon, num_classes):
-    if own is not None:
+def _describe(name, settings):
+    norm, epsilon, num_classes = settings.threat.norm, settings.threat.radius, settings.num_classes
+    if own := _own_attack(name, settings):
         return AttackDescription(
             name, norm, epsilon, LOSS_WORDS[own.loss], own.num_steps, own.step_size, 1, own.num_passes,
             notes=() if name in OWN else (_replaced(name, num_classes),),
         )  # fmt: skip
-    member, notes = MEMBERS[name], ()
+    engine, member, notes = engine_of(settings.engine, norm), MEMBERS[name], ()
     if name in ("apgd_t", "fab_t") and targets(name, norm, num_classes) < targets(name, norm, 1000):
         notes = (f"{name}: {targets(name, norm, num_classes)} targets, one less than the classes",)
     number, cost = runs(name, norm, num_classes), PASSES[engine](name, norm, num_classes)
@@ -204,14 +215,15 @@ def _replaced(name, num_classes):
     )
 
 
-def _describe_cascade(engine, threat):
-    parts = [_describe(member, _own_attack(member, **threat), engine, **threat) for member in CASCADE]
+def _describe_cascade(settings):
+    parts = [_describe(member, settings) for member in CASCADE]
     fields = ("num_steps", "restarts", "passes", "queries")
     total = {field: sum(getattr(part, field) for part in parts) for field in fields}
     notes = tuple(note for part in parts for note in part.notes)
+    norm, epsilon = settings.threat.norm, settings.threat.radius
     return AttackDescription(
-        "aa", threat["norm"], threat["epsilon"], "cascade: " + ", ".join(CASCADE), step_size=None, notes=notes,
-        engine=engine, **total,
+        "aa", norm, epsilon, "cascade: " + ", ".join(CASCADE), step_size=None, notes=notes,
+        engine=engine_of(settings.engine, norm), **total,
     )  # fmt: skip
 
 

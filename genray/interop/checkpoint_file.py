@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from genray.core.seal import SEAL_BYTES, check_seal, is_sealed
-from genray.errors import CheckpointError, RunFolderError
+from genray.errors import CheckpointError, RunFolderError, one_line
 from genray.storage import Storage
 
 REASON_SHOWN = 120
@@ -119,7 +119,7 @@ def _refuse_foreign(where: str, head: bytes) -> None:
 
 
 def _reason(error: Exception, head: bytes) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error, 10_000)
     is_zip, is_pickle = head.startswith(b"PK"), head.startswith(b"\x80")
     named = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) (\S+)", text)
     # torch's reader stops at the first instruction that only objects or newer pickles need.

@@ -136,7 +136,7 @@ class RunFolder:
         try:
             before = to_dict(load_stored_config(self._stored()))
         except (ConfigError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split("\n")[0].split())
+            reason = one_line(str(error).split("\n")[0])
             raise RunFolderError(f"{self.location}/config.yaml: not of this version of genray: {reason}") from None
         now = to_dict(config)
         for field in follows:

@@ -1,24 +1,30 @@
-"""Results as text."""
+"""Results as a table."""
+
+from dataclasses import replace
+
+from genray.tables import Table, TableRow, accuracy_cell, as_text
 
 
 def results_table(results: dict) -> str:
-    """The final table: one row a model, accuracies in per cent with 95 % intervals.
+    """The final table as text, without its title; `results` is the record of `results.json`."""
+    return as_text(replace(table_of(results), title=""), intervals=True, notes=True)
 
-    Args:
-        results: the record of `results.json`.
-    """
+
+def table_of(results: dict) -> Table:
+    """The final table: one row a model, accuracies in per cent with 95 % intervals."""
     protocol, models = results["protocol"], results["models"]
     attacks = list(next(iter(models.values())))
-    heads = ["model", *(head_text(attack, protocol) for attack in attacks)]
-    rows = [[model_name(name, results), *(_cell(record[a]) for a in attacks)] for name, record in models.items()]
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows]]
-    lines.insert(1, "-" * len(max(lines, key=len)))
-    lines.append(f"{protocol['examples']} test images; accuracy in % with its {protocol['interval']} interval")
-    lines += extra_lines(protocol.get("extra"))
+    notes = [f"{protocol['examples']} test images; accuracy in % with its {protocol['interval']} interval"]
+    notes += extra_lines(protocol.get("extra"))
     if protocol["selected_on"] == "test":
-        lines.append("NOTE: the checkpoint was chosen on the test images (evaluation.select_on: test)")
-    return "\n".join(lines)
+        notes.append("NOTE: the checkpoint was chosen on the test images (evaluation.select_on: test)")
+    rows = [
+        TableRow((_model_name(name, results),), tuple(accuracy_cell(record[a]) for a in attacks))
+        for name, record in models.items()
+    ]
+    heads = tuple(_head(attack, protocol) for attack in attacks)
+    title = f"{results.get('folder', 'results')}: accuracy in %"
+    return Table("results", title, ("model",), heads, tuple(rows), tuple(notes))
 
 
 def extra_lines(extra: dict | None) -> list[str]:
@@ -31,18 +37,14 @@ def extra_lines(extra: dict | None) -> list[str]:
     ]
 
 
-def head_text(attack, protocol):
+def _head(attack, protocol):
     if attack in ("natural", "union"):
         return attack
     ball = protocol.get("other_norms", {}).get(attack, protocol)
     return f"{attack.removesuffix('_' + ball['norm'])} {ball['threat_model']}"
 
 
-def model_name(name, results):
+def _model_name(name, results):
     if name == "global":
         return f"theta_g, epoch {results['best_epoch']} (best on {results['protocol']['selected_on']})"
     return "theta_g, last epoch" if name == "global_last" else f"base learner {name}"
-
-
-def _cell(record):
-    return f"{100 * record['value']:6.2f}  [{100 * record['low']:.1f}, {100 * record['high']:.1f}]"

@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 
-from genray.errors import StorageError
+from genray.errors import StorageError, one_line
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PAUSE_AT_THE_END_S = 0.5
@@ -119,7 +119,7 @@ def _attempt(write):
     try:
         write()
     except Exception as error:  # storage libraries raise many kinds
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     return None
 
 

@@ -5,19 +5,18 @@ from fractions import Fraction
 from functools import partial
 
 from genray.errors import ConfigError
-from genray.evaluation.mixture_record import study_table
 from genray.evaluation.published import published_row
 from genray.reporting import plots, run_plots
 from genray.reporting.comparison import READING, Comparison, comparison_table, comparisons
 from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
 from genray.reporting.found import Found
 from genray.reporting.gallery import Gallery, draw_gallery
-from genray.reporting.mixture_plot import draw_parts
+from genray.reporting.mixtures import draw_parts, mixture_table
 from genray.reporting.paper import tables_of
 from genray.reporting.record_tables import attacks_table, models_table, time_table, versions_line
 from genray.reporting.style import MISSING
-from genray.reporting.table import head_of, one_line
 from genray.reporting.trials import trials_table
+from genray.tables import head_of, printable
 
 MOST_RUNS = 12  # runs whose curves are drawn one by one
 
@@ -49,12 +48,12 @@ class _Make:
         self.alone = [run for run in found.runs if not run.grid]
         names = Counter(run.name for run in self.alone)
         self.names = {
-            r.path: r.name if names[r.name] == 1 else f"{r.name} ({one_line(r.path, 80)})" for r in self.alone
+            r.path: r.name if names[r.name] == 1 else f"{r.name} ({printable(r.path, 80)})" for r in self.alone
         }
 
     def figure(self, name, caption, make):
         """A list of one figure, of none without matplotlib."""
-        return [Figure(name, one_line(caption, 600), make())] if self.with_plots else []
+        return [Figure(name, printable(caption, 600), make())] if self.with_plots else []
 
     # --- on top -----------------------------------------------------------------------------------------------------
 
@@ -72,7 +71,7 @@ class _Make:
         lines = [note.removeprefix(CAUTION) for note in notes if note.startswith(CAUTION)]
         for study in self.found.studies:
             if study.results["theta_g_selected_on"] == "test":
-                lines.append(f"{one_line(study.results['run'])}: theta_g's epoch was chosen on the test images")
+                lines.append(f"{printable(study.results['run'])}: theta_g's epoch was chosen on the test images")
         few = sorted(
             {comparison.setting.examples for comparison in self.comparisons if comparison.setting.examples < 1000}
         )
@@ -118,7 +117,7 @@ class _Make:
     def grids(self):
         section = ReportSection("grids", "Grids")
         for number, (path, trials) in enumerate(self.found.grids, 1):
-            part = ReportSection(f"grid-{number}", f"{one_line(trials.name, 80)}")
+            part = ReportSection(f"grid-{number}", f"{printable(trials.name, 80)}")
             section.blocks.append(part)
             if not trials.measures:
                 part.blocks.append(Notes(("no trial has finished",)))
@@ -195,12 +194,12 @@ class _Make:
     def studies(self):
         section = ReportSection("operating-points", "Operating points of a trained run")
         for number, study in enumerate(self.found.studies, 1):
-            part = ReportSection(f"study-{number}", one_line(study.results["run"], 80))
+            part = ReportSection(f"study-{number}", printable(study.results["run"], 80))
             for split in study.results["splits"]:
-                part.blocks.append(study_table(study.results, split, f"mixtures_{number}_{split}"))
+                part.blocks.append(mixture_table(study.results, split, f"mixtures_{number}_{split}"))
                 if self.with_plots:
                     for name, files in draw_parts(study.results, split).items():
-                        caption = one_line(_study_caption(study, split, name), 600)
+                        caption = printable(_study_caption(study, split, name), 600)
                         part.blocks.append(Figure(f"mixtures_{number}_{split}_{name}", caption, files))
             section.blocks.append(part)
         return section
@@ -210,7 +209,7 @@ class _Make:
         measured = {self.names[run.path]: run_plots.times(run.records) for run in self.alone}
         for path, trials in self.found.grids:
             of_grid = [record for run in self.found.runs if run.grid == path for record in run.records]
-            measured[f"grid {one_line(trials.name, 80)}"] = run_plots.times(of_grid)
+            measured[f"grid {printable(trials.name, 80)}"] = run_plots.times(of_grid)
         measured = {name: of for name, of in measured.items() if of}
         older = [run.name for run in self.found.runs if run.records and not run_plots.times(run.records)]
         if measured:
@@ -218,7 +217,7 @@ class _Make:
             caption = "Seconds of each learner, cut into what they went for; of a grid, the sum over its trials."
             section.blocks += self.figure("time", caption, partial(run_plots.time_split, measured))
         if older:
-            names = one_line(", ".join(dict.fromkeys(older)), 160)
+            names = printable(", ".join(dict.fromkeys(older)), 160)
             section.blocks.append(
                 Notes((f"not measured by {_counted('run', len(older))} of an older genray: {names}",))
             )
@@ -300,7 +299,7 @@ def _epochs_caption(run):
 
 
 def _study_caption(study, split, name):
-    of = f"{one_line(study.results['run'], 80)}, {split} images: "
+    of = f"{printable(study.results['run'], 80)}, {split} images: "
     if name == "over_gamma":
         return f"{of}accuracy over gamma with 95 % intervals."
     chosen = "; star: chosen on the validation images" if study.results["chosen"] else ""

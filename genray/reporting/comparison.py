@@ -12,8 +12,8 @@ from genray.evaluation.engines import not_by_the_package
 from genray.evaluation.published import TABLES, in_the_tables_ball, row_of_run
 from genray.reporting.found import Evaluation, Found, Run
 from genray.reporting.paper import paper_table
-from genray.reporting.table import DIFFERENCE, HEADS, PUBLISHED, Cell, Table, TableRow, cell_of, head_of, one_line
 from genray.reporting.trials import data_name
+from genray.tables import DIFFERENCE, HEADS, PUBLISHED, Cell, Table, TableRow, cell_of, head_of, printable
 from genray.types import NORMS
 
 NETWORKS = {"resnet18": "ResNet-18", "preact_resnet18": "PreActResNet-18", "small_cnn": "SmallCNN"}
@@ -229,7 +229,7 @@ def _of_evaluations(found):
     for evaluation in found.evaluations:
         run, label = owner_of(evaluation, found.runs)
         record, protocol = evaluation.record, evaluation.record["protocol"]
-        data = data_name(vars(run.config.data)) if run else one_line(protocol["data"]["source"])
+        data = data_name(vars(run.config.data)) if run else printable(protocol["data"]["source"])
         network = network_name(run.config) if run else "model of a file"
         of_run = (run.config.seed, run.config) if run else (None, None)
         selected = run.config.evaluation.select_on if run else None
@@ -274,7 +274,7 @@ def owner_of(evaluation: Evaluation, runs: list[Run]) -> tuple[Run | None, str]:
             return run, run.name
     place = evaluation.place
     short = place.name if owner is None else place.root.removeprefix(f"{owner.place.root}/")
-    name = one_line(short.removesuffix(".eval"), 80)
+    name = printable(short.removesuffix(".eval"), 80)
     return None, f"{owner.name}: {name}" if owner else name
 
 
@@ -317,7 +317,7 @@ def _groups(entries, found):
 def _told_apart(group, groups):
     """Its label, with its folder where another group is called the same."""
     same = sum(other.label == group.label for other in groups) > 1
-    return f"{group.label} ({one_line(group.entries[0].path, 80)})" if same else group.label
+    return f"{group.label} ({printable(group.entries[0].path, 80)})" if same else group.label
 
 
 def _without_seed(entry):

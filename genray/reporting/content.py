@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from genray.reporting.table import Table
+from genray.tables import Table
 
 CAUTION = "CAUTION: "  # how a note begins that a reader must not overlook
 

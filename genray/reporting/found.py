@@ -6,10 +6,10 @@ from pathlib import Path
 from genray import records
 from genray.config import RunConfig, load_stored_config
 from genray.config.load import parse_yaml
-from genray.errors import GenrayError
-from genray.reporting.table import one_line
+from genray.errors import GenrayError, one_line
 from genray.reporting.trials import Trials, read_trials
 from genray.storage import Storage, without_secrets
+from genray.tables import printable
 from genray.tuning.grid import RECORD
 
 DEEPEST = 8  # folders below those given
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return one_line(self.point or self.config.name, 80)
+        return printable(self.point or self.config.name, 80)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Search:
         self.found, self.seen, self.again = Found(), set(), False
 
     def problem(self, path, reason):
-        self.found.problems.append((one_line(path), one_line(reason, 300)))
+        self.found.problems.append((printable(path), printable(reason, 300)))
 
     def root(self, path):
         try:
@@ -158,7 +158,7 @@ class _Search:
                 self.problem(path, f"{len(left)} of {len(trials.rows)} trials have not started, first {left[0]}")
             return path, {row["trial"]: trials.place_of(row) for row in trials.rows}
         except GenrayError as error:
-            self.problem(path, _reason(error).removeprefix(f"{path}: "))
+            self.problem(path, one_line(error).removeprefix(f"{path}: "))
             return "", {}
 
     def _run(self, path, storage, names, grid, point):
@@ -166,13 +166,13 @@ class _Search:
             plain = parse_yaml(storage.read("config.yaml").decode(), "config.yaml")
             config = load_stored_config(plain)
         except (GenrayError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            self.problem(path, f"config.yaml is not of a genray run: {_reason(error)}")
+            self.problem(path, f"config.yaml is not of a genray run: {one_line(error)}")
             return None
         epochs, results = self._epochs(path, storage, names), None
         try:
             results = records.read(records.RunResults, storage, "results.json") if "results.json" in names else None
         except GenrayError as error:
-            self.problem(path, f"{_reason(error)}; its table is left out")
+            self.problem(path, f"{one_line(error)}; its table is left out")
         else:
             if results is None:
                 self.problem(path, f"unfinished: {len(epochs)} of {config.training.epochs} epochs; only its curves")
@@ -205,15 +205,11 @@ class _Search:
             request = records.read(records.EvaluationRequest, storage, "request.json")
             self.found.evaluations.append(Evaluation(storage, record, request["model"], owner))
         except GenrayError as error:
-            self.problem(path, _reason(error))
+            self.problem(path, one_line(error))
 
     def _study(self, path, storage):
         try:
             results = records.read(records.MixtureResults, storage, "results.json")
             self.found.studies.append(SweepResult(path, results))
         except GenrayError as error:
-            self.problem(path, _reason(error))
-
-
-def _reason(error):
-    return " ".join(str(error).split()) or type(error).__name__
+            self.problem(path, one_line(error))

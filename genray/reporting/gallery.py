@@ -15,13 +15,14 @@ from genray.config import RunConfig, load_stored_config
 from genray.config.load import yaml_mapping
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError, DataError
+from genray.evaluation.contract import device_of
 from genray.evaluation.robust import full_precision, pgd_name
 from genray.evaluation.sources import data_of
 from genray.interop.load import load_model
 from genray.recording.run_folder import LEARNERS
 from genray.reporting.style import draw, label_text
-from genray.reporting.table import one_line
 from genray.storage import Storage, without_secrets
+from genray.tables import printable
 
 A_KIND = 5  # images shown of each kind
 BLOCK = 50
@@ -101,7 +102,7 @@ def side_of(text: str) -> Side:
     file = place / f"{LEARNERS}/{learner}.pt" if learner else place
     what = learner or ("theta_g" if place.root == run.root else place.name.removesuffix(".pt"))
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
-    return Side(one_line(f"{config.name}: {what}", 60), load_model(file, device), config)
+    return Side(printable(f"{config.name}: {what}", 60), load_model(file, device), config)
 
 
 def _run_of(place):
@@ -142,28 +143,26 @@ def make_gallery(first: str, second: str, most: int, progress) -> Gallery:
         sides = [Side(n, s.network, s.config) for n, s in zip(short, sides)] if len(set(short)) > 1 else sides
     config = sides[0].config
     data = load_image_data(**{**data_of(config), "download": False}, decode=("test",))  # a report fetches nothing
-    number = min(most, len(data.test))
     _check_fits(sides, data)
-    looker = _Looker(sides, data, config)
+    number, examined, found = min(most, len(data.test)), 0, {kind: [] for kind in KINDS}
     progress.phase(f"gallery: attacking {number} images,", number, unit="images")
-    examined = 0
-    while examined < number and not looker.full:
+    attack = build_attack(config.evaluation.attack)
+    while examined < number and min(map(len, found.values())) < A_KIND:
         stop = min(number, examined + BLOCK)
-        looker.look(examined, stop)
+        for kind, score, card in _look(sides, data, range(examined, stop), attack):
+            found[kind].append((score, card))
         progress.steps(stop)
         examined = stop
-    attack = config.evaluation.attack
-    words = f"{pgd_name(attack)}, {attack.norm}, epsilon {float(attack.epsilon):.6g}"
-    return Gallery(tuple(side.name for side in sides), examined, words, looker.chosen())
+    ball = config.evaluation.attack
+    words = f"{pgd_name(ball)}, {ball.norm}, epsilon {float(ball.epsilon):.6g}"
+    cards = {kind: _best(of) for kind, of in found.items()}
+    return Gallery(tuple(side.name for side in sides), examined, words, cards)
 
 
 def _check_fits(sides, data):
-    x = data.test.images[:1].float() / 255
     for side in sides:
-        device = next(side.network.parameters()).device
         try:
-            with torch.no_grad():
-                classes = side.network(x.to(device)).shape[1]
+            classes = _predict(side, data.test.images[:1].float() / 255).shape[1]
         except RuntimeError:
             classes = None
         if classes != data.num_classes:
@@ -171,80 +170,57 @@ def _check_fits(sides, data):
             raise DataError(f"--gallery: expected a model of {data.num_classes} classes for {side.name}, got {got}")
 
 
-class _Looker:
-    """Attacks images with both models and sorts them into kinds."""
+@torch.no_grad()
+def _predict(side, x):
+    """(n, K) probabilities."""
+    with full_precision():
+        return side.network(x.to(device_of(side.network))).softmax(1).cpu()
 
-    def __init__(self, sides, data, config):
-        self.sides, self.data, self.config = sides, data, config
-        self.attack = build_attack(config.evaluation.attack)
-        self.found = {kind: [] for kind in KINDS}  # (how good an example, index, attacked image, predictions)
 
-    @property
-    def full(self):
-        return all(len(cards) >= A_KIND for cards in self.found.values())
-
-    def look(self, start, stop):
-        x = self.data.test.images[start:stop].float().div(255)
-        y = self.data.test.labels[start:stop]
-        attacked = [self._attacked(side, x, y, range(start, stop)) for side in self.sides]
-        clean = [self._shares(side, x) for side in self.sides]  # each (n, K): what a model gives to each class
-        under = [[self._shares(side, images) for side in self.sides] for images in attacked]  # [attack on][model]
-        for i, label in enumerate(y.tolist()):
-            right = [bool(shares[i].argmax() == label) for shares in clean]
-            holds = [[bool(shares[i].argmax() == label) for shares in of] for of in under]
-            own = [float(under[k][k][i, label]) for k in (0, 1)]
-            words = tuple(self._name(shares[i]) for shares in clean)
-            shown = [tuple(self._name(shares[i]) for shares in of) for of in under]
-            if all(right) and holds[0][0] and holds[1][1]:
-                self._keep("easy", -min(own), start + i, x[i], attacked[0][i], words, shown[0])
-            elif not all(right):
-                score = sum(float(shares[i, label]) for shares in clean)
-                self._keep("hard", score, start + i, x[i], attacked[0][i], words, shown[0])
-            for kind, me, other in (("first", 0, 1), ("second", 1, 0)):
-                if all(right) and not holds[me][me] and holds[me][other] and holds[other][other]:
-                    self._keep(kind, own[me], start + i, x[i], attacked[me][i], words, shown[me])
-
-    def _attacked(self, side, x, y, indices):
-        device = next(side.network.parameters()).device
-        draw_ = ExampleDraw(self.config.seed, pgd_name(self.config.evaluation.attack), indices)
+def _look(sides, data, indices, attack):
+    """Attacks test images with both models; yields (kind, how good an example: the lower, `Card`)."""
+    config, names = sides[0].config, [printable(name, 24) for name in data.class_names]
+    settings = config.evaluation.attack
+    x, y = data.test.images[indices.start : indices.stop].float() / 255, data.test.labels[indices.start : indices.stop]
+    attacked = []
+    for side in sides:
+        device, draw_ = device_of(side.network), ExampleDraw(config.seed, pgd_name(settings), indices)
         with full_precision():
-            return self.attack(side.network, x.to(device), y.to(device), draw_).detach().cpu()
+            attacked.append(attack(side.network, x.to(device), y.to(device), draw_).detach().cpu())
+    clean = [_predict(side, x) for side in sides]
+    under = [[_predict(side, images) for side in sides] for images in attacked]  # [attack on][model]
+    for i, label in enumerate(y.tolist()):
 
-    @staticmethod
-    @torch.no_grad()
-    def _shares(side, x):
-        device = next(side.network.parameters()).device
-        with full_precision():
-            return side.network(x.to(device)).softmax(1).cpu()
+        def card(victim, i=i, label=label):
+            said = ([names[int(of[i].argmax())] for of in model] for model in (clean, under[victim]))
+            image, moved = x[i], attacked[victim][i]
+            return Card(indices[i], names[label], image, _magnified(moved - image, settings), moved, *map(tuple, said))
 
-    def _name(self, shares):
-        return one_line(self.data.class_names[int(shares.argmax())], 24)
+        right = [bool(of[i].argmax() == label) for of in clean]
+        holds = [[bool(of[i].argmax() == label) for of in models] for models in under]
+        own = [float(under[k][k][i, label]) for k in (0, 1)]
+        if all(right) and holds[0][0] and holds[1][1]:
+            yield "easy", -min(own), card(0)
+        elif not all(right):
+            yield "hard", sum(float(of[i, label]) for of in clean), card(0)
+        for kind, me, other in (("first", 0, 1), ("second", 1, 0)):
+            if all(right) and not holds[me][me] and holds[me][other] and holds[other][other]:
+                yield kind, own[me], card(me)
 
-    def _keep(self, kind, score, index, image, attacked, clean, under_attack):
-        self.found[kind].append((score, index, image, attacked, clean, under_attack))
 
-    def chosen(self):
-        return {kind: [self._card(entry) for entry in self._best(kind)] for kind in KINDS}
+def _magnified(delta, attack):
+    """Grey where nothing is changed; the largest change that is allowed (linf) or made becomes black or white."""
+    largest = float(attack.epsilon) if attack.norm == "linf" else float(delta.abs().max())
+    return (0.5 + delta / (2 * largest)).clamp(0, 1) if largest else torch.full_like(delta, 0.5)
 
-    def _best(self, kind):
-        """The best of each class, then their second best, and so on."""
-        seen, rated = Counter(), []
-        for entry in sorted(self.found[kind], key=lambda entry: entry[:2]):
-            label = int(self.data.test.labels[entry[1]])
-            rated.append((seen[label], *entry))
-            seen[label] += 1
-        return [entry[1:] for entry in sorted(rated, key=lambda entry: entry[:3])[:A_KIND]]
 
-    def _card(self, entry):
-        _, index, image, attacked, clean, under_attack = entry
-        label = one_line(self.data.class_names[int(self.data.test.labels[index])], 24)
-        return Card(index, label, image, self._magnified(attacked - image), attacked, clean, under_attack)
-
-    def _magnified(self, delta):
-        """Grey where nothing is changed; the largest change that is allowed (linf) or made becomes black or white."""
-        config = self.config.evaluation.attack
-        largest = float(config.epsilon) if config.norm == "linf" else float(delta.abs().max())
-        return (0.5 + delta / (2 * largest)).clamp(0, 1) if largest else torch.full_like(delta, 0.5)
+def _best(found):
+    """The best of each class, then their second best, and so on."""
+    seen, rated = Counter(), []
+    for score, card in sorted(found, key=lambda pair: (pair[0], pair[1].index)):
+        rated.append((seen[card.label], score, card.index, card))
+        seen[card.label] += 1
+    return [card for *_, card in sorted(rated, key=lambda entry: entry[:3])[:A_KIND]]
 
 
 def png_of(image: torch.Tensor) -> bytes:

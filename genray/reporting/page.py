@@ -7,7 +7,7 @@ from pathlib import Path
 from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
 from genray.reporting.gallery import KINDS, Gallery, png_of
 from genray.reporting.style import inline_svg
-from genray.reporting.table import Table, as_html, as_markdown, markdown_text, notes_html, one_line
+from genray.tables import Table, as_html, as_markdown, markdown_text, notes_html, printable
 
 STYLE = Path(__file__).parent / "page.css"
 FOLDED = {"published", "protocol"}  # sections that a reader opens
@@ -48,7 +48,7 @@ def as_page(report: Report) -> str:
 
 
 def _list(lines):
-    return f"<ul>{''.join(f'<li>{escape(one_line(line, 600))}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<ul>{''.join(f'<li>{escape(printable(line, 600))}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _section(section: ReportSection, level: int = 2) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from genray.evaluation.published import TABLES, PublishedTable
-from genray.reporting.table import PUBLISHED, Cell, Table, TableRow
+from genray.tables import PUBLISHED, Cell, Table, TableRow
 
 LOWER_IS_BETTER = ("train_minutes",)
 NUMBERS_FROM = ("NAT",)  # the first column of numbers; what stands before it says what a row is of

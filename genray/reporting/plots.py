@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from genray.errors import ConfigError
-from genray.evaluation.pareto import pareto
+from genray.evaluation.mixtures import pareto
 from genray.reporting.style import BLUE, GREY, colours_of, draw, label_text, legend_below
-from genray.reporting.table import head_of
 from genray.reporting.trials import METHOD, Trials, groups, varying
+from genray.tables import head_of
 from genray.tuning.grid import short_names
 
 MOST_NAMED = 14  # points that a legend names; of more, only those on the front are named

@@ -2,7 +2,8 @@
 
 from genray.reporting import run_plots
 from genray.reporting.found import Run
-from genray.reporting.table import Cell, Table, TableRow, cell_of, head_of, one_line
+from genray.tables import Cell, Table, TableRow, accuracy_cell, head_of, printable
+from genray.types import ThreatModel
 
 
 def models_table(run: Run, number: int) -> Table:
@@ -12,7 +13,7 @@ def models_table(run: Run, number: int) -> Table:
     names = {"global": f"theta_g, epoch {run.results['best_epoch']} (model.pt)", "global_last": "theta_g, last epoch"}
     rows = [
         TableRow((names.get(name, f"base learner {name}"),), tuple(
-            cell_of(r["value"], None, r["low"], r["high"]) if (r := by_attack.get(c)) else Cell() for c in columns))
+            accuracy_cell(by_attack.get(c)) for c in columns))
         for name, by_attack in models.items()
     ]  # fmt: skip
     title = f"{run.name}: all models on {protocol['examples']} test images, {protocol['norm']} {protocol['epsilon']}"
@@ -21,7 +22,7 @@ def models_table(run: Run, number: int) -> Table:
         f"checkpoint chosen on {protocol['selected_on']} images",
     )
     heads = tuple(map(head_of, columns))
-    return Table(f"run_{number}_models", one_line(title), ("model",), heads, tuple(rows), notes).ranked()
+    return Table(f"run_{number}_models", printable(title), ("model",), heads, tuple(rows), notes).ranked()
 
 
 def time_table(measured: dict) -> Table:
@@ -51,20 +52,20 @@ def attacks_table(protocol: dict, threat: dict, labels) -> Table:
         rows.append(
             TableRow((head_of(attack["name"]), str(attack.get("loss", ""))), tuple(Cell(str(c)) for c in cells))
         )
-    title = f"{threat['norm']} {threat['epsilon']} ({threat['epsilon_decimal']:.6g}), protocol {protocol['hash']}"
+    title = f"{ThreatModel.of(threat)}, protocol {protocol['hash']}"
     data = protocol["data"]
-    of = f"of {one_line(', '.join(dict.fromkeys(labels)), 160)}"
+    of = f"of {printable(', '.join(dict.fromkeys(labels)), 160)}"
     what = f"{data['examples']} {data.get('split', '')} images of {data['source']}"
     what += f" (fingerprint {data['fingerprint']})" if data.get("fingerprint") else ""
     how = f"blocks of {protocol.get('block_size', '?')}, engine {protocol['engine']}, seed {protocol['seed']}"
     heads = ("steps", "step size", "restarts", "passes", "queries")
     name = f"protocol_{protocol['hash']}_{threat['norm']}"
-    return Table(name, one_line(title), ("attack", "loss"), heads, tuple(rows), (f"{of}; {what}, {how}",))
+    return Table(name, printable(title), ("attack", "loss"), heads, tuple(rows), (f"{of}; {what}, {how}",))
 
 
 def versions_line(run: Run) -> str:
     found = run.results["versions"]
-    packages = [f"{key} {one_line(found[key], 60)}" for key in ("genray", "torch", "ray", "python") if found.get(key)]
+    packages = [f"{key} {printable(found[key], 60)}" for key in ("genray", "torch", "ray", "python") if found.get(key)]
     devices = found.get("devices")
     names = dict.fromkeys(map(str, devices)) if isinstance(devices, list) else ()
-    return f"computed with {', '.join(packages)}" + (f"; on {one_line(', '.join(names), 120)}" if names else "")
+    return f"computed with {', '.join(packages)}" + (f"; on {printable(', '.join(names), 120)}" if names else "")

@@ -4,7 +4,7 @@ import os
 
 from genray.config.model import did_you_mean
 from genray.console import say
-from genray.errors import ConfigError, InputError, RunFolderError, StorageError
+from genray.errors import ConfigError, InputError, RunFolderError, StorageError, one_line
 from genray.recording.progress import Progress
 from genray.recording.writer import write_all
 from genray.reporting.build import build_report
@@ -66,7 +66,7 @@ def _gallery(found, wanted, images, progress):
     try:
         return make_gallery(*sides, images, progress), ""
     except InputError as error:
-        return None, " ".join(str(error).split())
+        return None, one_line(error)
 
 
 def report_grid(folder) -> tuple[Trials, StorageError | None]:

@@ -12,7 +12,7 @@ from genray.reporting.style import (
     legend_below,
     whole_epochs,
 )
-from genray.reporting.table import head_of
+from genray.tables import head_of
 
 DASHES = ("-", "--", ":", "-.")
 PARTS = ("attack", "step", "averaging", "transfer", "waiting")

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from genray.errors import ConfigError
-from genray.reporting.table import one_line
+from genray.tables import printable
 
 STYLE = Path(__file__).parent / "genray.mplstyle"
 INK, PAPER, GRID, GREY = "#1b1f24", "#ffffff", "#d5d9df", "#7b828c"
@@ -74,7 +74,7 @@ def _saved(figure, kind, metadata):
 def label_text(text, longest: int = 44) -> str:
     """Text of unknown origin as a label, with its end, which tells long names apart; a legend leaves out what begins
     with an underscore."""
-    line = one_line(text, 200)
+    line = printable(text, 200)
     if len(line) > longest:
         line = f"{line[: longest // 2 - 1]}…{line[-(longest // 2) :]}"
     return f" {line}" if line.startswith("_") else line

@@ -14,8 +14,8 @@ from genray import records
 from genray.errors import RunFolderError
 from genray.evaluation.job import STAGE
 from genray.evaluation.suite import COLUMNS
-from genray.reporting.table import Cell, Table, TableRow, as_markdown, cell_of, head_of
 from genray.storage import Storage
+from genray.tables import Cell, Table, TableRow, as_markdown, cell_of, head_of
 from genray.tuning.grid import RECORD, short_names, stated_trials
 from genray.types import NORMS
 

@@ -7,8 +7,8 @@ from genray.errors import RunFolderError
 from genray.recording.writer import write_all
 from genray.reporting.content import Figure, Report, ReportSection
 from genray.reporting.page import as_document, as_page
-from genray.reporting.table import Table, as_csv, as_latex
 from genray.storage import Storage
+from genray.tables import Table, as_csv, as_latex
 
 FORMATS = ("html", "md", "csv", "tex", "png", "svg")
 DEFAULT_FORMATS = ("html", "md", "csv", "tex", "png")

@@ -13,6 +13,7 @@ from genray.evaluation import engines
 from genray.evaluation.engines import ENGINES, PASSES
 from genray.evaluation.record import record_table
 from genray.models.attack_copy import AttackCopy
+from genray.types import ThreatModel
 
 THREATS = {"linf": 0.1, "l2": 0.6, "l1": 1.5}
 
@@ -28,7 +29,7 @@ def victim(trained_run):
 
 def standing(engine, victim, member, norm):
     model, x, y = victim
-    found = ENGINES[engine](model, x, y, member=member, norm=norm, epsilon=THREATS[norm], seed=3, num_classes=10)
+    found = ENGINES[engine](model, x, y, member=member, threat=ThreatModel(norm, THREATS[norm]), seed=3, num_classes=10)
     distance = (found - x).flatten(1)
     length = {"linf": distance.abs().amax(1), "l2": distance.norm(dim=1), "l1": distance.abs().sum(1)}[norm]
     assert float(length.max()) <= THREATS[norm] * (1 + 1e-5)
@@ -74,7 +75,7 @@ def test_the_model_stays_as_it_was(victim):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.random.get_rng_state()
     try:
-        how = {"norm": "linf", "epsilon": 0.1, "seed": 3, "num_classes": 10}
+        how = {"threat": ThreatModel("linf", 0.1), "seed": 3, "num_classes": 10}
         ENGINES["genray"](model, x[:4], y[:4], member="apgd_ce", **how)
         assert all(module.training for module in model.modules())
     finally:
@@ -91,10 +92,9 @@ def test_the_stated_passes_are_those_of_an_example_that_resists(member, norm):
     x, seen = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(1)), []
     y = model(x).argmax(1)
     model[1].register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0].requires_grad] * len(output)))
-    how = {"member": member, "norm": norm, "num_classes": 6}
-    found = ENGINES["genray"](model, x, y, epsilon=1e-6, seed=1, **how)
+    found = ENGINES["genray"](model, x, y, member=member, threat=ThreatModel(norm, 1e-6), seed=1, num_classes=6)
     assert torch.equal(found, x)
-    assert (sum(seen), len(seen) - sum(seen)) == PASSES["genray"](**how)
+    assert (sum(seen), len(seen) - sum(seen)) == PASSES["genray"](member, norm, 6)
 
 
 class Uncopyable(nn.Module):
@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_copied_is_attacked_itself():
         AttackCopy(model)
     y = model(x).argmax(1)
     found = [
-        ENGINES[engine](model, x, y, member="apgd_ce", norm="linf", epsilon=0.5, seed=1, num_classes=4)
+        ENGINES[engine](model, x, y, member="apgd_ce", threat=ThreatModel("linf", 0.5), seed=1, num_classes=4)
         for engine in ("genray", "pyautoattack")
     ]
     wrong = [model(points).argmax(1) != y for points in found]

@@ -261,7 +261,7 @@ def test_a_notebook_shows_a_table_a_norm():
     record = genray.evaluate(Linear(10), x, y, attacks="pgd20", norms="linf,l2")
     assert repr(record) == record_table(record) and isinstance(record, dict)
     html = record._repr_html_()
-    assert html.count("<table") == 2 and html.count("PGD20") == 2 and "l2, epsilon 128/255" in html
+    assert html.count("<table") == 2 and html.count("PGD20") == 2 and "l2 128/255" in html
 
 
 def test_the_table_is_in_the_papers_order(model, digits):
@@ -270,7 +270,7 @@ def test_the_table_is_in_the_papers_order(model, digits):
     lines = record_table(record).splitlines()
     order = [name for name in COLUMNS if name in wanted]
     assert order == ["pgd20", "pgd100", "cw", "apgd_ce", "apgd_dlr"]
-    assert lines[0] == "linf, epsilon 0.1 (0.1), 30 examples"
+    assert lines[0] == "linf 0.1 (0.1), 30 examples"
     assert lines[1].split() == ["natural", *order, "union"]
     linf = record["norms"]["linf"]
     values = [record["natural"], *(linf["columns"][name] for name in order), linf["union"]]
@@ -461,7 +461,7 @@ def test_run_folder_and_model_file_give_the_same_numbers(trained_run, record, tm
 
 def test_examples_are_the_first_and_said(trained_run, digits, model, tmp_path, capsys):
     assert command(trained_run, *COMMAND, "--examples", 30, "--output", tmp_path / "out") == 0
-    assert capsys.readouterr().out.startswith("linf, epsilon 0.1 (0.1), 30 examples\n")
+    assert capsys.readouterr().out.startswith("linf 0.1 (0.1), 30 examples\n")
     found = read(tmp_path / "out")
     first = genray.evaluate(model, digits[0][:30], digits[1][:30], **QUICK)
     assert found["natural"] == first["natural"] and found["protocol"]["data"]["examples"] == 30

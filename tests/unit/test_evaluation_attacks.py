@@ -11,10 +11,25 @@ from genray.attacks.losses import LOSSES, cross_entropy
 from genray.core.rng import key_seed
 from genray.errors import ConfigError, InputError
 from genray.evaluation import suite
-from genray.evaluation.suite import COLUMNS, block_seed, build_evaluation_attack, cascade, expand_names
+from genray.evaluation.suite import (
+    COLUMNS,
+    AttackSettings,
+    block_seed,
+    build_evaluation_attack,
+    cascade,
+    expand_names,
+)
+from genray.types import ThreatModel
 
 NORMS = ("linf", "l2", "l1")
-COMMON = {"num_classes": 10, "seed": 0}
+
+
+def settings(norm="linf", epsilon=0.1, num_classes=10, seed=0, **others):
+    return AttackSettings(ThreatModel(norm, epsilon), num_classes, seed, **others)
+
+
+def built(name, *args, **how):
+    return build_evaluation_attack(name, settings(*args, **how))
 
 
 def network(dtype=torch.float32, num_classes=10):
@@ -147,7 +162,7 @@ def test_own_attacks_reach_the_closed_form(name, norm):
     dual = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().amax()}[norm]
     x = 0.5 + 0.05 * torch.from_numpy(np.random.default_rng(5).normal(size=(6, 1, 8, 8)))
     y = torch.tensor([0, 1, 0, 1, 0, 1])
-    attack, _ = build_evaluation_attack(name, norm=norm, epsilon=0.1, num_classes=2, seed=4)
+    attack, _ = built(name, norm, 0.1, num_classes=2, seed=4)
     found = attack(model, x, y, range(6))
     fall = ((x - found).flatten(1) @ w) * torch.where(y == 0, 1.0, -1.0)
     # Four pixels share each l1 step, so l1 comes close only; l2 closes in on the optimum step by step.
@@ -165,7 +180,7 @@ def test_cascade_with_few_classes_is_the_closed_form(num_classes):
     y = torch.zeros(5, dtype=torch.int64)
     if num_classes == 3:
         model[1] = wider(model[1])
-    found, flags = cascade(model, x, y, range(5), norm="linf", epsilon=0.02, num_classes=num_classes, seed=0)
+    found, flags = cascade(model, x, y, range(5), settings(epsilon=0.02, num_classes=num_classes))
     assert flags["natural"].tolist() == [False, True, True, True, True]
     assert flags["square"].tolist() == [False, False, False, True, True]
     assert (model(found).argmax(1) == y).tolist() == flags["square"].tolist()
@@ -204,7 +219,7 @@ def test_columns_are_in_the_papers_order():
 )
 def test_wrong_names_and_norms(name, norm, message):
     for call in (
-        lambda: build_evaluation_attack(name, norm=norm, epsilon=0.1, **COMMON),
+        lambda: built(name, norm),
         lambda: expand_names([name], norm),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
@@ -223,7 +238,7 @@ def test_own_columns_are_what_they_say(name):
     model, seen = network(), []
     x, y = batch(model, 3)
     x = 0.4 + 0.2 * x
-    attack, described = build_evaluation_attack(name, norm="linf", epsilon=8 / 255, **COMMON)
+    attack, described = built(name, epsilon=8 / 255)
     handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     found = attack(model, x, y, [7, 8, 9])
     handle.remove()
@@ -239,29 +254,28 @@ def test_own_columns_are_what_they_say(name):
     first(model(leaf), y).sum().backward()
     by_hand = torch.clamp(seen[0] + 2 / 255 * leaf.grad.sign() - x, -8 / 255, 8 / 255) + x
     assert torch.allclose(seen[1], by_hand, atol=1e-6)
-    assert build_evaluation_attack(name, norm="linf", epsilon=0.1, step_size=0.03, **COMMON)[1].step_size == 0.03
+    assert built(name, step_size=0.03)[1].step_size == 0.03
 
 
 def test_own_columns_do_not_depend_on_the_batch():
     model = network(torch.float64)
     x, y = batch(model, 7, torch.float64)
     for name in COLUMNS[:4]:
-        attack, _ = build_evaluation_attack(name, norm="linf", epsilon=0.05, **COMMON)
+        attack, _ = built(name, epsilon=0.05)
         whole = attack(model, x, y, range(100, 107))
         parts = [attack(model, x[p], y[p], list(range(100, 107))[p]) for p in (slice(0, 3), slice(3, 7))]
         assert (torch.cat(parts) - whole).abs().max() < 1e-10
         assert not torch.equal(attack(model, x, y, range(7)), whole)
-    settings = {"pgd20": {}, "mim": {"momentum": 1.0}, "cw": {"loss": "margin"}}  # pgd20: as in training's evaluation
-    for name, setting in settings.items():
-        attack, _ = build_evaluation_attack(name, norm="linf", epsilon=0.05, **COMMON)
+    by_name = {"pgd20": {}, "mim": {"momentum": 1.0}, "cw": {"loss": "margin"}}  # pgd20: as in training's evaluation
+    for name, setting in by_name.items():
+        attack, _ = built(name, epsilon=0.05)
         expected = GradientAttack("linf", 0.05, 0.0125, 20, **setting)(model, x, y, ExampleDraw(0, name, range(7)))
         assert torch.equal(attack(model, x, y, range(7)), expected)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_descriptions_of_the_members(norm):
-    how = {"norm": norm, "epsilon": 0.1, "engine": "pyautoattack", **COMMON}
-    made = {n: build_evaluation_attack(n, **how)[1] for n in COLUMNS[4:]}
+    made = {n: built(n, norm, engine="pyautoattack")[1] for n in COLUMNS[4:]}
     assert [(d.name, d.norm, d.epsilon, d.step_size, d.notes) for d in made.values()] == [
         (n, norm, 0.1, None, ()) for n in COLUMNS[4:]
     ]
@@ -274,7 +288,7 @@ def test_descriptions_of_the_members(norm):
 
 def test_few_classes_are_noted():
     def notes(name, num_classes):
-        return build_evaluation_attack(name, norm="linf", epsilon=0.1, num_classes=num_classes, seed=0)[1].notes
+        return built(name, num_classes=num_classes)[1].notes
 
     for name, few, enough in (("apgd_dlr", 2, 3), ("apgd_t", 2, 4), ("apgd_t", 3, 10)):
         (note,) = notes(name, few)
@@ -288,7 +302,7 @@ def test_few_classes_are_noted():
 def test_replaced_members_are_the_margin_attack(name, num_classes):
     model = network(num_classes=num_classes)
     x, y = batch(model, 3)
-    attack, described = build_evaluation_attack(name, norm="l2", epsilon=0.1, num_classes=num_classes, seed=5)
+    attack, described = built(name, "l2", num_classes=num_classes, seed=5)
     expected = GradientAttack("l2", 0.1, 0.025, 100, loss="margin")(model, x, y, ExampleDraw(5, name, [4, 5, 6]))
     assert torch.equal(attack(model, x, y, [4, 5, 6]), expected)
     assert (described.num_steps, described.passes, described.step_size) == (100, 100, 0.025)
@@ -305,10 +319,10 @@ def test_members_seeds_are_keyed_by_attack_and_first_index(monkeypatch):
     model = network()
     x, y = (part.flip(0) for part in batch(model, 3))  # the first is misclassified: no survivor, but still the key
     for name in ("apgd_ce", "fab_t"):
-        build_evaluation_attack(name, norm="linf", epsilon=0.1, num_classes=10, seed=3)[0](model, x, y, [40, 41, 9])
+        built(name, seed=3)[0](model, x, y, [40, 41, 9])
     assert used == [(n, key_seed(3, "attack", n, 40)) for n in ("apgd_ce", "fab_t")]
     used.clear()
-    cascade(model, x, y, [40, 41, 9], norm="linf", epsilon=0.1, num_classes=10, seed=3)
+    cascade(model, x, y, [40, 41, 9], settings(seed=3))
     assert used == [(n, key_seed(3, "attack", "aa", 0)) for n in ("apgd_ce", "apgd_t", "fab_t", "square")]
 
 
@@ -329,8 +343,7 @@ def test_cascade_is_the_packages_standard_version(norm, package, epsilon, picked
     model = network()
     x, y = (part[picked] for part in batch(model, 64))
     indices = torch.arange(20, 26)
-    how = {"norm": norm, "epsilon": epsilon, "num_classes": 10, "seed": 2, "engine": "pyautoattack"}
-    found, flags = cascade(model, x, y, indices, **how)
+    found, flags = cascade(model, x, y, indices, settings(norm, epsilon, seed=2, engine="pyautoattack"))
     reference = AutoAttack(model, norm=package, eps=epsilon, seed=block_seed(2, "aa", 0), version="standard")
     with torch.random.fork_rng():
         expected = reference.run_standard_evaluation(x, y)[0]
@@ -346,13 +359,12 @@ def test_cascade_is_the_packages_standard_version(norm, package, epsilon, picked
 def test_aa_column_is_the_cascade_and_takes_empty_blocks():
     model = network()
     x, y = batch(model, 4)
-    attack, _ = build_evaluation_attack("aa", norm="linf", epsilon=0.3, **COMMON)
-    how = {"norm": "linf", "epsilon": 0.3, **COMMON}
-    assert torch.equal(attack(model, x, y, range(4)), cascade(model, x, y, range(4), **how)[0])
+    attack, _ = built("aa", epsilon=0.3)
+    assert torch.equal(attack(model, x, y, range(4)), cascade(model, x, y, range(4), settings(epsilon=0.3))[0])
     for name in COLUMNS:
-        empty = build_evaluation_attack(name, norm="linf", epsilon=0.3, **COMMON)[0](model, x[:0], y[:0], [])
+        empty = built(name, epsilon=0.3)[0](model, x[:0], y[:0], [])
         assert empty.shape == (0, 1, 8, 8)
-    _, flags = cascade(model, x[:0], y[:0], [], **how)
+    _, flags = cascade(model, x[:0], y[:0], [], settings(epsilon=0.3))
     assert all(len(values) == 0 for values in flags.values())
 
 
@@ -360,5 +372,5 @@ def test_aa_column_is_the_cascade_and_takes_empty_blocks():
 def test_radius_zero_is_clean(name):
     model = network()
     x, y = batch(model, 3)
-    attack, _ = build_evaluation_attack(name, norm="linf", epsilon=0, **COMMON)
+    attack, _ = built(name, epsilon=0)
     assert torch.equal(attack(model, x, y, range(3)), x)

@@ -86,9 +86,7 @@ def test_one_block_is_the_cascade(trained_run, digits):
         todo.finish(task, result)
     found, natural = join(todo.results), model(x).argmax(1) == y
     indices = natural.nonzero().flatten().tolist()
-    _, expected = cascade(
-        model, x[natural], y[natural], indices, norm="linf", epsilon=0.2, num_classes=10, seed=3, engine="genray"
-    )
+    _, expected = cascade(model, x[natural], y[natural], indices, todo.request.settings("linf", 10))
     sizes = []
     for member in CASCADE:
         assert found["linf", f"aa_{member}"][indices].tolist() == expected[member].tolist()

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "genray"
 LAYERS = [
-    {"types", "errors", "console"},
+    {"types", "errors", "console", "tables"},
     {"storage"},
     {"config"},
     {"records"},
@@ -34,8 +34,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # An objective names its attack; the reverse is a circle.
-SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run")}
-SIBLINGS |= {("evaluation", "recording"), ("evaluation", "reporting")}
+SIBLINGS = {("objectives", "attacks"), ("run", "learners"), ("learners", "run"), ("evaluation", "recording")}
 USES_RAY = {"runtime", "tuning"}
 COMMANDS = {"train", "evaluate", "tune", "report", "export", "label"}  # run, not imported
 

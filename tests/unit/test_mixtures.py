@@ -20,8 +20,10 @@ from genray.cli.parser import run_command
 from genray.core.mixing import weighted_sum
 from genray.data.datasets import load_image_data, validation_split
 from genray.evaluation.job import run_task
-from genray.evaluation.mixture_record import build_row, choose, curve_table, mark_pareto
+from genray.evaluation.mixture_sweep import OperatingPoint, build_row, choose, mark_pareto
 from genray.evaluation.mixtures import Mixture, mix, parse_mixtures
+from genray.reporting.mixtures import mixture_table
+from genray.tables import as_text
 
 TWO, THREE = ("natural", "linf"), ("natural", "linf", "l2")
 QUICK = ["--attacks", "pgd20", "--examples", 40, "--block-size", 20]
@@ -114,10 +116,10 @@ BAD_POINTS = [
     ("nan", TWO, f"{NUMBERS} 'nan'"),
     ("half", TWO, f"{NUMBERS} 'half'"),
     ("0:2:1", TWO, f"{NUMBERS} '0:2:1'"),
-    ("0:1", TWO, "expected a range START:STOP:STEP such as 0:1:0.1, got '0:1'"),
-    ("0:1:0.3", TWO, "in steps above 0 exactly to STOP, got '0:1:0.3'"),
-    ("0:1:0", TWO, "in steps above 0 exactly to STOP, got '0:1:0'"),
-    ("1:0:0.1", TWO, "in steps above 0 exactly to STOP, got '1:0:0.1'"),
+    ("0:1", TWO, "expected a range START:STOP:STEP such as 0:1:0.1 that ends at STOP, got '0:1'"),
+    ("0:1:0.3", TWO, "that ends at STOP, got '0:1:0.3'"),
+    ("0:1:0", TWO, "that ends at STOP, got '0:1:0'"),
+    ("1:0:0.1", TWO, "that ends at STOP, got '1:0:0.1'"),
     ("0:1:1/1000000000", TWO, "expected at most 1000 mixtures, got 1000000001 from"),
     ("grid:1e-9", THREE, "expected at most 1000 mixtures, got 500000001500000001 from 'grid:1e-9'"),
     ("grid:0.3", TWO, "a grid whose step is 1 over a whole number, such as grid:0.25, got 'grid:0.3'"),
@@ -229,11 +231,10 @@ def test_the_choice_is_of_the_validation_images_and_printed_so(study):
     sums = {row["name"]: row["natural"]["value"] + row["robust"]["value"] for row in rows}
     assert sums[results["chosen"]] == pytest.approx(max(sums.values()))
     for split in ("validation", "test"):
-        table = curve_table(results, split)
-        assert table.startswith(f"digits, 40 {split} images; linf 0.1 (0.1); BatchNorm statistics mixed\n")
-        (marked,) = [line for line in table.splitlines() if line[:2].strip().endswith("*")]
-        assert f" {results['chosen']} " in marked
-        assert "*: largest natural + robust accuracy on the validation images" in table
+        table = mixture_table(results, split)
+        assert table.title == f"digits: 40 {split} images of digits, linf 0.1 (0.1); BatchNorm statistics mixed"
+        assert [name for name, marks in (row.labels for row in table.rows) if "*" in marks] == [results["chosen"]]
+        assert "\n*: largest natural + robust accuracy on the validation images" in as_text(table, notes=True)
 
 
 def test_csv_holds_every_number(study):
@@ -437,7 +438,7 @@ def test_members_of_the_cascade_are_no_columns():
     columns = {"pgd20": accuracy_of(7), "aa_apgd_ce": accuracy_of(8), "aa_square": accuracy_of(6), "aa": accuracy_of(6)}
     record = {"natural": accuracy_of(9), "findings": [], "norms": {"linf": {"columns": columns, "findings": ["weak"]}}}
     record["protocol"] = {"threats": [{"norm": "linf", "attacks": [{"name": "pgd20"}, {"name": "aa"}]}]}
-    row = build_row("mixture", "a", {"linf": Fraction(1)}, record)
+    row = build_row(OperatingPoint("mixture", "a", "a", Mixture((("linf", Fraction(1)),))), record)
     assert {norm: list(by_name) for norm, by_name in row["columns"].items()} == {"linf": ["pgd20", "aa"]}
     assert row["robust"]["value"] == 0.6 and row["findings"] == ["weak"]
 
@@ -469,7 +470,7 @@ def test_pareto_and_choice_against_every_pair():
 BAD = [
     (["--mixtures", "2"], "error: --mixtures: expected numbers from 0 to 1, got '2'"),
     (["--mixtures", "l2=1"], "error: --mixtures: expected LEARNER=WEIGHT with learners natural, linf, got 'l2=1'"),
-    (["--save-mixture", "0,1"], "error: --save-mixture: expected one mixture, got 2 in '0,1'"),
+    (["--save-mixture", "0,1"], "error: --save-mixture: expected one mixture, got several in '0,1'"),
     (["--mixtures", "1", "--split", "train"], "error: --split: expected validation or test, or both with a comma, got"),
     (["--split", "test"], "genray.evaluate: error: --split: has no effect without --mixtures"),
     (["--batch-norm", "mix"], "genray.evaluate: error: --batch-norm: has no effect without --mixtures or"),

@@ -37,15 +37,15 @@ from genray.reporting import run_plots
 from genray.reporting.build import build_report
 from genray.reporting.comparison import comparison_table, comparisons
 from genray.reporting.found import find
-from genray.reporting.gallery import Side, _Looker, default_sides, make_gallery, side_of
+from genray.reporting.gallery import KINDS, Side, _best, _look, default_sides, make_gallery, side_of
 from genray.reporting.page import as_page
 from genray.reporting.paper import paper_table
 from genray.reporting.plots import heat_map
 from genray.reporting.report import report_grid
 from genray.reporting.run_plots import times
-from genray.reporting.table import Cell, Table, TableRow, as_csv, as_latex, as_markdown
 from genray.reporting.trials import read_trials
 from genray.run.setup import prepare
+from genray.tables import Cell, Table, TableRow, as_csv, as_latex, as_markdown
 from genray.types import fraction_text
 
 HOSTILE = "<script>alert('x')</script> $\\frac{a}{b_|`*"
@@ -797,32 +797,28 @@ class OnePixel(torch.nn.Module):
         return torch.cat([-score, score], 1)
 
 
-def test_kinds_of_images_by_hand():
-    """Class 1 at pixels (of 100): the first model calls 1 what is above 40 and is attacked by -20, the second above 60
-    and by -5."""
-    config = load_config(None, ["evaluation.attack.epsilon=0.2"])
-    sides = [Side("a", OnePixel(0.40, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
-    pixels = [95, 50, 30, 63, 58, 62, 90]
+def kinds_of(sides, pixels):
+    """Kind -> indices of one-pixel images (in per cent), all of class 1, as the gallery would show them."""
     images = torch.tensor(pixels, dtype=torch.float).mul(2.55).round().byte().reshape(-1, 1, 1, 1)
     test = Split(images, torch.ones(len(pixels), dtype=torch.int64))
-    looker = _Looker(sides, types.SimpleNamespace(test=test, class_names=("0", "1")), config)
-    looker.attack = lambda network, x, y, draw: x + network.step
-    looker.look(0, len(pixels))
-    found = {kind: [card.index for card in cards] for kind, cards in looker.chosen().items()}
+    data, found = types.SimpleNamespace(test=test, class_names=("0", "1")), {kind: [] for kind in KINDS}
+    for kind, score, card in _look(sides, data, range(len(pixels)), lambda network, x, y, draw: x + network.step):
+        found[kind].append((score, card))
+    return {kind: [card.index for card in _best(of)] for kind, of in found.items()}
+
+
+def test_kinds_of_images_by_hand():
+    """The first model calls 1 what is above 40 and is attacked by -20, the second above 60 and by -5."""
+    config = load_config(None, ["evaluation.attack.epsilon=0.2"])
+    sides = [Side("a", OnePixel(0.40, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
+    found = kinds_of(sides, [95, 50, 30, 63, 58, 62, 90])
     assert sorted(found["easy"]) == [0, 6], "95 and 90 stay above 40 and 60"
     assert sorted(found["hard"]) == [1, 2, 4], "below 60 or 40 without any attack"
     assert found["first"] == [], "no image of the first's attack (43, 42) is above 60 for the second"
     assert sorted(found["second"]) == [3, 5], "63 and 62 less 5 are below 60, and above 40, also less 20"
-    looker = _Looker(sides[::-1], types.SimpleNamespace(test=test, class_names=("0", "1")), config)
-    looker.attack = lambda network, x, y, draw: x + network.step
-    looker.look(0, len(pixels))
-    assert [card.index for card in looker.chosen()["first"]] == [5, 3]
-    test = Split(torch.full((1, 1, 1, 1), 173, dtype=torch.uint8), torch.ones(1, dtype=torch.int64))
+    assert kinds_of(sides[::-1], [95, 50, 30, 63, 58, 62, 90])["first"] == [5, 3]
     sides = [Side("a", OnePixel(0.50, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
-    looker = _Looker(sides, types.SimpleNamespace(test=test, class_names=("0", "1")), config)
-    looker.attack = lambda network, x, y, draw: x + network.step
-    looker.look(0, 1)
-    assert looker.chosen()["first"] == [], "68 less 20 fools the first, but the second too, though 63 does not"
+    assert kinds_of(sides, [68])["first"] == [], "68 less 20 fools the first, but the second too, though 63 does not"
 
 
 def test_a_gallery_of_what_is_not_there(lab, tmp_path):

@@ -607,7 +607,7 @@ def results(selected_on):
 def test_the_table_names_models_intervals_and_a_selection_on_test():
     table = results_table(results("validation"))
     lines = table.splitlines()
-    assert lines[2].startswith("theta_g, epoch 27 (best on validation)") and "97.50  [95.3, 98.7]" in lines[2]
+    assert lines[2].startswith("theta_g, epoch 27 (best on validation)") and "97.50 [95.3, 98.7]" in lines[2]
     assert lines[3].startswith("theta_g, last epoch") and lines[4].startswith("base learner linf")
     assert "NOTE" not in table
     assert "NOTE: the checkpoint was chosen on the test images" in results_table(results("test"))

@@ -96,7 +96,12 @@ def cell_of(mean: float, spread: float | None = None, low: float | None = None, 
     return Cell(f"{100 * mean:.2f}", "" if spread is None else f"{100 * spread:.2f}", interval)
 
 
-def one_line(text, longest: int = 200) -> str:
+def accuracy_cell(record: dict | None) -> Cell:
+    """Of {"value", "low", "high"}; an empty one for None."""
+    return cell_of(record["value"], None, record["low"], record["high"]) if record else Cell()
+
+
+def printable(text, longest: int = 200) -> str:
     """Text of unknown origin as one printable line."""
     words = "".join(c if c.isprintable() else " " for c in str(text)).split()
     line = " ".join(words)
@@ -106,15 +111,21 @@ def one_line(text, longest: int = 200) -> str:
 # --- written ----------------------------------------------------------------------------------------------------------
 
 
-def as_text(table: Table) -> str:
+def as_text(table: Table, intervals: bool = False, notes: bool = False) -> str:
     """For a terminal: aligned, best marked *, second best marked +."""
     lines = [[*table.label_heads, *table.heads]]
     for row in table.rows:
-        lines.append([*map(one_line, row.labels), *(f"{cell.number}{' *+'[cell.rank]}".rstrip() for cell in row.cells)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(part.ljust(width) for part, width in zip(line, widths)).rstrip() for line in lines]
+        cells = (f"{c.number}{' *+'[c.rank]} {c.between * intervals}".rstrip() for c in row.cells)
+        lines.append([*map(printable, row.labels), *cells])
+    text = aligned(lines)
     text.insert(1, "-" * max(map(len, text)))
-    return "\n".join([table.title, *text])
+    return "\n".join([*[table.title] * bool(table.title), *text, *table.notes * notes])
+
+
+def aligned(lines: list[list[str]], justify=str.ljust) -> list[str]:
+    """Rows of cells as lines of text whose columns are equally wide."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(map(justify, line, widths)).rstrip() for line in lines]
 
 
 def as_markdown(table: Table) -> str:
@@ -131,7 +142,7 @@ def as_markdown(table: Table) -> str:
 
 def markdown_text(text, longest: int = 200) -> str:
     """Text of unknown origin, without a meaning to Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", one_line(text, longest))
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(text, longest))
 
 
 def as_csv(table: Table) -> str:
@@ -155,7 +166,7 @@ def as_csv(table: Table) -> str:
 
 def _csv_text(text):
     """A spreadsheet takes what begins so for a formula."""
-    line = one_line(text)
+    line = printable(text)
     return f"'{line}" if line[:1] in "=+-@" and line else line
 
 
@@ -164,13 +175,13 @@ LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
 
 
 def latex_text(text) -> str:
-    return "".join(LATEX.get(char, char) for char in one_line(text))
+    return "".join(LATEX.get(char, char) for char in printable(text))
 
 
 def as_latex(table: Table) -> str:
     """A `tabular` with booktabs' rules; best bold, second best underlined."""
     marks = {1: r"\textbf{%s}", 2: r"\underline{%s}", 0: "%s"}
-    lines = [f"% {one_line(table.title)}", *(f"% {one_line(note, 1000)}" for note in table.notes)]
+    lines = [f"% {printable(table.title)}", *(f"% {printable(note, 1000)}" for note in table.notes)]
     lines.append(r"\begin{tabular}{" + "l" * len(table.label_heads) + "r" * len(table.heads) + "}")
     lines += [r"\toprule", " & ".join(map(latex_text, (*table.label_heads, *table.heads))) + r" \\", r"\midrule"]
     before = table.rows[0].kind if table.rows else ""
@@ -189,7 +200,7 @@ def as_html(table: Table) -> str:
     head = "".join(f'<th scope="col"{" class=label" * (i < labels)}>{escape(text)}</th>'
                    for i, text in enumerate((*table.label_heads, *table.heads)))  # fmt: skip
     body = "".join(_html_row(row) for row in table.rows)
-    title = escape(one_line(table.title, 300))
+    title = escape(printable(table.title, 300))
     hint = '<p class="hint">the table scrolls sideways</p>' * (_width(table) > NARROW)
     return (
         f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table>'
@@ -209,7 +220,7 @@ def _width(table):
 
 
 def _html_row(row):
-    first, *rest = (escape(one_line(label)) for label in row.labels)
+    first, *rest = (escape(printable(label)) for label in row.labels)
     labels = f'<th scope="row" class="label">{first}</th>' + "".join(
         f'<td class="label">{label}</td>' for label in rest
     )
@@ -223,5 +234,5 @@ def _html_cell(cell):
 
 
 def notes_html(notes) -> str:
-    items = "".join(f"<li>{escape(one_line(note, 1000))}</li>" for note in notes)
+    items = "".join(f"<li>{escape(printable(note, 1000))}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""

@@ -1,0 +1,183 @@
+"""The natural/robust curve of a run's mixtures as a table, a CSV and figures."""
+
+import csv
+import io
+import json
+from fractions import Fraction
+from functools import partial
+
+from genray.evaluation.mixture_sweep import CHOSEN_ON
+from genray.reporting.style import (
+    BLUE,
+    GREY,
+    MARKERS,
+    MISSING,
+    ORANGE,
+    VERMILION,
+    MissingMatplotlib,
+    draw,
+    label_text,
+    legend_below,
+)
+from genray.tables import Table, TableRow, accuracy_cell, head_of, printable
+from genray.types import ThreatModel
+
+AGAIN = f"{MISSING} and --resume draw them without measuring again"
+KINDS = {"base learner": ("s", GREY), "theta_g": ("D", VERMILION)}
+
+
+def mixture_files(results: dict) -> dict[str, bytes]:
+    """`results.json`, `curve.csv` and, where matplotlib is installed, a plot a split."""
+    files = {"results.json": (json.dumps(results, indent=1) + "\n").encode(), "curve.csv": curve_csv(results).encode()}
+    try:
+        for split in results["splits"]:
+            files |= {f"curve_{split}.{ending}": drawn for ending, drawn in draw_curve(results, split).items()}
+    except MissingMatplotlib:
+        pass
+    return files
+
+
+def mixture_table(results: dict, split: str, name: str = "mixtures") -> Table:
+    """One split's rows: accuracies with their intervals, with the split, the protocol and what marks mean.
+
+    Args:
+        results: the whole record.
+        split: of `results["splits"]`.
+        name: of the table's files.
+    """
+    part = results["splits"][split]
+    columns = list(
+        dict.fromkeys((norm, column) for row in part["rows"] for norm, of in row["columns"].items() for column in of)
+    )
+    several = len(columns) > 1
+    rows = []
+    for row in part["rows"]:
+        found = [row["natural"], *(row["columns"].get(norm, {}).get(column) for norm, column in columns)]
+        cells = tuple(map(accuracy_cell, [*found, *[row["robust"]] * several]))
+        marks = "P" * row.get("pareto", False) + "*" * (row["name"] == results["chosen"])
+        rows.append(TableRow((row["name"], marks), cells))
+    heads = [head_of(column if len(results["norms"]) == 1 else f"{norm}/{column}") for norm, column in columns]
+    notes = [f"CAUTION: {row['name']}: {finding}" for row in part["rows"] for finding in row["findings"]]
+    notes.append("accuracy in % with its 95 % Wilson interval; P: Pareto-optimal among the mixtures on these images")
+    if several:
+        meaning = "survives every attack in every norm" if len(results["norms"]) > 1 else "the lowest column of the row"
+        notes.append(f"robust: {meaning}")
+    if results["chosen"]:
+        text = f"largest natural + robust accuracy on the {CHOSEN_ON} images; nothing is chosen on test images"
+        notes.append(f"*: {text}")
+    elif split == "test":
+        text = f"picked on test images; --split {CHOSEN_ON},test picks honestly"
+        notes.append(f"a mixture picked from this table is {text}")
+    if results["theta_g_selected_on"] == "test":
+        notes.append("NOTE: theta_g's epoch was chosen on the test images (evaluation.select_on: test)")
+    threats = ", ".join(str(ThreatModel.of(threat)) for threat in part["protocol"]["threats"])
+    statistics = {"mix": "mixed", "reestimate": "re-estimated"}[results["batch_norm"]]
+    title = f"{results['run']}: {part['protocol']['data']['examples']} {split} images of {results['data']}, {threats}"
+    title = printable(f"{title}; BatchNorm statistics {statistics}")
+    heads = ("NAT", *heads, *["robust"] * several)
+    return Table(name, title, ("model", "marks"), heads, tuple(rows), tuple(notes)).ranked()
+
+
+def curve_csv(results: dict) -> str:
+    """One line a split, model and column."""
+    learners = results["learners"]
+    buffer = io.StringIO()
+    out = csv.writer(buffer, lineterminator="\n")
+    heads = ["split", "kind", "model", *(f"weight_{name}" for name in learners), "norm", "column"]
+    out.writerow([*heads, "accuracy", "low", "high", "examples", "pareto", "chosen"])
+    for split, part in results["splits"].items():
+        for row in part["rows"]:
+            weights = [(row["weights"] or {}).get(name, "") for name in learners]
+            marks = [int(row.get("pareto", False)), int(row["name"] == results["chosen"])]
+            cells = [("", "natural", row["natural"])]
+            cells += [(norm, name, v) for norm, by_name in row["columns"].items() for name, v in by_name.items()]
+            for norm, column, accuracy in [*cells, ("", "robust", row["robust"])]:
+                out.writerow([split, row["kind"], row["name"], *weights, norm, column, *accuracy.values(), *marks])
+    return buffer.getvalue()
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def draw_curve(results: dict, split: str) -> dict[str, bytes]:
+    """A figure of one split: file ending -> content, "png" and "svg".
+
+    Left, where the run has gamma: accuracies over gamma with their 95 % intervals. Right: robust over natural accuracy.
+
+    Raises:
+        MissingMatplotlib: matplotlib is not installed.
+    """
+    parts = _parts(results, split)
+
+    def paint(axes):
+        panels = axes if len(parts) > 1 else [axes]
+        for panel, part in zip(panels, parts.values()):
+            part(panel)
+            if panel.get_legend_handles_labels()[1]:
+                panel.legend(loc="lower left")
+        protocol = results["splits"][split]["protocol"]
+        threats = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in protocol["threats"])
+        chosen = f"; * chosen on {CHOSEN_ON}" if results["chosen"] else ""
+        title = f"{protocol['data']['examples']} {split.upper()} images, {threats}{chosen}"
+        panels[0].figure.suptitle(f"{label_text(results['run'])}: {title}", fontsize=8)
+
+    return draw(paint, width=9 if len(parts) > 1 else 4.8, height=3.9, columns=len(parts))
+
+
+def draw_parts(results: dict, split: str) -> dict[str, dict]:
+    """The same, each part a figure of its own, for a page: "over_gamma" (where the run has gamma) and "against"."""
+
+    def below(axes, part):
+        part(axes)
+        legend_below(axes)
+
+    return {name: draw(partial(below, part=part), height=4) for name, part in _parts(results, split).items()}
+
+
+def _parts(results, split):
+    """name -> what paints it on axes."""
+    rows, gamma_of = results["splits"][split]["rows"], results["gamma_of"]
+    mixtures = [row for row in rows if row["kind"] == "mixture"]
+    others = [row for row in rows if row["kind"] in KINDS]
+    parts = {}
+    if gamma_of:
+        mixtures.sort(key=lambda row: Fraction(row["weights"][gamma_of]))
+        parts["over_gamma"] = lambda axes: _over_gamma(axes, mixtures, gamma_of)
+    return {**parts, "against": lambda axes: _against(axes, mixtures, others, gamma_of, results["chosen"])}
+
+
+def _columns(row):
+    return {f"{head_of(column)} ({norm})": a for norm, of in row["columns"].items() for column, a in of.items()}
+
+
+def _over_gamma(axes, mixtures, gamma_of):
+    gammas = [float(Fraction(row["weights"][gamma_of])) for row in mixtures]
+    columns = [{"natural": row["natural"]} | _columns(row) for row in mixtures]
+    for number, name in enumerate(columns[0]):
+        values, low, high = ([100 * of[name][key] for of in columns] for key in ("value", "low", "high"))
+        marker = MARKERS[number % len(MARKERS)]
+        (line,) = axes.plot(gammas, values, marker=marker, markersize=3.5, label=label_text(name))
+        axes.fill_between(gammas, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axes.set(xlabel=f"gamma (weight of {gamma_of})", ylabel="accuracy, %")
+
+
+def _against(axes, mixtures, others, is_curve, chosen):
+    def place(row):
+        return 100 * row["natural"]["value"], 100 * row["robust"]["value"]
+
+    if is_curve:
+        axes.plot(*zip(*map(place, mixtures)), "-", color=BLUE, linewidth=0.8, alpha=0.5, zorder=0)
+    for row in mixtures:
+        axes.plot(*place(row), "o", color=BLUE, fillstyle="full" if row["pareto"] else "none", markersize=5)
+        if row["name"] == chosen:
+            axes.plot(*place(row), "*", color=ORANGE, markersize=13, zorder=0)
+        if len(mixtures) <= 12:
+            name = label_text(row["name"].split(" = ")[0])
+            axes.annotate(name, place(row), textcoords="offset points", xytext=(5, 3), fontsize=6)
+    for row in others:
+        marker, color = KINDS[row["kind"]]
+        axes.plot(*place(row), marker, color=color, markersize=5, label=label_text(row["name"]), zorder=0)
+    names = list(_columns(mixtures[0]))
+    robust = f"accuracy under {names[0]}" if len(names) == 1 else "robust accuracy (see the table)"
+    axes.set(xlabel="natural accuracy, %", ylabel=f"{robust}, %", title="full: Pareto-optimal")
+    axes.margins(0.15)
