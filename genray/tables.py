@@ -115,7 +115,7 @@ def as_text(table: Table, intervals: bool = False, notes: bool = False) -> str:
     """For a terminal: aligned, best marked *, second best marked +."""
     lines = [[*table.label_heads, *table.heads]]
     for row in table.rows:
-        cells = (f"{c.number}{' *+'[c.rank]} {c.between * intervals}".rstrip() for c in row.cells)
+        cells = (f"{c.number}{('', '*', '+')[c.rank]} {c.between * intervals}".rstrip() for c in row.cells)
         lines.append([*map(printable, row.labels), *cells])
     text = aligned(lines)
     text.insert(1, "-" * max(map(len, text)))

@@ -85,11 +85,11 @@ def _mixtures(args):
     sweep = MixtureSweep(asked)
     if sweep.mixtures:
         results = sweep.evaluate(partial(_evaluate, args), cluster)
-        files = mixture_files(results)
         for split in results["splits"]:
             print(as_text(mixture_table(results, split), intervals=True, notes=True), end="\n\n")
         if results["step"] < results["total_steps"]:
             print(f"the run has not ended: base learners of step {results['step']} of {results['total_steps']}")
+        files = mixture_files(results)
         if not any(name.endswith(".png") for name in files):
             print(AGAIN)
         write_all(sweep.storage, files)

@@ -7,7 +7,7 @@ import torch
 
 from genray.attacks.gradient import input_gradient, temporary_mode
 from genray.attacks.losses import LOSSES
-from genray.evaluation.robust import full_precision
+from genray.core.determinism import full_precision
 
 FORWARDS = 5
 LOGIT_TOLERANCE = 1e-4

@@ -13,10 +13,11 @@ import torch
 
 from genray.attacks import ExampleDraw, GradientAttack, temporary_mode
 from genray.attacks.auto import MEMBERS, frozen
+from genray.core.determinism import full_precision
 from genray.evaluation.contract import device_of
 from genray.evaluation.engines import copies_kept, lean_copy
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task, as_pixels, fitting_threads
-from genray.evaluation.robust import correct_flags, full_precision
+from genray.evaluation.robust import correct_flags
 from genray.evaluation.suite import CASCADE, OWN, build_evaluation_attack
 
 FORWARDS_A_PASS = 3  # a backward pass to the images and what it keeps cost about two forward passes

@@ -19,10 +19,11 @@ import torch
 
 from genray.attacks import temporary_mode
 from genray.attacks.losses import signed_margin
+from genray.core.determinism import full_precision
 from genray.core.geometry import BALLS
 from genray.core.threads import threads_kept, work_threads
 from genray.evaluation.engines import copies_kept, engine_of
-from genray.evaluation.robust import correct_flags, full_precision
+from genray.evaluation.robust import correct_flags
 from genray.evaluation.suite import AttackSettings, build_evaluation_attack, expand_names, stage
 from genray.models.flops import forward_flops
 from genray.types import ThreatModel

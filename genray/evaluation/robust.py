@@ -1,11 +1,11 @@
 """Natural and PGD accuracy of a model, per example, the same however the examples are batched or sharded."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from genray.attacks import ExampleDraw, build_attack, temporary_mode
+from genray.core.determinism import full_precision
 
 
 @torch.no_grad()
@@ -110,15 +110,3 @@ def final_attacks(config) -> dict:
         for norm, attack in largest.items()
     }
     return {pgd_name(first): first, **others}
-
-
-@contextmanager
-def full_precision():
-    """Evaluation is float32 whatever training used: no TF32, no autocast."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

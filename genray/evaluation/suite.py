@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from genray.attacks.auto import MEMBERS, runs, targets
 from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
+from genray.core.determinism import full_precision
 from genray.core.rng import key_seed
 from genray.errors import ConfigError
 from genray.evaluation.engines import ENGINES, PASSES, engine_of
-from genray.evaluation.robust import correct_flags, full_precision
+from genray.evaluation.robust import correct_flags
 from genray.types import NORMS, ThreatModel
 
 OURS = "genray"

@@ -13,10 +13,11 @@ import torch
 from genray.attacks import ExampleDraw, build_attack
 from genray.config import RunConfig, load_stored_config
 from genray.config.load import yaml_mapping
+from genray.core.determinism import full_precision
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError, DataError
 from genray.evaluation.contract import device_of
-from genray.evaluation.robust import full_precision, pgd_name
+from genray.evaluation.robust import pgd_name
 from genray.evaluation.sources import data_of
 from genray.interop.load import load_model
 from genray.recording.run_folder import LEARNERS

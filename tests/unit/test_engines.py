@@ -97,6 +97,14 @@ def test_the_stated_passes_are_those_of_an_example_that_resists(member, norm):
     assert (sum(seen), len(seen) - sum(seen)) == PASSES["genray"](member, norm, 6)
 
 
+@pytest.mark.parametrize("member", ["apgd_ce", "square"])
+def test_the_seed_acts(victim, member, monkeypatch):
+    monkeypatch.setattr("genray.attacks.native.square.square.__kwdefaults__", {"search": None, "num_queries": 100})
+    how = {"member": member, "threat": ThreatModel("linf", 0.1), "num_classes": 10}
+    one, again, two = (ENGINES["genray"](*victim, seed=seed, **how) for seed in (1, 1, 2**62 + 7))
+    assert torch.equal(one, again) and not torch.equal(one, two)
+
+
 class Uncopyable(nn.Module):
     """Holds a tensor that is not a leaf, which Python cannot copy."""
 

@@ -17,7 +17,8 @@ from genray.core.flat import FlatWeights
 from genray.data.splits import Split
 from genray.evaluation import Evaluator, accuracy, attacked_flags, chunks, correct_flags, join_flags, wilson_interval
 from genray.evaluation.evaluator import reestimate_batch_norm
-from genray.evaluation.robust import evaluate_chunk, full_precision
+from genray.core.determinism import full_precision
+from genray.evaluation.robust import evaluate_chunk
 from genray.models import build_model
 
 N = 60
