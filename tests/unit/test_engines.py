@@ -135,8 +135,10 @@ def test_too_few_classes_are_refused(victim):
     model, x, y = victim
     for engine in ENGINES.values():
         with pytest.raises(ConfigError, match="apgd_t: expected at least 4 classes"):
-            engine(model, x, y, member="apgd_t", norm="linf", epsilon=0.1, seed=0, num_classes=3)
-        assert len(engine(model, x[:0], y[:0], member="fab_t", norm="l2", epsilon=1, seed=0, num_classes=10)) == 0
+            engine(model, x, y, member="apgd_t", threat=ThreatModel("linf", 0.1), seed=0, num_classes=3)
+        assert (
+            len(engine(model, x[:0], y[:0], member="fab_t", threat=ThreatModel("l2", 1), seed=0, num_classes=10)) == 0
+        )
 
 
 def test_by_default_ours_runs_where_it_gives_the_packages_verdicts(victim):
