@@ -118,7 +118,7 @@ def build_evaluation_attack(name: str, settings: AttackSettings):
     """
     _check(name, settings.threat.norm)
     if name == "aa":
-        return lambda *batch: cascade(*batch, settings)[0], _describe_cascade(settings)
+        return lambda *batch: cascade(*batch, settings=settings)[0], _describe_cascade(settings)
 
     def attack(model, x, y, indices):
         return _run(name, settings, model, x, y, indices, name, *indices[:1])
