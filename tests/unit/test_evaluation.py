@@ -13,11 +13,11 @@ from torch import nn
 from genray.attacks import GradientAttack
 from genray.config import load_config
 from genray.config.schema import EvaluationAttackConfig
+from genray.core.determinism import full_precision
 from genray.core.flat import FlatWeights
 from genray.data.splits import Split
 from genray.evaluation import Evaluator, accuracy, attacked_flags, chunks, correct_flags, join_flags, wilson_interval
 from genray.evaluation.evaluator import reestimate_batch_norm
-from genray.core.determinism import full_precision
 from genray.evaluation.robust import evaluate_chunk
 from genray.models import build_model
 
