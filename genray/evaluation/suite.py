@@ -117,13 +117,13 @@ def build_evaluation_attack(name: str, settings: AttackSettings):
         ConfigError: an unknown name or norm, or an attack that is not defined for the norm.
     """
     _check(name, settings.threat.norm)
-    if name == "aa":
-        return lambda *batch: cascade(*batch, settings=settings)[0], _describe_cascade(settings)
 
     def attack(model, x, y, indices):
+        if name == "aa":
+            return cascade(model, x, y, indices, settings)[0]
         return _run(name, settings, model, x, y, indices, name, *indices[:1])
 
-    return attack, _describe(name, settings)
+    return attack, _describe_cascade(settings) if name == "aa" else _describe(name, settings)
 
 
 def cascade(model, x, y, indices, settings: AttackSettings):
