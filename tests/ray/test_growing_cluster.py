@@ -22,12 +22,19 @@ from genray.run.allocation import equal_workers
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
-def bare_head():
+@pytest.fixture(scope="module")
+def head():
     """A head that runs no learners, as cluster/ starts it; nobody is connected."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield made
     made.shutdown()
+
+
+@pytest.fixture
+def bare_head(head):
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node)
 
 
 def test_a_run_waits_for_the_nodes_it_asked_for(bare_head, tmp_path, small_run, genray_command):
@@ -82,14 +89,12 @@ def test_workers_ask_for_gpus_that_are_not_there():
 
 
 def test_a_private_ray_does_not_wait(tmp_path, small_run, genray_command):
-    began = time.monotonic()
     overrides = [*small_run, "device=cuda", "runtime.startup_timeout_s=900"]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = genray_command("train", "--storage", tmp_path, *overrides, timeout=300, env=hidden)
     assert done.returncode == 2, done.stderr
     assert "the cluster cannot hold this run: 2 GPU wanted, 0 in the cluster" in done.stderr
     assert "waiting" not in done.stderr
-    assert time.monotonic() - began < 300
 
 
 def job_command(storage, overrides):
