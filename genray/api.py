@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Configuration: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None
     Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
     Network: TypeAlias = nn.Module
+    Factory: TypeAlias = Callable[..., nn.Module]
     Model: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
     Images: TypeAlias = Tensor | np.ndarray
     Labeller: TypeAlias = Model | str | os.PathLike[str]
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Findings: TypeAlias = tuple[Report, list[tuple[str, str]]]
     Table: TypeAlias = Trials
 else:  # `checked` passes these on: the functions that read them say more than a type can
-    Configuration = Overrides = Network = Model = Images = Labeller = Unlabelled = Names = Radii = Paths = Any
+    Configuration = Overrides = Network = Factory = Model = Images = Labeller = Unlabelled = Names = Radii = Paths = Any
     EpochCallback = PlanCallback = Findings = Table = Any
 
 DEFAULT_STORAGE = "runs"
@@ -54,6 +55,7 @@ def train(
     storage: Place = DEFAULT_STORAGE,
     resume: bool = False,
     overwrite: bool = False,
+    network: Factory | None = None,
     on_epoch: EpochCallback | None = None,
 ) -> dict[str, Any]:
     """Trains one run to its end and returns its final record.
@@ -67,6 +69,9 @@ def train(
         storage: path or URI of the folder that holds the runs.
         resume: go on from the newest checkpoint of a run of this name; of a finished one, only its record is read.
         overwrite: begin a run of this name anew; the old one is removed once the new one can start.
+        network: returns the network to train, a `torch.nn.Module` from (N, C, H, W) in [0, 1] to logits; instead of
+            `model.name`. Called with those of num_classes, in_channels and image_size that it has parameters for, and
+            with `model.options`; it travels to the actors by value if it is defined in a notebook or script.
         on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for those that a recovery replays.
 
     Returns:
@@ -80,7 +85,7 @@ def train(
     from genray.training import train_run
 
     how = {"runtime": runtime, "address": address, "name": name, "storage": storage, "on_epoch": on_epoch}
-    return Results(train_run(config, overrides, **how, resume=resume, overwrite=overwrite))
+    return Results(train_run(config, overrides, **how, resume=resume, overwrite=overwrite, network=network))
 
 
 @checked
@@ -365,12 +370,14 @@ def export(source: Place, layout: Layout, output: Place | None = None, *, overwr
 
 
 @checked
-def load_model(path: Place, device: Any = "cpu") -> Network:
+def load_model(path: Place, device: Any = "cpu", *, network: Factory | None = None, trust: bool = False) -> Network:
     """Loads the model of a genray run.
 
     Args:
         path: a run folder, or a `model.pt` in one: a local path or a URI.
-        device: where the model is put.
+        device: torch device of the model.
+        network: the factory of a network of your own, as in `genray.train(network=...)`.
+        trust: import the factory `package.module:FACTORY` that the file names: the file decides which code runs.
 
     Returns:
         The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
@@ -382,4 +389,4 @@ def load_model(path: Place, device: Any = "cpu") -> Network:
     """
     from genray.interop import load
 
-    return load.load_model(path, device)
+    return load.load_model(path, device, network=network, trust=trust)

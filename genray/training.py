@@ -6,6 +6,7 @@ from genray.config import listed_overrides, load_run, to_yaml
 from genray.config.arguments import check_again
 from genray.errors import PlacementError
 from genray.models import count_parameters
+from genray.models.other_networks import allow_import, factory_name
 from genray.recording import Progress, RunFolder, RunRecorder
 from genray.recording.dry_run import measured_lines, plan_text
 from genray.run.allocation import plan_lines
@@ -17,11 +18,21 @@ COLUMNS = ("image_column", "label_column")
 
 
 def train_run(
-    config, overrides=(), *, runtime, address, storage, name=None, resume=False, overwrite=False, on_epoch=None
+    config,
+    overrides=(),
+    *,
+    runtime,
+    address,
+    storage,
+    name=None,
+    resume=False,
+    overwrite=False,
+    network=None,
+    on_epoch=None,
 ) -> dict:
     """As `genray.train`, which describes and checks the arguments."""
     check_again(resume, overwrite)
-    loaded, progress = _loaded(config, overrides, name), Progress()
+    loaded, progress = _loaded(config, overrides, name, network), Progress()
     folder = RunFolder(storage, loaded.config.name)
     finished = folder.finished(loaded.config, _unsettled(loaded)) if resume else None
     if finished:
@@ -31,7 +42,7 @@ def train_run(
         try:
             state = _starting_state(folder, loaded, resume, overwrite, progress)
             # Ray's object store holds the images of a machine beside those of this process.
-            setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, progress=progress)
+            setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, network=network, progress=progress)
             if resume and folder.storage.exists("config.yaml"):
                 folder.check_data(setup.identity)
                 folder.check_resumable(setup.config)
@@ -68,8 +79,13 @@ def _wants(learner):
     return f"{several}{resources.num_cpus:g} CPU, {gpus} GPU"
 
 
-def _loaded(config, overrides, name):
-    return load_run(config, [*listed_overrides(overrides), *([{"name": name}] if name is not None else [])])
+def _loaded(config, overrides, name, network=None):
+    own = [{"name": name}] if name is not None else []
+    if network is not None:
+        own.append({"model": {"name": factory_name(network), "width": None, "batch_norm": False}})
+    loaded = load_run(config, [*listed_overrides(overrides), *own])
+    allow_import(loaded.config.model.name)
+    return loaded
 
 
 def _prepared(loaded, progress=None, **how):

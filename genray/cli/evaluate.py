@@ -247,6 +247,7 @@ def parse_args(argv):
     parser.add_argument(
         "--split", metavar="NAME,...", help="of validation, test: where mixtures are measured (default: both)"
     )
+    parser.add_network_option()
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.workers is None and args.address:

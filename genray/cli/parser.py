@@ -18,6 +18,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, example: str = "", **options):
         super().__init__(epilog=f"example: {example}" if example else None, **options)
 
+    def add_network_option(self):
+        """`--network`, of commands that read model files."""
+        says = "import this network, which the model's file names: package.module:FACTORY"
+        self.add_argument("--network", metavar="NAME", help=says)
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}{self._meant(message)}\n")
 
@@ -99,6 +104,10 @@ def _say_stopped(what, args):
 
 
 def _call(main, args):
+    if getattr(args, "network", None):
+        from genray.models.other_networks import allow_import
+
+        allow_import(args.network)
     try:
         main(args)
     except SystemError as error:  # what a signal handler raises inside Ray's compiled code comes out wrapped

@@ -5,16 +5,50 @@ both runtimes and Tune. `load.py` turns YAML into it and reports every mistake a
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, JsonValue, WithJsonSchema
 
 from genray.config.extra import ExtraConfig
 from genray.config.model import Entries, RunName, Section, Text, option, required
 from genray.config.objectives import Objective
 from genray.config.optimizers import SGD, Optimizer
-from genray.config.values import Exact, Numbers, Pair, Real, Schedule
+from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, Schedule
 
 Norm = Literal["linf", "l2", "l1"]
+Texts = Annotated[tuple[Text, ...], AsTuple]
+NETWORKS = (
+    "small_cnn",
+    "resnet18",
+    "preact_resnet18",
+    "preact_resnet18_softplus",
+    "preact_resnet18_no_bn",
+    "preact_resnet18_no_bn_raw_shortcut",
+    "wrn_28_10",
+    "wrn_32_10",
+    "wrn_34_10",
+)
+OTHER_NETWORK = r"^((timm|torchvision):[A-Za-z0-9_.-]+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)$"
+
+
+def _known_form(name):
+    if name not in NETWORKS and not re.match(OTHER_NETWORK, name):
+        raise ValueError
+    return name
+
+
+NetworkName = Annotated[
+    str,
+    AfterValidator(_known_form),
+    WithJsonSchema(
+        {
+            "anyOf": [{"enum": list(NETWORKS)}, {"type": "string", "pattern": OTHER_NETWORK}],
+            "$comment": f"one of {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME or package.module:FACTORY",
+        }
+    ),
+]
 
 
 class DataConfig(Section):
@@ -49,17 +83,11 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Literal[
-        "small_cnn",
-        "resnet18",
-        "preact_resnet18",
-        "preact_resnet18_softplus",
-        "preact_resnet18_no_bn",
-        "preact_resnet18_no_bn_raw_shortcut",
-        "wrn_28_10",
-        "wrn_32_10",
-        "wrn_34_10",
-    ] = required("architecture")
+    name: NetworkName = required("architecture")
+    options: dict[str, JsonValue] | None = option(None, "keyword arguments of a network that is not one of ours")
+    weights: Text | None = option(None, "initial weights: a model file, a run folder or a URI; null: random")
+    new_head: bool = option(False, "with weights: the layer that computes the logits begins at random weights")
+    freeze: Texts | None = option(None, "parameters that are not trained: names, with * and ?")
     width: int | None = option(None, "channels of the first stage (WRN: widen factor); null: as published", ge=1)
     batch_norm: bool = option(False, "small_cnn only: BatchNorm after every convolution")
     mean: Numbers | None = option(
@@ -74,6 +102,12 @@ class ModelConfig(Section):
             yield "mean, model.std: expected both or neither"
         elif self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             yield f"std: expected {len(self.mean)} values as in model.mean, got {len(self.std)}"
+        if ":" not in self.name and self.options is not None:
+            yield f"options: has no effect with {self.name}; it is for networks of others"
+        if ":" in self.name and self.width is not None:
+            yield f"width: has no effect with {self.name}; use model.options"
+        if self.new_head and self.weights is None:
+            yield "new_head: has no effect without model.weights"
         if self.batch_norm and self.name != "small_cnn":
             yield f"batch_norm: expected false for {self.name}, which has BatchNorm anyway, got true"
 

@@ -17,7 +17,7 @@ class FlatWeights:
 
     Attributes:
         module: the network, whose behaviour does not change.
-        weights: (P,) float32, all parameters in order, then all floating-point buffers.
+        weights: (P,) float32, all trained parameters in order, then all floating-point buffers.
         parameter: the leading part of `weights` that is trained, as one `torch.nn.Parameter` with a flat gradient.
         counters: (Q,) int64, the integer buffers.
     """
@@ -27,8 +27,9 @@ class FlatWeights:
         parameters = [p for p in module.parameters() if p.requires_grad]
         owners = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
         owners = [o for o in owners if o[1] not in o[0]._non_persistent_buffers_set]
-        floating = [o for o in owners if o[2].is_floating_point()]
-        integer = [o for o in owners if not o[2].is_floating_point()]
+        # Buffers of other types are constants, such as masks; so are parameters that are not trained.
+        floating = [o for o in owners if o[2].dtype == torch.float32]
+        integer = [o for o in owners if o[2].dtype == torch.int64]
         device = parameters[0].device
         num_trained = sum(p.numel() for p in parameters)
         num_weights = num_trained + sum(b.numel() for _, _, b in floating)

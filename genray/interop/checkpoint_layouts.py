@@ -19,6 +19,7 @@ from genray.interop.checkpoint_file import read_file
 from genray.interop.origin import Origin
 from genray.models.fit import check_fit, listed
 from genray.models.normalize import CIFAR10_MEAN, MEAN, NORMALIZATIONS, STD, Normalize, set_normalization
+from genray.models.other_networks import OtherNetwork
 
 MODEL_FORMAT = "genray-model/1"
 # Where a file holds several state dicts, the first of these is taken. Any other key may hold the only one.
@@ -53,6 +54,18 @@ class Checkpoint:
     says_normalization: bool = False
     metadata: Mapping = field(default_factory=dict)
     findings: tuple[str, ...] = ()
+    stored: dict[str, Tensor] = field(default_factory=dict)  # under the names that the file has
+
+
+def matching_state(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of a checkpoint, under the file's own names if a network (of others: its body) has exactly these."""
+    inner = model.body if isinstance(model, OtherNetwork) else model
+    for names in (inner.state_dict(), model.state_dict()):
+        if names.keys() == checkpoint.stored.keys():
+            return {
+                name.removeprefix("body.") if inner is not model else name: t for name, t in checkpoint.stored.items()
+            }
+    return dict(checkpoint.state)
 
 
 def open_checkpoint(source: Any, part: str | None = None) -> Checkpoint:
@@ -121,17 +134,17 @@ def load_into(
     """
     file = read_file(source)
     checkpoint, where = open_checkpoint(file, part), file.where
-    state = dict(checkpoint.state)
-    for name in model.state_dict():
+    state, inner = matching_state(model, checkpoint), model.body if isinstance(model, OtherNetwork) else model
+    for name in inner.state_dict():
         if name.endswith(".num_batches_tracked"):  # files from before torch 0.4.1 lack it, and no result depends on it
             state.setdefault(name, torch.tensor(0))
-    check_fit(model, state, where)
+    check_fit(inner, state, where)
     first_layer = _first_layer(model, normalize, checkpoint.statistics, where)
     try:
         origin = Origin.of(checkpoint.metadata)
     except ValueError as error:
         raise CheckpointError(f"{where}: says nothing legible of its model ({error})") from None
-    model.load_state_dict(state, strict=True)
+    inner.load_state_dict(state, strict=True)
     if first_layer is not None:
         set_normalization(model, *first_layer)
     elif normalize == "none":
@@ -251,7 +264,8 @@ def _plain(part: _Part, where: str) -> Checkpoint:
         raise CheckpointError(f"{where}: holds {next(iter(statistics))} but not the other half of the normalisation")
     state = {name: value.detach() for name, value in state.items()}
     metadata = next((found for raw in (part.state, *part.around) if (found := _metadata(raw, where))), {})
-    return Checkpoint(state, statistics, says or bool(statistics), metadata)
+    stored = {name: value.detach() for name, value in _without_wrappers(part.state).items()}
+    return Checkpoint(state, statistics, says or bool(statistics), metadata, stored=stored)
 
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -319,7 +333,7 @@ def _first_layer(model, normalize, statistics, where) -> tuple[Tensor, Tensor] |
         raise CheckpointError(f"{where}: {error}") from None
     if layer.mean.max() > 1:
         raise CheckpointError(f"{where}: normalises with {layer.extra_repr()}, which is not on the pixel scale [0, 1]")
-    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), layer.mean.numel())
     if layer.mean.numel() not in (1, channels):
         raise CheckpointError(f"{where}: normalises {layer.mean.numel()} channels, the model takes {channels}")
     if normalize is None and isinstance(model.normalize, Normalize):

@@ -1,5 +1,7 @@
 """A trained model from a run folder or a `model.pt`."""
 
+from collections.abc import Callable
+
 import torch
 
 from genray.config.arguments import Place, checked
@@ -7,16 +9,19 @@ from genray.errors import CheckpointError, ConfigError, one_line
 from genray.interop.checkpoint_file import ModelFile, read_file
 from genray.interop.checkpoint_layouts import load_into, read_metadata
 from genray.models import build_model
+from genray.models.other_networks import allow_import
 from genray.storage import Storage
 
 
 @checked
-def load_model(path: Place, device="cpu") -> torch.nn.Module:
+def load_model(path: Place, device="cpu", *, network: Callable | None = None, trust: bool = False) -> torch.nn.Module:
     """Loads the model of a genray run.
 
     Args:
         path: a run folder, or a `model.pt` in one: a local path or a URI.
-        device: where the model is put.
+        device: torch device of the model.
+        network: the factory of a network of one's own, as in `genray.train(network=...)`.
+        trust: import the factory that the file names; the file decides what code runs.
 
     Returns:
         The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
@@ -27,7 +32,7 @@ def load_model(path: Place, device="cpu") -> torch.nn.Module:
         RunFolderError: the URI cannot be understood, or the storage does not answer.
     """
     place = _device(device)
-    return model_of(read_file(model_file(Storage(path)))).to(place)
+    return model_of(read_file(model_file(Storage(path))), network, trust).to(place)
 
 
 def model_file(place: Storage) -> Storage:
@@ -35,13 +40,15 @@ def model_file(place: Storage) -> Storage:
     return place / "model.pt" if place.is_folder() else place
 
 
-def model_of(file: ModelFile) -> torch.nn.Module:
+def model_of(file: ModelFile, network: Callable | None = None, trust: bool = False) -> torch.nn.Module:
     """The network in a file that was read, as `load_model` gives it, on the CPU."""
     architecture = read_metadata(file).get("architecture")
     if not isinstance(architecture, dict):
         raise CheckpointError(f"{file.where}: expected a model written by genray, which says its architecture")
+    if trust:
+        allow_import(architecture.get("name", ""))
     try:
-        model = build_model(**architecture)
+        model = build_model(**architecture, factory=network)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{file.where}: its architecture cannot be built: {error}") from None
     load_into(model, file)

@@ -17,6 +17,7 @@ from genray.learners.execution import Execution
 from genray.learners.stopwatch import Stopwatch
 from genray.learners.weight_perturbation import WeightPerturbation
 from genray.learners.window_statistics import StatsAccumulator, WindowStats
+from genray.models.other_networks import OtherNetwork
 from genray.objectives import TrainingStep, build_objective
 from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 from genray.parallel.whole_batch import across_batches
@@ -71,7 +72,10 @@ class BaseLearner:
         self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
         self.source = Source(name, plan, train, self.device)
         self.loader = self.source.loader
-        self.stochastic = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
+        # Another library's network may draw from the global generators anywhere (stochastic depth, functional dropout).
+        self.stochastic = isinstance(network, OtherNetwork) or any(
+            isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules()
+        )
         self.step = 0
         self.on_step = None  # called after every step, to show progress
         self.stopwatch = Stopwatch(self.device)

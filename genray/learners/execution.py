@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 
 from genray.models.attack_copy import AttackCopy
+from genray.models.other_networks import OtherNetwork
 from genray.models.tracing import overwriting
 
 
@@ -23,7 +24,10 @@ class Execution:
         self.network, self.compute, self.device, self.pack = network, compute, device, pack
         self.refreshes = True
         self.dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-        self._run = self._compiled(network) if compute.compile else overwriting(network)
+        if compute.compile:
+            self._run = self._compiled(network)
+        else:  # a trace would fix the choices that another library's code makes at each call
+            self._run = network if isinstance(network, OtherNetwork) else overwriting(network)
 
     def training(self, x):
         """Logits of the network itself, in its own mode; gradients flow to the weights."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from genray.errors import ConfigError
 from genray.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize, set_normalization
+from genray.models.other_networks import build_other, is_other
 from genray.models.preact_resnet import PreActResNet18
 from genray.models.resnet import ResNet18
 from genray.models.small_cnn import SmallCNN
@@ -44,12 +45,14 @@ def build_model(
     dropout: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    options: dict | None = None,
     seed: int | None = None,
+    factory: Callable[..., nn.Module] | None = None,
 ) -> nn.Module:
     """Builds a freshly initialised network, in train mode, on torch's default device (on CPU with a seed).
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`, `timm:NAME`, `torchvision:NAME` or `package.module:FACTORY`.
         num_classes: K, the number of logits, at least 2.
         in_channels: channels of an image.
         image_size: (H, W), each at least 8.
@@ -60,7 +63,9 @@ def build_model(
         mean: per-channel means on the [0, 1] scale, applied inside the network before its first layer. They are
             not part of the state dict, so whoever loads the weights again must give them again.
         std: per-channel standard deviations; given with `mean` or not at all.
+        options: keyword arguments of a network that is not ours.
         seed: draws the initial weights reproducibly, without touching torch's global generators.
+        factory: the callable that `name` refers to, so that nothing is imported.
 
     Returns:
         A module from (N, C, H, W) in [0, 1] to logits (N, K).
@@ -68,15 +73,19 @@ def build_model(
     Raises:
         ConfigError: unknown name or a value out of range; every problem is listed.
     """
-    problems = _problems(name, num_classes, in_channels, image_size, width, batch_norm, dropout, mean, std)
+    problems = _problems(name, num_classes, in_channels, image_size, width, batch_norm, dropout, mean, std, options)
     if problems:
         raise ConfigError(problems)
-    options: dict[str, Any] = {} if width is None else {"width": width}
+    sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    own: dict[str, Any] = {} if width is None else {"width": width}
     if name == "small_cnn":
-        options |= {"image_size": tuple(image_size), "batch_norm": batch_norm}
-        options |= {} if dropout is None else {"dropout": dropout}
+        own |= {"image_size": tuple(image_size), "batch_norm": batch_norm}
+        own |= {} if dropout is None else {"dropout": dropout}
     with contextlib.nullcontext() if seed is None else _private_randomness(seed):
-        model = MODELS[name](num_classes=num_classes, in_channels=in_channels, **options)
+        if is_other(name):
+            model: nn.Module = build_other(name, **sizes, image_size=image_size, options=options, factory=factory)
+        else:
+            model = MODELS[name](**sizes, **own)
     if mean is not None:
         set_normalization(model, mean, std)
     return model
@@ -87,16 +96,19 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _problems(name, num_classes, in_channels, image_size, width, batch_norm, dropout, mean, std) -> list[str]:
+def _problems(name, num_classes, in_channels, image_size, width, batch_norm, dropout, mean, std, options) -> list[str]:
+    ours = not is_other(name)
     checks = [
-        (name in MODELS, f"model: expected one of {', '.join(MODELS)}, got {name!r}"),
+        (name in MODELS or not ours, f"model: expected one of {', '.join(MODELS)}, got {name!r}"),
         (num_classes >= 2, f"num_classes: expected at least 2, got {num_classes}"),
         (in_channels >= 1, f"in_channels: expected at least 1, got {in_channels}"),
         (
-            len(image_size) == 2 and min(image_size) >= MIN_IMAGE_SIDE,
+            len(image_size) == 2 and min(image_size) >= (MIN_IMAGE_SIDE if ours else 1),
             f"image_size: expected (height, width), each at least {MIN_IMAGE_SIDE}, got {tuple(image_size)}",
         ),
         (width is None or width >= 1, f"width: expected at least 1, got {width}"),
+        (width is None or ours, f"width: only our own networks have this option, the model is {name}"),
+        (not options or not ours, f"options: only networks of others have options, the model is {name}"),
         (not batch_norm or name == "small_cnn", f"batch_norm: only small_cnn has this option, the model is {name}"),
         (dropout is None or name == "small_cnn", f"dropout: only small_cnn has this option, the model is {name}"),
         (dropout is None or 0 <= dropout < 1, f"dropout: expected at least 0 and less than 1, got {dropout}"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genray.core.flat import take_over
 from genray.models.lean_gradients import use_lean_gradients
 from genray.models.normalize import Normalize
+from genray.models.other_networks import classifier_name
 from genray.models.tracing import foldable_pairs, overwrite_activations, pool_before_relu, trace
 
 
@@ -96,15 +97,16 @@ class AttackCopy(nn.Module):
         return mine, network.get_submodule(convolution_name), network.get_submodule(norm_name)
 
     def _keep_classifier_precise(self, dtype):
-        """The last linear layer stays in float32: rounded logits tie, and ties pass for robustness."""
-        linear = [(name, module) for name, module in self.body.named_modules() if type(module) is nn.Linear]
-        if linear and dtype != self.exit:
-            name, module = linear[-1]
-            self.body.set_submodule(name, Classifier(module))
+        """The layer that computes the logits stays in float32: rounded logits tie, and ties pass for robustness."""
+        name = classifier_name(self.body)
+        if name is not None and dtype != self.exit:
+            self.body.set_submodule(name, Classifier(self.body.get_submodule(name)))
 
     def _share_or_round(self, network, folded_names, dtype, share):
         """Gives every tensor of the copy its type; returns the (mine, theirs) pairs that a refresh has to copy."""
-        copies, theirs = [], dict(network.named_parameters()) | dict(network.named_buffers())
+        # A tied parameter has several names.
+        parameters = network.named_parameters(remove_duplicate=False)
+        copies, theirs = [], dict(parameters) | dict(network.named_buffers(remove_duplicate=False))
         for module_name, module in self.body.named_modules():
             if isinstance(module, Normalize):  # its statistics are fixed
                 continue

@@ -1,6 +1,7 @@
 """What a forward pass costs in floating-point operations."""
 
 import functools
+import json
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,12 +28,13 @@ def forward_flops(model, x) -> float:
 
 def architecture_flops(architecture: dict) -> float:
     """Of one example; `architecture` has the arguments of `build_model`."""
-    return _counted(tuple(sorted(architecture.items())))
+    named = {key: value for key, value in architecture.items() if key != "factory"}
+    return _counted(json.dumps(named, sort_keys=True), architecture.get("factory"))
 
 
 @functools.lru_cache
-def _counted(architecture):
-    known = dict(architecture)
+def _counted(architecture, factory):
+    known = json.loads(architecture)
     with torch.device("meta"):  # nothing is computed, and no random number drawn
-        network = build_model(**known).eval()
+        network = build_model(**known, factory=factory).eval()
         return forward_flops(network, torch.empty(1, known["in_channels"], *known["image_size"]))

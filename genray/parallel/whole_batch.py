@@ -8,7 +8,10 @@ torch's SyncBatchNorm does the first on CUDA only.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
+from genray.errors import ConfigError
 from genray.parallel.process_group import ProcessGroup, Shard
 
 
@@ -33,10 +36,36 @@ def across_batches(network: nn.Module, process_group: ProcessGroup) -> WholeBatc
     In eval mode the layers do not change.
     """
     batch = WholeBatch(process_group)
+    if process_group.size == 1:
+        return batch
+    if layers := per_process_layers(network):
+        raise ConfigError(f"workers: expected 1, because {layers[0]} would compute on each process's shard alone")
     for module in network.modules():
-        if type(module) in REPLACED and process_group.size > 1:
+        if type(module) in REPLACED:
             module.__class__, module.batch = REPLACED[type(module)], batch  # type: ignore[assignment]
     return batch
+
+
+def per_process_layers(network: nn.Module) -> list[str]:
+    """Layers that depend on the whole batch or on random numbers, and that `across_batches` cannot replace.
+
+    Randomness in a network's own code (functional dropout) cannot be seen.
+    """
+    return [f"{name} ({type(module).__name__})" for name, module in network.named_modules() if _is_per_process(module)]
+
+
+def _is_per_process(module):
+    if type(module) is nn.BatchNorm2d:
+        return not (module.affine and module.track_running_stats and module.momentum is not None)
+    if isinstance(module, _BatchNorm):
+        return True
+    rate = next((getattr(module, name) for name in ("p", "drop_prob") if hasattr(module, name)), 0.0)
+    random = isinstance(module, _DropoutNd) or type(module).__name__ in RANDOM_LAYERS
+    return random and type(module) is not nn.Dropout and rate != 0
+
+
+# Of timm and torchvision: not subclasses of torch's dropout.
+RANDOM_LAYERS = ("DropPath", "StochasticDepth", "DropBlock2d", "PatchDropout")
 
 
 class WholeBatchNorm(nn.BatchNorm2d):

@@ -25,7 +25,9 @@ def describe_model(setup, learner: str | None = None) -> dict:
     data = {"source": config.data.source, "test_images": count}
     data |= {"test_fingerprint": fingerprint(test.images[:count], test.labels[:count])}
     return {
-        "architecture": {k: list(v) if isinstance(v, tuple) else v for k, v in setup.architecture.items()},
+        "architecture": {
+            k: list(v) if isinstance(v, tuple) else v for k, v in setup.architecture.items() if k != "factory"
+        },
         "threat_models": threat_records(ThreatModel(attack.norm, attack.epsilon) for attack in attacks),
         "class_names": list(setup.class_names),
         "data": data,

@@ -188,8 +188,8 @@ class RunFolder:
             then = before.get(part)
             if then != now:
                 raise RunFolderError(
-                    f"{self.location}: the data are not those the run began with: {part} had {_images(then)}, has "
-                    f"{_images(now)}"
+                    f"{self.location}: the data are not those the run began with: {part} had "
+                    f"{_identity_text(then)}, has {_identity_text(now)}"
                 )
 
     # --- records ------------------------------------------------------------------------------------------------
@@ -249,7 +249,10 @@ class RunFolder:
         return [n for n in self.storage.names("checkpoints") if n.startswith("state-") and n.endswith(".pt")]
 
 
-def _images(part):
+def _identity_text(part):
+    """The images of a split, or the file of the initial weights."""
+    if part and "sha256" in part:
+        return f"{part['path']} (sha256 {part['sha256'][:12]})"
     return f"{part['examples']} images ({part['fingerprint']})" if part else "none"
 
 

@@ -1,5 +1,6 @@
 """Everything a run needs before its first step, the same for both runtimes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,7 +16,9 @@ from genray.data.request import PARTS
 from genray.errors import ConfigError
 from genray.models import build_model
 from genray.models.guarded import guard_weight_gradients
+from genray.parallel.whole_batch import per_process_layers
 from genray.run.fitting import Fitting, batch_problems
+from genray.run.initial_weights import InitialWeights, freeze, read_initial_weights
 from genray.run.plan import RunPlan, make_plan
 from genray.storage import without_secrets
 
@@ -29,6 +32,8 @@ class RunSetup:
     num_extra: images of `data.extra`, which are the last of the training images.
     notes: how the data was read, one line each.
     identity: {split: {"examples", "fingerprint"}}; empty where the images are not decoded.
+    initial: the weights of `model.weights`, which replace random ones.
+    factory: of a network of the user's own that has no name.
     """
 
     plan: RunPlan
@@ -37,6 +42,8 @@ class RunSetup:
     num_extra: int = 0
     notes: tuple[str, ...] = ()
     identity: dict = field(default_factory=dict)
+    initial: InitialWeights | None = None
+    factory: Callable[..., torch.nn.Module] | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -55,6 +62,8 @@ class RunSetup:
             "batch_norm": model.batch_norm,
             "mean": model.mean,
             "std": model.std,
+            **({"options": model.options} if model.options else {}),
+            **({"factory": self.factory} if self.factory else {}),
         }
 
     @property
@@ -70,10 +79,27 @@ class RunSetup:
             "batch_share": extra.batch_share,
         }
 
+    def with_initial_weights(self) -> "RunSetup":
+        """The same run with the weights of `model.weights`, and the normalisation that their file states.
+
+        Raises:
+            CheckpointError, ConfigError: the file cannot be read or does not fit the network.
+        """
+
+        def build(model):
+            return replace(self, plan=replace(self.plan, config=self.config.replace(model=model))).build_network()
+
+        initial, model = read_initial_weights(self.config.model, build)
+        plan = replace(self.plan, config=self.config.replace(model=model))
+        return replace(self, plan=plan, initial=initial, notes=(*self.notes, initial.note))
+
     def build_network(self):
         """A new network with the run's initial weights: the same in every process, in memory order too, because flat
         weights are in the order of memory."""
         network = build_model(**self.architecture, seed=key_seed(self.config.seed, "initial weights"))
+        if self.initial is not None:
+            self.initial.load_into(network)
+        freeze(network, self.config.model.freeze or ())
         return guard_weight_gradients(network.to(memory_format=memory_format(self.config)))
 
     @cached_property
@@ -88,7 +114,15 @@ def memory_format(config: RunConfig) -> torch.memory_format:
     return torch.channels_last if config.compute.channels_last else torch.contiguous_format
 
 
-def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int = 1, progress=None) -> RunSetup:
+def prepare(
+    config: RunConfig,
+    follows=(),
+    *,
+    decode: bool = True,
+    copies: int = 1,
+    progress=None,
+    network: Callable | None = None,
+) -> RunSetup:
     """Loads the data, splits it, checks it against the configuration and plans the run.
 
     Args:
@@ -96,6 +130,7 @@ def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int =
         follows: its fields that are lowered to what the data hold, as in `Fitting`.
         decode: False reads no images, only what is known of them: they are tensors on torch's device "meta".
         copies, progress: as of `load_image_data`.
+        network: the factory of the run's network, instead of the one that `model.name` says.
 
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
@@ -131,14 +166,24 @@ def prepare(config: RunConfig, follows=(), *, decode: bool = True, copies: int =
     splits = {"train": training, "validation": validation, "test": test}
     plan = make_plan(config, len(an_epoch))
     notes = *data.notes, *reading.notes, *fitting.notes
-    setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes)
-    setup.build_network()  # raises where the images do not fit the model
+    setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes, factory=network)
+    if config.model.weights is not None:
+        setup = setup.with_initial_weights()
+        for note in setup.notes[len(notes) :] if progress else ():
+            progress.say(note)
+    network = setup.build_network()  # raises where the images do not fit the model
+    if (workers := [name for name, learner in config.base_learners.items() if learner.workers != 1]) and (
+        layers := per_process_layers(network)
+    ):
+        raise ConfigError(f"base_learners.{workers[0]}.workers: expected 1, because of the layer {layers[0]}")
     if not decode:
         return setup
     identity, repeated = identify(splits)
     for note in repeated if progress else ():
         progress.say(f"data: {note}")
-    return replace(setup, notes=(*notes, *repeated), identity=identity)
+    if setup.initial is not None:
+        identity["initial weights"] = setup.initial.record
+    return replace(setup, notes=(*setup.notes, *repeated), identity=identity)
 
 
 def _rst_problems(config, training):

@@ -1,6 +1,7 @@
 """Ray actors: each forwards to a plain object of `learners` or `evaluation` and knows nothing itself."""
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from genray.evaluation import Evaluator
 from genray.learners.base_learner import BaseLearner
 from genray.learners.crafting import share_crafting
 from genray.learners.global_learner import GlobalLearner
+from genray.models.other_networks import allow_import
 from genray.parallel import torch_groups
 from genray.run.setup import RunSetup
 
@@ -31,7 +33,7 @@ def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
         name: [None if tensor is None else tensor.numpy() for tensor in (split.images, split.labels, split.labelled)]
         for name, split in setup.splits.items()
     }
-    return RunSetup(setup.plan, {}, setup.class_names), arrays
+    return replace(setup, splits={}, dropped_labels=None, notes=(), identity={}), arrays
 
 
 def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
@@ -40,7 +42,8 @@ def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
         name: Split(*(None if array is None else from_array(array) for array in parts))
         for name, parts in arrays.items()
     }
-    return RunSetup(setup.plan, splits, setup.class_names)
+    allow_import(setup.config.model.name)  # the driver has built it
+    return replace(setup, splits=splits)
 
 
 def actor_device(wanted: str) -> str:

@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 import genray
 from genray.console import say
 from genray.errors import PlacementError, one_line
+from genray.models.other_networks import packages
 from genray.runtime.ray.private_cluster import private_ray
 
 NAMESPACE = "genray"
@@ -58,7 +59,8 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address is None:
         cpus = max(cores, int(-(-num_cpus // 1)))
-        folder = private_ray(num_cpus=cpus, include_dashboard=False, _system_config=STORE, **quiet)
+        shipped = {"runtime_env": {"py_modules": packages()}} if packages() else {}
+        folder = private_ray(num_cpus=cpus, include_dashboard=False, _system_config=STORE, **shipped, **quiet)
     else:
         _join(address, quiet)
     try:
@@ -97,10 +99,10 @@ def within(timeout_s, what, call):
 
 def _join(address, quiet):
     _check_answers(address)
-    # The nodes run the driver's genray, whatever version they have themselves.
+    # The nodes run the driver's genray, whatever version they have, and its user's packages.
     package = str(Path(genray.__file__).parent)
     try:
-        ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+        ray.init(address=address, runtime_env={"py_modules": [package, *packages()]}, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
         raise PlacementError(
             f"--address {address}: no Ray cluster lets us in: {one_line(error)}; {TOKEN_HINT}"

@@ -1,0 +1,225 @@
+"""Networks of timm, of torchvision and of the user's own package, behind the interface of ours.
+
+`model.name` is `timm:NAME`, `torchvision:NAME` or `package.module:FACTORY`; `model.options` are keyword arguments.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from genray.config.model import did_you_mean as _like
+from genray.errors import ConfigError, one_line
+
+LIBRARIES = ("timm", "torchvision")
+# Keyword arguments that would read files or the network: initial weights are `model.weights`.
+REFUSED = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg", "cache_dir")
+
+
+class OtherNetwork(nn.Module):
+    """A network of another library: images (N, C, H, W) in [0, 1] -> float32 logits (N, K).
+
+    Attributes:
+        normalize: the first layer, as in our own networks.
+        body: the library's module; its state dict has the library's names.
+        classifier: name of the layer that computes the logits, below this module; None if it is not a linear layer.
+    """
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.normalize: nn.Module = nn.Identity()
+        self.body = body
+        self.classifier: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.body(self.normalize(x))
+        # Models of transformers, and some of torchvision in train mode, return an object. A trace sees a proxy.
+        return outputs if isinstance(outputs, (Tensor, fx.Proxy)) else outputs.logits
+
+
+def classifier_name(network: nn.Module) -> str | None:
+    """Name of the linear layer that computes a network's logits; of our own networks it is the last one."""
+    if isinstance(network, OtherNetwork):
+        return network.classifier
+    names = [name for name, module in network.named_modules() if type(module) is nn.Linear]
+    return names[-1] if names else None
+
+
+def is_other(name: str) -> bool:
+    """Whether `model.name` is not one of our own networks."""
+    return ":" in name
+
+
+def is_imported(name: str) -> bool:
+    """Whether building `model.name` imports a module that is neither timm nor torchvision."""
+    return is_other(name) and name.partition(":")[0] not in LIBRARIES
+
+
+_allowed: set[str] = set()
+
+
+def allow_import(name: str):
+    """Lets `build_other` import the factory `name`, because the user named it and not only a file."""
+    _allowed.add(name)
+
+
+def factory_name(factory: Callable) -> str:
+    """`package.module:FACTORY` of a function or class, for records."""
+    name = getattr(factory, "__qualname__", type(factory).__qualname__)
+    return f"{getattr(factory, '__module__', '__main__')}:{re.sub('[^A-Za-z0-9_.]+', '_', name).strip('._')}"
+
+
+_packages: dict[str, str] = {}
+
+
+def remember_package(defined: Any):
+    """Notes the package that defines a factory or a model, so that the nodes of a cluster get it."""
+    name = (getattr(defined, "__module__", None) or "__main__").partition(".")[0]
+    module = sys.modules.get(name)
+    path = next(iter(getattr(module, "__path__", ())), getattr(module, "__file__", None))
+    if name not in ("__main__", "genray", *sys.stdlib_module_names) and path and "site-packages" not in path:
+        _packages[name] = path
+
+
+def packages() -> list[str]:
+    """Folders, or files of one module, that `remember_package` noted."""
+    return list(_packages.values())
+
+
+def build_other(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    options: dict | None = None,
+    factory: Callable | None = None,
+) -> OtherNetwork:
+    """Builds a network of another library with random initial weights, in train mode.
+
+    Args:
+        name: as in `model.name`.
+        num_classes, in_channels, image_size: as in `build_model`; a factory gets those that it has parameters for.
+        options: keyword arguments of the factory, plain values.
+        factory: the callable itself, instead of the one that `name` says.
+
+    Raises:
+        ConfigError: there is no such network, it cannot be built, or it does not return logits (N, K).
+    """
+    library, _, inner = name.partition(":")
+    options = dict(options or {})
+    refused = [option for option in REFUSED if option in options and library in LIBRARIES]
+    if refused:
+        raise ConfigError(f"model.options.{refused[0]}: expected model.weights for initial weights, got this option")
+    data = {"num_classes": num_classes, "in_channels": in_channels, "image_size": tuple(image_size)}
+    try:
+        if factory is None and library in LIBRARIES:
+            body = (_timm if library == "timm" else _torchvision)(inner, data, options)
+        else:
+            if factory is None and name not in _allowed:
+                raise ConfigError(
+                    f"model.name: {name} is not imported because a file names it: load_model(path, network=FACTORY) or "
+                    "trust=True; for a command, --network NAME"
+                )
+            factory = factory or _import(library, inner)
+            remember_package(factory)
+            body = _own(factory, data, options)
+    except ConfigError:
+        raise
+    except Exception as error:  # a library's or user's own code, which may raise anything
+        raise ConfigError(f"model: {name} cannot be built: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(body, nn.Module):
+        raise ConfigError(f"model.name: expected {name} to return a torch.nn.Module, got {type(body).__name__}")
+    if not any(parameter.requires_grad for parameter in body.parameters()):
+        raise ConfigError(f"model.name: expected a network with parameters to train, {name} has none")
+    network = OtherNetwork(body).train()
+    network.classifier = _checked(network, name, data)
+    return network
+
+
+def _timm(inner, data, options):
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise ConfigError("model.name: expected timm to be installed for a timm network (pip install timm)") from None
+    if not timm.is_model(inner):
+        raise ConfigError(
+            f"model.name: expected a network of timm.list_models(), got {inner!r}{_like(inner, timm.list_models())}"
+        )
+    sizes = {"num_classes": data["num_classes"], "in_chans": data["in_channels"]}
+    cfg = timm.get_pretrained_cfg(inner)
+    if cfg is not None and cfg.fixed_input_size and "img_size" not in options:
+        sizes["img_size"] = data["image_size"]
+    return timm.create_model(inner, pretrained=False, **(sizes | options))
+
+
+def _torchvision(inner, data, options):
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if inner not in known:
+        raise ConfigError(f"model.name: expected one of torchvision.models, got {inner!r}{_like(inner, known)}")
+    if data["in_channels"] != 3:
+        raise ConfigError(
+            f"model.name: expected images of 3 channels for torchvision:{inner}, got {data['in_channels']}"
+        )
+    return models.get_model(inner, weights=None, num_classes=data["num_classes"], **options)
+
+
+def _own(factory, data, options):
+    """Calls a factory with the sizes that it has parameters for."""
+    parameters = inspect.signature(factory).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = {parameter.name for parameter in parameters}
+    sizes = {key: value for key, value in data.items() if takes_all or key in named}
+    return factory(**(sizes | options))
+
+
+def _import(module_name, attribute):
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise ConfigError(f"model.name: expected a module that can be imported, got {module_name!r}") from None
+        raise
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"model.name: expected {module_name} to have {attribute}, it has not")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"model.name: expected {module_name}:{attribute} to be callable, got {type(found).__name__}")
+    return found
+
+
+@torch.no_grad()
+def _checked(network, name, data) -> str | None:
+    """Runs two images in eval mode; returns the name of the linear layer that computed the logits."""
+    device = next(network.parameters()).device
+    x = torch.zeros(2, data["in_channels"], *data["image_size"], device=device)
+    calls: list[tuple[str, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, output, name=name: calls.append((name, output)))
+        for name, module in network.named_modules()
+        if type(module) is nn.Linear
+    ]
+    network.eval()
+    try:
+        logits = network(x)
+    except Exception as error:  # the network's own code
+        shape = " x ".join(map(str, x.shape[1:]))
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"model.name: {name} does not take images of {shape} (C x H x W): {reason}") from None
+    finally:
+        network.train()
+        for hook in hooks:
+            hook.remove()
+    wanted = (2, data["num_classes"])
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"model.name: expected {name} to return logits of shape {wanted} for 2 images, got {got}")
+    return next((name for name, output in reversed(calls) if output.shape == logits.shape), None)

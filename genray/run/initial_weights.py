@@ -1,0 +1,147 @@
+"""Initial weights from a file (`model.weights`), and the parameters that are not trained (`model.freeze`)."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from genray.config.schema import ModelConfig
+from genray.errors import CheckpointError, ConfigError
+from genray.interop.checkpoint_file import read_file
+from genray.interop.checkpoint_layouts import Checkpoint, matching_state, open_checkpoint
+from genray.interop.load import model_file
+from genray.models.fit import check_fit, listed
+from genray.models.normalize import MEAN, STD
+from genray.models.other_networks import OtherNetwork, classifier_name
+from genray.storage import Storage
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Attributes:
+    state: name -> tensor, of those parameters and buffers of the network that the file gives.
+    record: {"path", "sha256", "loaded": number of tensors, "new": names, "left_out": names}, plain data.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    record: dict
+
+    def load_into(self, network: nn.Module):
+        """Overwrites the network's tensors of these names."""
+        _inner(network).load_state_dict(self.state, strict=False)
+
+    @property
+    def note(self) -> str:
+        """What was loaded, as one line."""
+        record = self.record
+        said = [f"{record['loaded']} tensors of {record['path']} (sha256 {record['sha256'][:12]})"]
+        said += [f"new: {listed(record['new'])}"] if record["new"] else []
+        said += [f"left out: {listed(record['left_out'])}"] if record["left_out"] else []
+        return f"initial weights: {'; '.join(said)}"
+
+
+def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.Module]):
+    """Reads `model.weights`.
+
+    Args:
+        config: with `weights`; `new_head` makes the layer that computes the logits anew.
+        build: () -> a network of the run, for a given `model` section.
+
+    Returns:
+        (`InitialWeights`, config): the configuration has the normalisation that the file states.
+
+    Raises:
+        CheckpointError, ConfigError: the file cannot be read or does not fit the network.
+    """
+    place = model_file(Storage(config.weights))
+    file = read_file(place)
+    checkpoint = open_checkpoint(file)
+    config = _normalised(config, checkpoint, file.where)
+    network = build(config)
+    wanted = _inner(network).state_dict()
+    state = matching_state(network, checkpoint)
+    head = _head(network, wanted)
+    if config.new_head and not head:
+        raise ConfigError(f"model.new_head: expected a linear layer that computes the logits, {config.name} has none")
+    shapes = {name: (tuple(state[name].shape), tuple(wanted[name].shape)) for name in head if name in state}
+    differing = next((name for name, (there, here) in shapes.items() if there != here), None)
+    if differing and not config.new_head:
+        there, here = shapes[differing]
+        raise ConfigError(
+            f"model.weights: {file.where}: {differing} is {there}, the run's {here}; model.new_head: true makes it anew"
+        )
+    new = head if config.new_head else []
+    left_out = [name for name in state if name not in wanted or name in new] if config.new_head else []
+    kept = {name: value for name, value in state.items() if name not in left_out}
+    for name in wanted:  # files from before torch 0.4.1 lack these
+        if name.endswith(".num_batches_tracked") and name not in kept:
+            kept[name] = wanted[name]
+    check_fit(
+        _Expected({name: wanted[name] for name in wanted if name not in new}), kept, f"model.weights: {file.where}"
+    )
+    with place.fetch() as path, open(path, "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    record = {"path": str(place), "sha256": digest, "loaded": len(kept), "new": new, "left_out": left_out}
+    return InitialWeights({name: value.clone() for name, value in kept.items()}, record), config
+
+
+def freeze(network: nn.Module, patterns) -> list[str]:
+    """Takes the parameters whose names match one of the patterns out of training.
+
+    Returns:
+        Their names.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train.
+    """
+    named = dict(_inner(network).named_parameters())
+    for pattern in patterns:
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ConfigError(f"model.freeze: expected patterns of parameter names ({listed(named)}), got {pattern!r}")
+        for name in matched:
+            named[name].requires_grad_(False)
+    frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
+    if patterns and len(frozen) == len(named):
+        raise ConfigError("model.freeze: expected patterns that leave parameters to train, all are frozen")
+    return frozen
+
+
+class _Expected:
+    """What `check_fit` needs of a network of which some tensors are made anew."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+
+def _inner(network):
+    """The module whose tensors have the names that the library of the network gives them."""
+    return network.body if isinstance(network, OtherNetwork) else network
+
+
+def _head(network, wanted):
+    """Names of the tensors of the layer that computes the logits."""
+    name = classifier_name(network)
+    if name is None:
+        return []
+    name = name.removeprefix("body.") if isinstance(network, OtherNetwork) else name
+    return [f"{name}.{part}" for part in ("weight", "bias") if f"{name}.{part}" in wanted]
+
+
+def _normalised(config: ModelConfig, checkpoint: Checkpoint, where) -> ModelConfig:
+    """The file's weights expect the normalisation that it states."""
+    if not checkpoint.statistics:
+        return config
+    mean, std = (tuple(checkpoint.statistics[name].tolist()) for name in (MEAN, STD))
+    if config.mean is None:
+        return config.replace(mean=mean, std=std)
+    if any(abs(a - b) > 1e-3 for a, b in zip((*config.mean, *config.std), (*mean, *std))):
+        raise CheckpointError(
+            f"model.weights: {where}: expects inputs normalised by {mean} and {std}, model.mean and std are others"
+        )
+    return config
