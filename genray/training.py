@@ -84,7 +84,8 @@ def _loaded(config, overrides, name, network=None):
     if network is not None:
         own.append({"model": {"name": factory_name(network), "width": None, "batch_norm": False}})
     loaded = load_run(config, [*listed_overrides(overrides), *own])
-    allow_import(loaded.config.model.name)
+    if network is None:
+        allow_import(loaded.config.model.name)
     return loaded
 
 

@@ -27,13 +27,13 @@ ACTOR_OPTIONS: dict[str, Any] = {"concurrency_groups": {"control": 1}, "allow_ou
 
 
 def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
-    """A setup without its images and without dropped labels, and the images as arrays: the form that is shared by a
+    """A setup without its images, and the images as arrays: the form that is shared by a
     node without copies."""
     arrays = {
         name: [None if tensor is None else tensor.numpy() for tensor in (split.images, split.labels, split.labelled)]
         for name, split in setup.splits.items()
     }
-    return replace(setup, splits={}, dropped_labels=None, notes=(), identity={}), arrays
+    return replace(setup, splits={}, notes=(), identity={}), arrays
 
 
 def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
