@@ -33,7 +33,7 @@ NETWORKS = (
 OTHER_NETWORK = r"^((timm|torchvision):[A-Za-z0-9_.-]+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)$"
 
 
-def _known_form(name):
+def _known_form(name: str) -> str:
     if name not in NETWORKS and not re.match(OTHER_NETWORK, name):
         raise ValueError
     return name

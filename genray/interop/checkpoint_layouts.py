@@ -138,7 +138,7 @@ def load_into(
     for name in inner.state_dict():
         if name.endswith(".num_batches_tracked"):  # files from before torch 0.4.1 lack it, and no result depends on it
             state.setdefault(name, torch.tensor(0))
-    check_fit(inner, state, where)
+    check_fit(inner.state_dict(), state, where)
     first_layer = _first_layer(model, normalize, checkpoint.statistics, where)
     try:
         origin = Origin.of(checkpoint.metadata)

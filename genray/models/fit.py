@@ -27,13 +27,12 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
     return _fit(state)[0]
 
 
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Whether a state dict loads into a network strictly and is of use.
+def check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Whether a state dict has the names and shapes of a network's, `wanted`, and finite values.
 
     Raises:
         CheckpointError: names or shapes differ, or values are not finite or not ordinary; the line begins with `where`.
     """
-    wanted = model.state_dict()
     unexpected = [name for name in state if name not in wanted]
     missing = [name for name in wanted if name not in state]
     shapes = [

@@ -39,7 +39,7 @@ class OtherNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs = self.body(self.normalize(x))
         # Models of transformers, and some of torchvision in train mode, return an object. A trace sees a proxy.
-        return outputs if isinstance(outputs, (Tensor, fx.Proxy)) else outputs.logits
+        return outputs.logits if not isinstance(outputs, (Tensor, fx.Proxy)) else outputs  # type: ignore[return-value]
 
 
 def classifier_name(network: nn.Module) -> str | None:

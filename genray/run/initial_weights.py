@@ -78,9 +78,8 @@ def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.
     for name in wanted:  # files from before torch 0.4.1 lack these
         if name.endswith(".num_batches_tracked") and name not in kept:
             kept[name] = wanted[name]
-    check_fit(
-        _Expected({name: wanted[name] for name in wanted if name not in new}), kept, f"model.weights: {file.where}"
-    )
+    expected = {name: wanted[name] for name in wanted if name not in new}
+    check_fit(expected, kept, f"model.weights: {file.where}")
     with place.fetch() as path, open(path, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     record = {"path": str(place), "sha256": digest, "loaded": len(kept), "new": new, "left_out": left_out}
@@ -107,16 +106,6 @@ def freeze(network: nn.Module, patterns) -> list[str]:
     if patterns and len(frozen) == len(named):
         raise ConfigError("model.freeze: expected patterns that leave parameters to train, all are frozen")
     return frozen
-
-
-class _Expected:
-    """What `check_fit` needs of a network of which some tensors are made anew."""
-
-    def __init__(self, state):
-        self.state = state
-
-    def state_dict(self):
-        return self.state
 
 
 def _inner(network):
