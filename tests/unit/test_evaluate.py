@@ -168,6 +168,7 @@ def test_one_norm_has_no_union_of_norms(record):
     assert "union" not in record and set(record["norms"]["linf"]) == {"columns", "union", "findings"}
 
 
+@pytest.mark.slow
 def test_the_cascade_is_its_last_stage(model, digits, tmp_path):
     record = genray.evaluate(model, digits[0][:4], digits[1][:4], epsilon=0.2, output=str(tmp_path / "out"))
     flags = pq.read_table(tmp_path / "out" / "results.parquet").to_pydict()

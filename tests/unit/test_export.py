@@ -92,6 +92,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CLASSES)
 @torch.no_grad()
 def test_the_other_codes_class_gives_the_same_logits(case, tmp_path):

@@ -58,13 +58,12 @@ def test_special_convolutions_are_left_alone(what):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("name", "lean"), [("resnet18", 11), ("preact_resnet18", 11), ("small_cnn", 3)])
-def test_a_copy_follows_its_network(name, lean, dtype):
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "small_cnn"])
+def test_a_copy_follows_its_network(name, dtype):
     model = build_model(name, num_classes=7, in_channels=3, image_size=(16, 16), width=4, seed=3)
     model = model.to(torch.float64 if dtype == torch.float64 else torch.float32).eval()
     model.to(memory_format=torch.channels_last)
     copies = [AttackCopy(model, in_place=True, lean_gradients=wanted, dtype=dtype) for wanted in (False, True)]
-    assert len(copies[1]._lean) == lean
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

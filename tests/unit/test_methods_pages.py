@@ -5,7 +5,6 @@ import re
 import pytest
 import yaml
 from conftest import ROOT
-from presets import CONFIGS
 
 from genray.config import load_config
 from genray.config.objectives import OBJECTIVES
@@ -44,13 +43,3 @@ def test_every_objective_has_a_configuration_on_a_page():
             used.add(objective["name"] if isinstance(objective, dict) else objective)
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert all(name in used or f"| `{name}` (" in text for name in OBJECTIVES)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_presets_named_on_a_page_exist(page):
-    """`a_{b,c}.yaml` stands for two names, `*` for any part of one."""
-    names = re.findall(r"`(?:configs/paper/)?([\w*{},]+\.yaml)`", page.read_text(encoding="utf-8"))
-    for name in names:
-        head, options, tail = re.match(r"([^{]*)(?:\{(.*)\})?(.*)", name).groups()
-        for option in options.split(",") if options else [""]:
-            assert list((CONFIGS / "paper").glob(f"{head}{option}{tail}")), f"{page.name}: {name}"

@@ -99,6 +99,7 @@ def measured(model, digits, attacks):
     return [record["natural"]["value"], *(column["value"] for column in columns.values())], record["findings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breach", BREACHES)
 def test_the_numbers_are_those_of_the_twin_that_keeps_the_contract(breach, net, digits):
     make, says, apart = BREACHES[breach]

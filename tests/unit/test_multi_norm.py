@@ -9,7 +9,6 @@ from torch import nn
 from genray.attacks import GradientAttack, StreamDraw
 from genray.attacks.msd import MsdAttack, sparse_step
 from genray.attacks.worst import WorstAttack, worst_of
-from genray.config import load_config
 from genray.config.objectives import AverageObjective, EatObjective, StochasticObjective
 from genray.config.schema import AttackConfig
 from genray.core.rng import host_generator
@@ -437,18 +436,9 @@ PROBLEMS = [
 
 
 def problems(objective, evaluation=None, **learner):
-    run = {
-        "name": "unit",
-        "data": {"source": "digits"},
-        "model": {"name": "small_cnn"},
-        "training": {"epochs": 1},
-        "base_learners": {"robust": {"objective": objective, "lr": 0.1, **learner}},
-        "evaluation": {
-            "attack": {"norm": "linf", "epsilon": 0.1, "step_size": 0.1} if evaluation is None else evaluation
-        },
-    }
+    judged = {"norm": "linf", "epsilon": 0.1, "step_size": 0.1} if evaluation is None else evaluation
     with pytest.raises(ConfigError) as error:
-        load_config(run)
+        unit_config({"robust": {"objective": objective, "lr": 0.1, **learner}}, evaluation={"attack": judged})
     return error.value.problems
 
 

@@ -18,6 +18,8 @@ from genray.attacks.native.outcome import AttackState
 from genray.core.geometry import BALLS, l1_shrinkage
 from genray.models.attack_copy import AttackCopy
 
+pytestmark = pytest.mark.slow  # runs the package beside ours
+
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 0.12, "l2": 0.7, "l1": 1.5}  # breaks about half of the trained network's images
 DUAL = {"linf": lambda w: w.abs().sum(-1), "l2": lambda w: w.norm(dim=-1), "l1": lambda w: w.abs().amax(-1)}

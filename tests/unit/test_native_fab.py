@@ -15,6 +15,8 @@ from genray.attacks.native.fab import fab_t
 from genray.attacks.native.projections import hyperplane_move
 from genray.core.geometry import BALLS
 
+pytestmark = pytest.mark.slow  # runs the package beside ours
+
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 0.1, "l2": 0.55, "l1": 1.3}  # breaks about half of the trained network's images
 

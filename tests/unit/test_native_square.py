@@ -16,6 +16,8 @@ from genray.data.datasets import load_image_data
 from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
 
+pytestmark = pytest.mark.slow  # runs the package beside ours
+
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 0.07, "l2": 0.4, "l1": 1.5}  # breaks about half of the digits
 QUERIES = {"linf": 2000, "l2": 800, "l1": 600}  # of 5,000: the package takes its time

@@ -12,6 +12,7 @@ from genray.run.setup import prepare
 SHORT = ["training.epochs=2", "data.train_examples=300", "data.test_examples=20", "data.validation_examples=60"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_last_epoch_has_the_accuracy_of_the_models_that_are_left(tmp_path, split):
     overrides = [*SHORT, "evaluation.base_learners=true", f"evaluation.select_on={split}"]

@@ -215,6 +215,7 @@ def test_results_that_cannot_be_written_end_the_run(tmp_path, small_run, monkeyp
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model_last.pt", "learners/linf.pt", "metrics.jsonl"])
 def test_resuming_writes_what_could_not_be_written(tmp_path, small_run, monkeypatch, name, undisturbed):
     """The record alone does not make a run a finished one."""
@@ -263,6 +264,7 @@ def cut(place):
         file.write_bytes(file.read_bytes()[:100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [shutil.rmtree, move, cut])
 def test_a_tensorboard_folder_that_went_away_is_begun_anew(tmp_path, small_run, spoil):
     place = tmp_path / "digits" / "tensorboard"

@@ -40,6 +40,7 @@ def test_learners_of_tiny_images_have_one_thread_whatever_they_may_have(architec
     assert evaluation_threads(config, architecture) == threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side, size, expected", [(8, 200, {1}), (96, 30, {1, 2})])
 def test_tasks_of_an_evaluation_have_as_many_threads_as_they_are_worth(side, size, expected, monkeypatch):
     shape = {"num_classes": 3, "in_channels": 1, "image_size": (side, side)}

@@ -27,6 +27,7 @@ def without_ray(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_ray_is_really_absent(without_ray):
     done = without_ray("-c", "import torch, numpy, yaml, ray")
     assert done.returncode == 1
@@ -41,6 +42,7 @@ def test_trains_locally(without_ray, tmp_path, small_run):
     assert (tmp_path / "digits" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_says_what_is_missing(without_ray, tmp_path):
     done = without_ray("-m", "genray.train", "--storage", tmp_path)
     assert done.returncode == 2
