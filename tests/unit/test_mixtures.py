@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import every_write_made
+from conftest import described, every_write_made
 from torch import nn
 
 import genray
@@ -22,6 +22,7 @@ from genray.data.datasets import load_image_data, validation_split
 from genray.evaluation.job import run_task
 from genray.evaluation.mixture_sweep import OperatingPoint, build_row, choose, mark_pareto
 from genray.evaluation.mixtures import Mixture, mix, parse_mixtures
+from genray.records import MixtureResults
 from genray.reporting.mixtures import mixture_table
 from genray.tables import as_text
 
@@ -37,6 +38,7 @@ def command(*argv):
 
 
 def read(folder):
+    assert described(MixtureResults, folder / "results.json")
     return json.loads((folder / "results.json").read_text())
 
 
