@@ -82,14 +82,17 @@ class ActorGroup:
         return actor.options(num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy).remote
 
     def _await_start(self, timeout_s) -> dict:
-        waiting = {name: actor.whereabouts.remote() for name, actor in self.workers.items()}
-        done, late = ray.wait(list(waiting.values()), num_returns=len(waiting), timeout=timeout_s)
+        asked = {name: actor.whereabouts.remote() for name, actor in self.workers.items()}
+        return self._answers(asked, timeout_s, "not started within {}")
+
+    def _answers(self, asked, timeout_s, problem) -> dict:
+        """Name -> answer, of everyone; `problem` says what it means that some do not answer in time."""
+        _, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
         if late:
-            names = ", ".join(name for name, ref in waiting.items() if ref in late)
-            raise PlacementError(
-                f"{names}: not started within runtime.startup_timeout_s ({self.timeouts.startup_timeout_s:g} s)"
-            )
-        return {name: self.fetch(ref, name) for name, ref in waiting.items()}
+            names = ", ".join(name for name, ref in asked.items() if ref in late)
+            limit = f"runtime.startup_timeout_s ({self.timeouts.startup_timeout_s:g} s)"
+            raise PlacementError(f"{names}: {problem.format(limit)}")
+        return {name: self.fetch(ref, name) for name, ref in asked.items()}
 
     def _connect(self, timeout_s):
         """Lets the actors meet that work together."""
@@ -102,16 +105,11 @@ class ActorGroup:
         one_node = len({where["node"] for where in there}) == 1
         addresses = [LOOPBACK if one_node else where["address"] for where in there]
         meeting = self.actors[0].open_store.remote(addresses[0])
-        joined = [actor.join.remote(found, meeting, at) for actor, at in zip(self.actors, addresses)]
-        _, late = ray.wait(joined, num_returns=len(joined), timeout=timeout_s)
-        if late:
-            names = ", ".join(worker.who for worker, ref in zip(self.ranks, joined) if ref in late)
-            raise PlacementError(
-                f"{names}: could not connect with the others within runtime.startup_timeout_s "
-                f"({self.timeouts.startup_timeout_s:g} s); their nodes have to reach each other"
-            )
-        for worker, ref in zip(self.ranks, joined):
-            self.fetch(ref, worker.who)
+        joined = {
+            worker.who: actor.join.remote(found, meeting, address)
+            for worker, actor, address in zip(self.ranks, self.actors, addresses)
+        }
+        self._answers(joined, timeout_s, "could not connect within {}; their nodes have to reach each other")
 
     def _names(self):
         """Of the learners' actors, without `base_learners.`."""

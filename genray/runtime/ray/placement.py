@@ -49,12 +49,9 @@ class Placement:
     group: object = None
 
     @property
-    def num_cpus(self) -> float:
-        return sum(bundle.get("CPU", 0) for bundle in self.bundles)
-
-    @property
-    def num_gpus(self) -> float:
-        return sum(bundle.get("GPU", 0) for bundle in self.bundles)
+    def held(self) -> dict[str, float]:
+        """CPUs and GPUs of all bundles."""
+        return {kind: sum(bundle.get(kind, 0) for bundle in self.bundles) for kind in ("CPU", "GPU")}
 
 
 def make_placement(
@@ -174,11 +171,11 @@ def free_resources(lost: Placement | None, timeout_s: float) -> dict:
         PlacementError: none came back.
     """
     began = time.monotonic()
-    held = {"CPU": lost.num_cpus, "GPU": lost.num_gpus} if lost else {"GPU": 1}
+    held = lost.held if lost else {"GPU": 1}
     while True:
         there, free = ray.cluster_resources(), ray.available_resources()
         released = all(free.get(kind, 0) >= min(much, there.get(kind, 0)) for kind, much in held.items())
-        has_gpu = lost is None or not lost.num_gpus or there.get("GPU", 0) >= 1
+        has_gpu = lost is None or not held["GPU"] or there.get("GPU", 0) >= 1
         waited = time.monotonic() - began
         if has_gpu and (released or waited > RELEASE_TIMEOUT_S):
             return free
@@ -188,11 +185,10 @@ def free_resources(lost: Placement | None, timeout_s: float) -> dict:
 
 
 def _shortage(placement):
-    total, free = ray.cluster_resources(), ray.available_resources()
-    wants = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
+    there, free = ray.cluster_resources(), ray.available_resources()
     short = [
-        f"{amount:g} {kind} wanted, {total.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free"
-        for kind, amount in wants.items()
+        f"{amount:g} {kind} wanted, {there.get(kind, 0):g} in the cluster, {free.get(kind, 0):g} free"
+        for kind, amount in placement.held.items()
         if free.get(kind, 0) < amount
     ]
     learners = ", ".join(
