@@ -366,11 +366,3 @@ def test_aa_column_is_the_cascade_and_takes_empty_blocks():
         assert empty.shape == (0, 1, 8, 8)
     _, flags = cascade(model, x[:0], y[:0], [], settings(epsilon=0.3))
     assert all(len(values) == 0 for values in flags.values())
-
-
-@pytest.mark.parametrize("name", COLUMNS[:8])
-def test_radius_zero_is_clean(name):
-    model = network()
-    x, y = batch(model, 3)
-    attack, _ = built(name, epsilon=0)
-    assert torch.equal(attack(model, x, y, range(3)), x)
