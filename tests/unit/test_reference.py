@@ -13,7 +13,7 @@ from genray.errors import ConfigError
 
 PAGE = ROOT / "docs/configuration.md"
 SCHEMA = json_schema(RunConfig)
-KINDS = {"": SCHEMA, **SCHEMA["$defs"]}
+KINDS = {"": SCHEMA, **{name: kind for name, kind in SCHEMA["$defs"].items() if "properties" in kind}}
 FIELDS = {f"{kind}.{name}": f for kind, s in KINDS.items() for name, f in s["properties"].items() if "const" not in f}
 # No more than a run has to say; whatever else it holds is a default.
 LEAST = {"name": "a", "data": {"source": "mnist"}, "model": {"name": "resnet18"}, "training": {"epochs": 8}}
