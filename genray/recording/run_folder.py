@@ -321,7 +321,10 @@ def _as_tensors(value):
     """Arrays become tensors, which is what `weights_only` loading knows."""
     if isinstance(value, dict):
         return {key: _as_tensors(item) for key, item in value.items()}
-    return from_array(value) if hasattr(value, "__array_interface__") else value
+    if not hasattr(value, "__array_interface__"):
+        return value
+    # An empty array from the object store has the address of the array behind it, which torch.save takes for sharing.
+    return from_array(value if value.size else value.copy())
 
 
 def _as_arrays(value):
