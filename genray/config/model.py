@@ -359,8 +359,10 @@ def _list(names: Iterable[Any]) -> str:
 
 def wrong(path: str, expected: str, given: Any, known: Iterable[Any] = ()) -> str:
     """The line of a wrong value."""
+    from genray.storage import without_secrets  # not above: reading a configuration needs no file systems
+
     try:
-        shown = "null" if given is None else repr(given)
+        shown = "null" if given is None else without_secrets(repr(given))
     except ValueError:  # Python's limit on the digits of an integer it prints
         shown = "a number of thousands of digits"
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
