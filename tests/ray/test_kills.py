@@ -16,10 +16,10 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 import genray
-from genray.errors import LearnerError, NonFiniteError
+from genray.errors import LearnerError
 
 pytestmark = pytest.mark.ray
-EPOCHS = 12
+EPOCHS = 9
 RUN = [*SMALL_RUN, f"training.epochs={EPOCHS}", "runtime.placement=spread"]
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 0,
@@ -75,14 +75,13 @@ class Killer(threading.Thread):
             self.problem = error
 
 
-def kill_actor(title, index=0, killed=set()):  # noqa: B006 (the same set for all: nobody is killed twice)
+def kill_actor(title, killed=set()):  # noqa: B006 (the same set for all: nobody is killed twice)
     def kill():
         found = [pid for pid in ours(title) if pid not in killed]
-        if len(found) <= index:
-            return False
-        killed.add(found[index])
-        os.kill(found[index], signal.SIGKILL)
-        return True
+        for pid in found[:1]:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return bool(found)
 
     return kill
 
@@ -96,8 +95,7 @@ def test_every_actor_and_a_node_may_die(two_nodes, tmp_path, undisturbed, capsys
         (0, "base learner", kill_actor(b"ray::BaseLearner")),  # before the first checkpoint
         (2, "global learner", kill_actor(b"ray::GlobalLearner")),
         (4, "evaluator", kill_actor(b"ray::Evaluator")),
-        (6, "other base learner", kill_actor(b"ray::BaseLearner", 1)),
-        (8, "node", kill_node),
+        (6, "node", kill_node),
     ]
     killer = Killer(tmp_path / "digits", kills)
     killer.start()
@@ -106,7 +104,7 @@ def test_every_actor_and_a_node_may_die(two_nodes, tmp_path, undisturbed, capsys
     assert killer.problem is None
     assert killer.done == [name for _, name, _ in kills]
     err = capsys.readouterr().err
-    assert err.count("going on from step") >= 4
+    assert err.count("going on from step") >= 3
     assert "global learner: " in err and "evaluator: " in err and "base_learners." in err
     assert run_outcome(tmp_path / "digits") == undisturbed
     assert [record["epoch"] for record in undisturbed[0]] == list(range(1, EPOCHS + 1))
@@ -125,15 +123,12 @@ def test_too_many_deaths_end_the_run_with_who_and_why(two_nodes, tmp_path):
     assert killer.done == ["evaluator 0", "evaluator 1"]
 
 
-def test_a_learner_whose_numbers_fail_ends_the_run(two_nodes, tmp_path, small_run):
-    jump = "base_learners.linf.lr=[[0, 0.05], [0.4, 0.05], [0.4, 1e20], [1, 1e20]]"
-    with pytest.raises(NonFiniteError, match=r"base_learners.linf: .* at step \d+ \(batch \d of epoch 2\).*--resume"):
-        genray.train(None, [*small_run, jump], storage=str(tmp_path))
-
-
 def test_killed_driver_resumes_and_leaves_no_process(tmp_path, undisturbed):
     line = [sys.executable, "-m", "genray.train", "--storage", str(tmp_path), *RUN]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # How long Ray's processes look for the one that is gone: a minute by default.
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, **pipes)
     wait_for(lambda: list(tmp_path.glob("digits/checkpoints/*.pt")), "a checkpoint", process)
     started = descendants(process.pid)
     assert len(started) > 5
@@ -142,5 +137,4 @@ def test_killed_driver_resumes_and_leaves_no_process(tmp_path, undisturbed):
     done = subprocess.run([*line, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert run_outcome(tmp_path / "digits") == undisturbed
-
-    wait_for(lambda: not any(map(command_of, started)), "the end of all processes")  # Ray's helpers may need a minute
+    wait_for(lambda: not any(map(command_of, started)), "the end of all processes")
