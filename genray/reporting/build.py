@@ -196,7 +196,7 @@ class _Make:
         for number, study in enumerate(self.found.studies, 1):
             part = ReportSection(f"study-{number}", printable(study.results["run"], 80))
             for split in study.results["splits"]:
-                part.blocks.append(mixture_table(study.results, split, f"mixtures_{number}_{split}"))
+                part.blocks.append(mixture_table(study.results, split, f"mixtures_{number}_{split}").ranked())
                 if self.with_plots:
                     for name, files in draw_parts(study.results, split).items():
                         caption = printable(_study_caption(study, split, name), 600)

@@ -75,7 +75,7 @@ def mixture_table(results: dict, split: str, name: str = "mixtures") -> Table:
     title = f"{results['run']}: {part['protocol']['data']['examples']} {split} images of {results['data']}, {threats}"
     title = printable(f"{title}; BatchNorm statistics {statistics}")
     heads = ("NAT", *heads, *["robust"] * several)
-    return Table(name, title, ("model", "marks"), heads, tuple(rows), tuple(notes)).ranked()
+    return Table(name, title, ("model", "marks"), heads, tuple(rows), tuple(notes))
 
 
 def curve_csv(results: dict) -> str:
