@@ -23,7 +23,7 @@ NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 << 20}
 # A killed raylet refuses connections, so it is noticed soon; a slow one is left alone.
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 60_000}
 SETTINGS = {
-    "training.epochs": 12,
+    "training.epochs": 25,
     "training.batch_size": 48,
     "data.train_examples": 300,
     "data.test_examples": 30,
@@ -78,7 +78,7 @@ def test_kills_change_nothing(cluster, tmp_path):
     tuner = start()
     try:
         os.kill(wait_for(lambda: epochs() >= 2 and learners(), "a learner", tuner, seconds=900)[0], signal.SIGKILL)
-        wait_for(lambda: epochs() >= 6, "some epochs", tuner, seconds=900)
+        wait_for(lambda: epochs() >= 12, "some epochs", tuner, seconds=900)
         raylet = second.all_processes["raylet"][0].process
         raylet.kill()
         raylet.wait()  # as long as it is a zombie, its workers take it for alive
