@@ -210,7 +210,7 @@ def test_a_window_run_again_gives_the_same_bits(train, dropout):
     assert (first.loss_sum, first.num_correct) == (second.loss_sum, second.num_correct)
 
 
-@pytest.mark.parametrize(("optimizer", "dropout"), zip(OPTIMIZERS, (0.0, 0.5, 0.0, 0.5, 0.5)))
+@pytest.mark.parametrize(("optimizer", "dropout"), list(zip(OPTIMIZERS, (0.0, 0.5, 0.0, 0.5, 0.5))))
 def test_resumed_equals_uninterrupted(train, optimizer, dropout):
     config = make_config(optimizer)
     whole = make_learner("linf", train, config, dropout)

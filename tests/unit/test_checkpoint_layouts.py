@@ -196,7 +196,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(("producer", "old_format"), zip(LAYOUTS, itertools.cycle((False, True))))
+@pytest.mark.parametrize(("producer", "old_format"), list(zip(LAYOUTS, itertools.cycle((False, True)))))
 def test_every_layout_loads_and_gives_the_same_logits(producer, old_format, tmp_path):
     name, content, statistics = LAYOUTS[producer]
     original = source(name)

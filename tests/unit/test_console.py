@@ -40,7 +40,7 @@ SHELL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "command"), zip(SHELL, ["train", "evaluate", "train"]))
+@pytest.mark.parametrize(("how", "command"), list(zip(SHELL, ["train", "evaluate", "train"])))
 def test_the_work_is_done_without_its_log(how, command, trained_run, tmp_path):
     line, last = commands(trained_run, tmp_path)[command]
     environment = {**os.environ, "CODE": str(tmp_path / "code")}
