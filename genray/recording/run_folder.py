@@ -323,8 +323,8 @@ def _as_tensors(value):
         return {key: _as_tensors(item) for key, item in value.items()}
     if not hasattr(value, "__array_interface__"):
         return value
-    # An empty array from the object store has the address of the array behind it, which torch.save takes for sharing.
-    return from_array(value if value.size else value.copy())
+    # torch.save compares addresses: those of empty arrays are those of other arrays, that of an empty tensor is 0.
+    return from_array(value) if value.size else torch.empty_like(from_array(value))
 
 
 def _as_arrays(value):
