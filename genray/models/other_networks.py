@@ -55,11 +55,6 @@ def is_other(name: str) -> bool:
     return ":" in name
 
 
-def is_imported(name: str) -> bool:
-    """Whether building `model.name` imports a module that is neither timm nor torchvision."""
-    return is_other(name) and name.partition(":")[0] not in LIBRARIES
-
-
 _allowed: set[str] = set()
 
 
