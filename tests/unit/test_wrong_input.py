@@ -99,7 +99,6 @@ ELSEWHERE = {
     "": "''",
     f"seed=1{'0' * 5000}": "seed",
     "training..epochs=3": "'training..epochs=3'",
-    "configs/absent.yaml": "'configs/absent.yaml'",
 }
 CONFIGS = [([f"{path}={value}"], path) for path, values in FIELDS.items() for value in values.split("|")]
 CONFIGS += [(text.split("|"), path) for text, path in ELSEWHERE.items()]
