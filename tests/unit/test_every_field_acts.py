@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import ROOT, every_write_made, timeless
 from PIL import Image
 
@@ -18,6 +19,7 @@ from genray.config.objectives import OBJECTIVES
 from genray.config.optimizers import OPTIMIZERS
 from genray.config.reference import reference
 from genray.errors import GenrayError
+from genray.models import build_model
 from genray.run.setup import prepare
 from genray.runtime.ray.placement import make_placement
 
@@ -46,6 +48,7 @@ ADAM = f"{L}.optimizer={{name: adam}}"
 IMAGES = ["PARQUET", "data.extra={source: image_folder, path: IMAGES/a}"]
 PNG = ["PARQUET", "data.extra={source: parquet, path: PARQUET, image_column: image, label_column: label}"]
 RST = ["data.extra={source: npz, path: IMAGES/pseudo.npz}", f"{L}.objective=rst"]
+TIMM = ["model={name: timm:test_resnet}"]
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
 # field -> (what else has to be so for it to matter, the change)
@@ -71,6 +74,10 @@ CHANGES = {
     "data.extra.examples": (IMAGES, "data.extra.examples=20"),
     "data.extra.batch_share": (IMAGES, "data.extra.batch_share=0.4"),
     "model.name": ([], "model.name=resnet18"),
+    "model.options": (TIMM, "model.options={drop_rate: 0.5}"),
+    "model.weights": ([], "model.weights=IMAGES/weights.pt"),
+    "model.new_head": (["model.weights=IMAGES/weights.pt"], "model.new_head=true"),
+    "model.freeze": ([], "model.freeze=['classifier.*']"),
     "model.width": ([], "model.width=5"),
     "model.batch_norm": ([], "model.batch_norm=false"),
     "model.mean": (["model.mean=[0.5]", "model.std=[1]"], "model.mean=[0.4]"),
@@ -227,6 +234,10 @@ def folders(tmp_path_factory):
             (made["IMAGES"] / name / "1" / f"{i:02d}.png").write_bytes(_encoded(noise, side)["bytes"])
     images = noise.integers(0, 256, (60, 8, 8), dtype=np.uint8)
     np.savez(made["IMAGES"] / "pseudo.npz", image=images, label=np.arange(60) % 10, pseudo=True)
+    sizes = {"num_classes": 10, "in_channels": 1, "image_size": (8, 8), "width": 4}
+    state = build_model("small_cnn", **sizes, batch_norm=True, seed=9).state_dict()
+    state["classifier.fc3.weight"] += 0.1  # a new network has zeros there
+    torch.save(state, made["IMAGES"] / "weights.pt")
     made["EMPTY"] = tmp_path_factory.mktemp("empty")
     return made
 
