@@ -497,9 +497,11 @@ def test_model_is_a_plain_file(tmp_path):
 def test_metrics_are_written_anew(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     assert folder.read_metrics() == []
-    folder.write_metrics([{"epoch": 1}, {"epoch": 2, "x": [0.5]}, {"epoch": 3}])
-    folder.write_metrics([{"epoch": 1}, {"epoch": 2, "x": [0.5]}])
-    assert folder.read_metrics() == [{"epoch": 1}, {"epoch": 2, "x": [0.5]}]
+    rest = {"wall_s": 1.5, "redistributions": 0, "learners": {}, "mixing_weights": {}, "global": None, "best_epoch": 1}
+    epochs = [{"epoch": epoch, **rest, "x": [0.5]} for epoch in (1, 2, 3)]
+    folder.write_metrics(epochs)
+    folder.write_metrics(epochs[:2])
+    assert folder.read_metrics() == epochs[:2]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
