@@ -62,7 +62,7 @@ class AccuracyRecord(Record):
 Columns = Named[AccuracyRecord]
 
 
-class Ball(Record):
+class BallRecord(Record):
     """A threat model; epsilon exact and as a decimal."""
 
     norm: str
@@ -73,7 +73,7 @@ class Ball(Record):
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-class RunBall(Ball):
+class RunBall(BallRecord):
     threat_model: str = ""
     step_size: str = ""
     step_size_decimal: Finite = 0
@@ -182,7 +182,7 @@ class AttackRecord(Record):
     notes: list[str]
 
 
-class AttackedBall(Ball):
+class AttackedBall(BallRecord):
     attacks: list[AttackRecord]
 
 

@@ -32,7 +32,7 @@ _ROWS_AT_ONCE = 1024  # bounds the memory that encoded images take beside the de
 _BUFFER_BYTES = 2**20  # read at once; without a buffer a whole row group is read for its first image
 
 
-class Shard:
+class ParquetShard:
     """One open Parquet file of a split."""
 
     def __init__(self, folder: Folder, path: str):
@@ -104,7 +104,7 @@ class ClassNames:
     names: list[str] | None
 
     @classmethod
-    def first(cls, shards: list[Shard], label_column: str) -> "ClassNames":
+    def first(cls, shards: list[ParquetShard], label_column: str) -> "ClassNames":
         """Those of the first file that states any."""
         stated = ((shard.path, class_names(shard.schema, label_column)) for shard in shards)
         return next((cls(path, names) for path, names in stated if names), cls("", None))
@@ -152,7 +152,7 @@ def load_parquet(request: DataRequest) -> Catalogue:
     return Catalogue(parts, class_names, {"image_column": image_column, "label_column": label_column})
 
 
-def stored_images(shards: list[Shard], column: str, count: int, request: DataRequest):
+def stored_images(shards: list[ParquetShard], column: str, count: int, request: DataRequest):
     """((C, H, W) of the first image, a function that decodes the first `count` images)."""
     first = next(shard for shard in shards if shard.num_rows)
 
@@ -166,7 +166,7 @@ def stored_images(shards: list[Shard], column: str, count: int, request: DataReq
     return shape_of(first.first_image(column), request.image_size, f"{first.path}, row 0"), read
 
 
-def find_shards(folder: Folder, reading: Reading) -> dict[str, list[Shard]]:
+def find_shards(folder: Folder, reading: Reading) -> dict[str, list[ParquetShard]]:
     """The files of each split in order of their names, from the folder itself or else its sub-folder `data`.
 
     `validation-*` serves as the test split where there is no `test-*`. Other Parquet files are left out.
@@ -191,10 +191,10 @@ def find_shards(folder: Folder, reading: Reading) -> dict[str, list[Shard]]:
                 f"data.path: expected files {part}-*.parquet{others} in {folder.root} or its sub-folder data, came none"
             )
         _check_complete(found[part])
-    return {part: [Shard(folder, path) for path in found[part]] for part in PARTS}
+    return {part: [ParquetShard(folder, path) for path in found[part]] for part in PARTS}
 
 
-def lone_shards(path) -> list[Shard]:
+def lone_shards(path) -> list[ParquetShard]:
     """A Parquet file, or those of a folder without parts: from the folder itself or else its sub-folder `data`, in
     order of their names, train-*.parquet, or where there are none all that are no test or validation part.
 
@@ -203,13 +203,13 @@ def lone_shards(path) -> list[Shard]:
     """
     with readable("data.path: expected Parquet files"):
         if str(path).endswith(".parquet") and (file := Storage(path)).is_file():
-            return [Shard(Folder(file.parent), file.root)]
+            return [ParquetShard(Folder(file.parent), file.root)]
     folder = Folder(path)
     for below in ("", "data"):
         found = _files(folder, below)
         if paths := found.get("train") or found.get(""):
             _check_complete(paths)
-            return [Shard(folder, path) for path in paths]
+            return [ParquetShard(folder, path) for path in paths]
     raise DataError(f"data.path: expected files *.parquet in {folder.root} or its sub-folder data, came none")
 
 

@@ -165,7 +165,7 @@ UNKNOWN_NORMALIZATION = (
 
 
 @dataclass(frozen=True)
-class _Part:
+class _StateDict:
     """A state dict in a file: under which keys, and the containers around it, the outermost first."""
 
     name: str
@@ -173,12 +173,12 @@ class _Part:
     around: tuple[Mapping, ...]
 
 
-def _parts(raw: Any, keys: tuple[str, ...] = (), around: tuple = ()) -> Iterator[_Part]:
+def _parts(raw: Any, keys: tuple[str, ...] = (), around: tuple = ()) -> Iterator[_StateDict]:
     """The state dicts of a file, the one to be taken first."""
     if _is_state_dict(raw):
         # Under an unknown key, a few scalars are a record of something.
         if not keys or keys[-1] in CONTAINER_KEYS or any(value.ndim > 1 for value in raw.values()):
-            yield _Part(".".join(keys), raw, around)
+            yield _StateDict(".".join(keys), raw, around)
     elif isinstance(raw, Mapping) and len(keys) < _MAX_NESTING:
         names = [name for name in raw if isinstance(name, str) and isinstance(raw[name], Mapping)]
         rank = {name: i for i, name in enumerate(CONTAINER_KEYS)}
@@ -189,7 +189,7 @@ def _parts(raw: Any, keys: tuple[str, ...] = (), around: tuple = ()) -> Iterator
             yield from _parts(inner, (*keys, name), (*around, raw))
 
 
-def _take(parts: list[_Part], wanted: str | None, raw: object, where: str) -> _Part:
+def _take(parts: list[_StateDict], wanted: str | None, raw: object, where: str) -> _StateDict:
     if not parts:
         raise CheckpointError(f"{where}: holds no state dict of tensors; {_what(raw)}")
     if wanted is None:
@@ -228,7 +228,7 @@ def _is_state_dict(value: object) -> bool:
     )
 
 
-def _is_rival(part: _Part, taken: Checkpoint, where: str) -> bool:
+def _is_rival(part: _StateDict, taken: Checkpoint, where: str) -> bool:
     """Whether a part holds other weights of the same network."""
     try:
         other = _plain(part, where).state
@@ -242,7 +242,7 @@ def _is_rival(part: _Part, taken: Checkpoint, where: str) -> bool:
 # ---- the layout
 
 
-def _plain(part: _Part, where: str) -> Checkpoint:
+def _plain(part: _StateDict, where: str) -> Checkpoint:
     """Strips prefixes, drops what no forward pass uses and puts input statistics under one name."""
     state, statistics = _without_wrappers(part.state), {}
     while True:
@@ -275,7 +275,7 @@ def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def _stated(part: _Part, where: str) -> tuple[dict[str, Tensor], bool]:
+def _stated(part: _StateDict, where: str) -> tuple[dict[str, Tensor], bool]:
     """The input statistics that the containers state in words, and whether they state anything of them."""
     given, says = (None, None), False
     for container in (*part.around, part.state):

@@ -40,10 +40,10 @@ def _guarded(stride, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     trained = torch.is_grad_enabled() and weight.requires_grad
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not trained:
         return F.conv2d(x, weight, bias, stride)
-    return _Apply.apply(x, weight, bias, stride)
+    return _GuardedConvolution.apply(x, weight, bias, stride)
 
 
-class _Apply(torch.autograd.Function):
+class _GuardedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride):
         ctx.save_for_backward(x, weight)

@@ -49,7 +49,7 @@ class LeanConv2d(nn.Module):
         if not torch.is_grad_enabled() or not x.requires_grad or x.shape[2] % 2 or x.shape[3] % 2:
             return self.convolution(x)
         weight, bias = self.convolution.weight, self.convolution.bias
-        return _Apply.apply(x, weight, bias, self.stride, self.padding, self.input_gradient, *self.prepared)
+        return _LeanConvolution.apply(x, weight, bias, self.stride, self.padding, self.input_gradient, *self.prepared)
 
     def prepare(self):
         """Takes over the weights of now."""
@@ -148,7 +148,7 @@ class Halving(LeanConv2d):
 KINDS = (Skipping, FewChannels, Halving)
 
 
-class _Apply(torch.autograd.Function):
+class _LeanConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, input_gradient, *kernels):
         ctx.input_gradient, ctx.padding, ctx.kernels = input_gradient, padding, kernels

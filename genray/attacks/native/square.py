@@ -36,11 +36,11 @@ def square(model, x, y, *, norm, epsilon, seed, num_classes, search=None, num_qu
         if len(at):
             numbers = torch.Generator().manual_seed(seed)  # on the CPU, as the package: the same on every device
             moves = (Squares if norm == "linf" else Patterns)(x[at], epsilon, numbers, norm)
-            found[at] = _Run(model, search or model, moves, y[at])(num_queries)
+            found[at] = _SearchState(model, search or model, moves, y[at])(num_queries)
     return found
 
 
-class _Run:
+class _SearchState:
     """The random search on correctly classified examples; the batch shrinks as they fall.
 
     Args:
