@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     PlanCallback: TypeAlias = Callable[[str], object]
     Findings: TypeAlias = tuple[Report, list[tuple[str, str]]]
     Table: TypeAlias = Trials
-else:  # `checked` passes these on: the functions that read them say more than a type can
+else:  # not checked here: the functions that read these values report more than their type
     Configuration = Overrides = Network = Factory = Model = Images = Labeller = Unlabelled = Names = Radii = Paths = Any
     EpochCallback = PlanCallback = Findings = Table = Any
 
@@ -67,12 +67,12 @@ def train(
         address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
         name: run name, instead of the configuration's.
         storage: path or URI of the folder that holds the runs.
-        resume: go on from the newest checkpoint of a run of this name; of a finished one, only its record is read.
+        resume: go on from the newest checkpoint of a run of this name; of a finished run, only its record is read.
         overwrite: begin a run of this name anew; the old one is removed once the new one can start.
         network: returns the network to train, a `torch.nn.Module` from (N, C, H, W) in [0, 1] to logits; instead of
-            `model.name`. Called with those of num_classes, in_channels and image_size that it has parameters for, and
-            with `model.options`; it travels to the actors by value if it is defined in a notebook or script.
-        on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for those that a recovery replays.
+            `model.name`. Called with `model.options` and with num_classes, in_channels and image_size as far as it
+            has such parameters; sent to the actors by value if it is defined in a notebook or script.
+        on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for epochs that are replayed.
 
     Returns:
         The record of `results.json`: accuracies are fractions with 95 % Wilson intervals.
@@ -121,31 +121,31 @@ def evaluate(
         x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
         y: (N,) integer labels, 0..K-1.
         attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
-            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one text "pgd20,aa".
+            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one string "pgd20,aa".
         norms: of "linf", "l2", "l1".
-        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the text "8/255"). With one norm the radius
-            alone will do. By default the radii that a model of genray was trained for, else those of the papers:
+        epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the string "8/255"), or the radius alone
+            with one norm. By default the radii that a model of genray was trained for, else those of the papers:
             8/255, 128/255 and 12.
         step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
         num_classes: K; by default the number of logits.
         seed: of all random numbers.
         block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block); None for
             `default_block_size`, 100 unless images are tiny.
-        engine: who runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
+        engine: runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
             None for "genray" in linf and l2 and "pyautoattack" in l1.
         workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.
         address: Ray cluster of the workers.
-        device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each although none may be there yet.
-        startup_timeout_s: how long the cluster may take to start a worker.
-        stall_timeout_s: how long a worker may go without computing anything before another one takes its block.
-        max_failures: how often a block may lose its worker, and a worker be lost in a row, before the evaluation ends.
+        device: of the workers: "auto", "cpu", or "cuda", which asks for a GPU each even if the cluster has none yet.
+        startup_timeout_s: limit of the wait for a first worker.
+        stall_timeout_s: seconds without any computing after which a worker is replaced.
+        max_failures: tolerated losses: of workers by one block, and of one worker in a row.
         output: folder for finished blocks, `results.json` and `results.parquet`; None keeps nothing.
-        resume: go on with the blocks that are in `output`, which say `block_size` and `engine` where they are None.
-        overwrite: replace the evaluation that is in `output`, once the first new block is done.
+        resume: go on with the finished blocks in `output`, and their `block_size` and `engine` where these are None.
+        overwrite: replace the evaluation in `output`, once the first new block is done.
         data: {"source", "split"} for the record.
 
     Returns:
-        The record: `natural`, `norms`, `union` (several norms), `findings` (why a number may not be trusted) and
+        The record: `natural`, `norms`, `union` (several norms), `findings` (reasons to distrust a number) and
         `protocol`. Accuracies are fractions with 95 % Wilson intervals.
 
     Raises:
@@ -208,7 +208,7 @@ def tune(
         resume: go on with a grid of this name: what is finished is not done again.
         overwrite: begin a grid of this name anew; its trials' runs are removed once the new ones can start.
         on_plan: called with the plan, as `--dry-run` prints it, before the first trial starts.
-        debug: show Ray Tune's own account of a trial that fails.
+        debug: show Ray Tune's own report of a failed trial.
 
     Returns:
         The `Trials`: one row a trial.
@@ -258,18 +258,18 @@ def report(
     gallery: Paths | None = None,
     images: Count = 300,
 ) -> Findings:
-    """Makes a report of everything that lies below some folders.
+    """Makes a report of all runs, evaluations, mixtures and grids below some folders.
 
     Args:
-        paths: folders of runs, evaluations, mixtures and grids, or folders that hold such, in any mixture.
-        output: folder or URI; a report that is there is overwritten, nothing else is.
-        formats: a list, or one text "html,md", of html, md, csv, tex, png, svg; all but svg by default.
+        paths: folders of runs, evaluations, mixtures and grids, or their parent folders.
+        output: folder or URI; an earlier report is overwritten, nothing else is.
+        formats: a list, or one string "html,md", of html, md, csv, tex, png, svg; all but svg by default.
         gallery: two models, each a run folder, RUN:LEARNER or a model file in a run; None for theta_g and the robust
             base learner of the first run that has both; () for no gallery.
         images: at most so many test images are attacked for the gallery.
 
     Returns:
-        (the `Report`, [(folder, why it is left out or shown only in part)]).
+        (the `Report`, [(folder, reason why it is left out or incomplete)]).
 
     Raises:
         InputError: nothing that could be shown was found, or an argument is wrong; nothing was written.
@@ -295,7 +295,7 @@ def label(
     startup_timeout_s: Seconds = 120.0,
     overwrite: bool = False,
 ) -> str:
-    """Writes images with the classes that a model gives them, as a file for `data.extra`.
+    """Writes images with the classes that a model predicts, as a file for `data.extra`.
 
     Args:
         model: a run folder or a model file written by genray (path or URI), or any `torch.nn.Module`, images
@@ -303,22 +303,22 @@ def label(
         output: path or URI of the file. FILE.npz has `image` (N, H, W, C) uint8, `label` (N,) int64 and `pseudo` (N,),
             all true; FILE.parquet has columns of the same names, images as PNG.
         images: (N, C, H, W) uint8, or "npz:FILE", "parquet:FILE_OR_FOLDER", "image_folder:FOLDER" (any folders below
-            it), "svhn_extra[:FOLDER]"; labels that they have are not read. None, of a run folder, for the training
-            images that it left out by `data.train_examples`.
+            it), "svhn_extra[:FOLDER]"; their labels are not read. None, with a run folder, for the training images
+            that the run left out by `data.train_examples`.
         image_column: Parquet column with the images; by default found from the column types.
-        resize: resize files to the size of the model's own images.
-        examples: only the first so many images.
+        resize: resize image files to the size of the model's images.
+        examples: label only the first so many images.
         batch_size: images a forward pass.
         workers, address, startup_timeout_s: as of `genray.evaluate`.
         device: where to compute, each worker too; "auto" takes a GPU where there is one.
         overwrite: replace a file that is there.
 
     Returns:
-        Where the file is.
+        Path or URI of the file.
 
     Raises:
-        InputError: the model, the images or the output will not do; nothing was written.
-        GenrayError: a worker failed, or writing did.
+        InputError: the model, the images or the output are wrong; nothing was written.
+        GenrayError: a worker or writing failed.
     """
     from genray.evaluation.labelling import label_images
 
@@ -351,17 +351,17 @@ def export(source: Place, layout: Layout, output: Place | None = None, *, overwr
 
     Args:
         source: a run folder, or a model file written by genray: path or URI.
-        layout: "onnx", or "trades" or "robustbench": a plain state dict that their own classes load strictly
-            (`genray.interop.published_layouts` says which classes, and what they cannot hold).
+        layout: "onnx", or "trades" or "robustbench": a state dict that the classes of these repositories load strictly
+            (`genray.interop.published_layouts` names the classes and their limits).
         output: path or URI of the file; by default `model.onnx`, `model_trades.pt` or `model_robustbench.pt` beside
             the model.
         overwrite: replace a file that is there.
 
     Returns:
-        Where the file is.
+        Path or URI of the file.
 
     Raises:
-        InputError: the source, the output or the layout will not do; nothing was written.
+        InputError: the source, the output or the layout is wrong; nothing was written.
         GenrayError: writing failed, or the ONNX file does not give the same logits.
     """
     from genray.interop.export import export_model
@@ -374,10 +374,10 @@ def load_model(path: Place, device: Any = "cpu", *, network: Factory | None = No
     """Loads the model of a genray run.
 
     Args:
-        path: a run folder, or a `model.pt` in one: a local path or a URI.
+        path: a run folder or a `model.pt`: a local path or a URI.
         device: torch device of the model.
         network: the factory of a network of your own, as in `genray.train(network=...)`.
-        trust: import the factory `package.module:FACTORY` that the file names: the file decides which code runs.
+        trust: import the factory `package.module:FACTORY` that the file names, which runs that package's code.
 
     Returns:
         The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).

@@ -41,7 +41,7 @@ def train_run(
     with folder.lock():
         try:
             state = _starting_state(folder, loaded, resume, overwrite, progress)
-            # Ray's object store holds the images of a machine beside those of this process.
+            # Ray's object store holds a second copy of the images.
             setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, network=network, progress=progress)
             if resume and folder.storage.exists("config.yaml"):
                 folder.check_data(setup.identity)
@@ -50,7 +50,7 @@ def train_run(
             try:
                 return _run(recorder, progress, runtime, address)
             except BaseException:
-                recorder.save()  # however the run ends, the last checkpoint is written first
+                recorder.save()  # the last checkpoint is written before any error leaves
                 raise
         finally:
             progress.close()
@@ -97,13 +97,13 @@ def _prepared(loaded, progress=None, **how):
 
 
 def _unsettled(loaded):
-    """Fields that the data settle; an unfinished run has them in its configuration."""
+    """Fields whose values follow from the data; the configuration of an unfinished run has them."""
     columns = {f"data.{name}" for name in COLUMNS if getattr(loaded.config.data, name) is None}
     return loaded.follows | columns
 
 
 def _starting_state(folder, loaded, resume, overwrite, progress):
-    """The checkpoint to go on from; None for a new run. A foreign folder is refused here, before the data is loaded."""
+    """The checkpoint to resume from; None for a new run. Refuses the folder of another run before loading data."""
     if not resume:
         folder.check_free(overwrite)
         return None

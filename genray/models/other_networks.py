@@ -1,4 +1,4 @@
-"""Networks of timm, of torchvision and of the user's own package, behind the interface of ours.
+"""Networks of timm, of torchvision and of the user's own package, with the interface of our networks.
 
 `model.name` is `timm:NAME`, `torchvision:NAME` or `package.module:FACTORY`; `model.options` are keyword arguments.
 """
@@ -38,7 +38,7 @@ class OtherNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = self.body(self.normalize(x))
-        # Models of transformers, and some of torchvision in train mode, return an object. A trace sees a proxy.
+        # Models of transformers, and some of torchvision in train mode, return an object. In a trace it is a proxy.
         return outputs.logits if not isinstance(outputs, (Tensor, fx.Proxy)) else outputs  # type: ignore[return-value]
 
 
@@ -59,7 +59,7 @@ _allowed: set[str] = set()
 
 
 def allow_import(name: str):
-    """Lets `build_other` import the factory `name`, because the user named it and not only a file."""
+    """Lets `build_other` import the factory `name`, because the user, and not only a file, named it."""
     _allowed.add(name)
 
 
@@ -73,7 +73,7 @@ _packages: dict[str, str] = {}
 
 
 def remember_package(defined: Any):
-    """Notes the package that defines a factory or a model, so that the nodes of a cluster get it."""
+    """Records the package that defines a factory or a model, so that it is sent to the nodes of a cluster."""
     name = (getattr(defined, "__module__", None) or "__main__").partition(".")[0]
     module = sys.modules.get(name)
     path = next(iter(getattr(module, "__path__", ())), getattr(module, "__file__", None))
@@ -82,7 +82,7 @@ def remember_package(defined: Any):
 
 
 def packages() -> list[str]:
-    """Folders, or files of one module, that `remember_package` noted."""
+    """Folders, or files of single modules, that `remember_package` recorded."""
     return list(_packages.values())
 
 
@@ -99,12 +99,12 @@ def build_other(
 
     Args:
         name: as in `model.name`.
-        num_classes, in_channels, image_size: as in `build_model`; a factory gets those that it has parameters for.
+        num_classes, in_channels, image_size: as in `build_model`; a factory gets only those that it has parameters for.
         options: keyword arguments of the factory, plain values.
-        factory: the callable itself, instead of the one that `name` says.
+        factory: the callable itself, instead of `name`.
 
     Raises:
-        ConfigError: there is no such network, it cannot be built, or it does not return logits (N, K).
+        ConfigError: the network is unknown, cannot be built, or does not return logits (N, K).
     """
     library, _, inner = name.partition(":")
     options = dict(options or {})

@@ -1,6 +1,6 @@
 """Processes that compute one batch together: each one's shard of the batch, and the operations between them.
 
-By default a process works alone: its shard is the whole batch, and `sum_` and `broadcast_` change nothing.
+By default the group has one process: its shard is the whole batch, and `sum_` and `broadcast_` change nothing.
 `parallel/torch_groups.py` has the process groups of torch.distributed.
 """
 
@@ -49,7 +49,7 @@ class ProcessGroup:
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replaces the tensor by the sum over all processes, with the same bits in each.
 
-        It must be contiguous, of the same shape and type in every process, and not part of a graph.
+        It must be contiguous, of the same shape and type in every process, and not part of an autograd graph.
         """
         return tensor
 

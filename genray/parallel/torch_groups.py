@@ -1,7 +1,7 @@
 """Process groups of torch.distributed between the actors of a run: gloo on CPU, NCCL on GPUs.
 
-Ray's collective groups (ray.util.collective) are built on torch.distributed too, but meet through a named actor and do
-not let the caller choose the network interface to listen on.
+Ray's collective groups (ray.util.collective) are built on torch.distributed too, but connect through a named actor
+and do not let the caller choose the network interface to listen on.
 """
 
 import socket
@@ -104,10 +104,10 @@ class GroupSpec:
 
 
 def group_specs_of(all_ranks: list[WorkerRank], whereabouts: list[dict]) -> dict:
-    """Learner name (or ALL_LEARNERS) -> `GroupSpec`; empty if every actor works alone.
+    """Learner name (or ALL_LEARNERS) -> `GroupSpec`; empty if no actors form a group.
 
     Args:
-        all_ranks: as `worker_ranks` gave them.
+        all_ranks: result of `worker_ranks`.
         whereabouts: node, device and GPU ids of each actor.
 
     Raises:
@@ -139,7 +139,7 @@ def open_store(address: str) -> int:
     store = dist.TCPStore(
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), timeout=CONNECT
     )
-    _opened.append(store)  # it listens until it is collected
+    _opened.append(store)  # it listens until it is garbage-collected
     return port
 
 
@@ -153,8 +153,8 @@ def join(worker: WorkerRank, process_groups: dict, group_specs: dict, meeting: t
     Args:
         worker: the rank of this process.
         process_groups: learner name (or ALL_LEARNERS) -> this process's `ProcessGroup`.
-        group_specs: as `group_specs_of` gave them.
-        meeting: (address, port) of the store.
+        group_specs: result of `group_specs_of`.
+        meeting: (address, port) of the rendezvous store.
         address: of this process's node, on which gloo and NCCL listen.
         timeout_s: limit of an operation's wait for the other processes.
     """
@@ -166,7 +166,7 @@ def join(worker: WorkerRank, process_groups: dict, group_specs: dict, meeting: t
     store = _opened[0] if _opened else dist.TCPStore(host, port, is_master=False, timeout=CONNECT)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", store=store, rank=worker.global_rank, world_size=worker.world_size, timeout=timeout)
-    for key, spec in group_specs.items():  # in the same order everywhere, also in the processes that are not in it
+    for key, spec in group_specs.items():  # in the same order in every process, members or not
         group = dist.new_group(list(spec.members), backend=spec.backend, timeout=timeout)
         if worker.global_rank in spec.members:
             process_groups[key].group, process_groups[key].members = group, spec.members

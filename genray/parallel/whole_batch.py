@@ -88,7 +88,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, process_group):
         variances, means = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        gathered = means.new_zeros(process_group.size, 3, len(means))  # Chan's formula: each one's mean and variance
+        gathered = means.new_zeros(process_group.size, 3, len(means))  # Chan's formula: mean and variance of each rank
         gathered[process_group.rank] = torch.stack([torch.full_like(means, x.numel() // len(means)), means, variances])
         counts, means, variances = process_group.sum_(gathered).unbind(1)
         count = counts.sum(0)

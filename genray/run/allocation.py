@@ -1,7 +1,7 @@
-"""Which process gets which devices: fractions of GPUs, room on nodes, and the number of workers of each learner.
+"""Device allocation: fractions of GPUs, free resources of nodes, and the number of workers of each learner.
 
 Ray takes a fraction of a GPU from one device, and a bundle from one node. Two thirds of a GPU three times are 2 GPUs in
-sum, and do not fit on two. So `placed` alone answers whether bundles fit, a device and a node at a time.
+sum, and do not fit on two. So `placed` alone decides whether bundles fit, a device and a node at a time.
 """
 
 import math
@@ -14,10 +14,10 @@ SMALL = 1e-9  # relative difference of costs that are equal except for rounding
 
 
 class Room:
-    """What is free on one node.
+    """Free resources of one node.
 
     Args:
-        resources: "CPU", "GPU", ... -> how much.
+        resources: "CPU", "GPU", ... -> amount.
     """
 
     def __init__(self, resources: dict):
@@ -36,7 +36,7 @@ class Room:
             fitting = [i for i, free in enumerate(left) if free >= part]
             if not fitting:
                 return False
-            left[min(fitting, key=left.__getitem__)] -= part  # as Ray: the device with the least that suffices
+            left[min(fitting, key=left.__getitem__)] -= part  # as Ray: the fullest device that suffices
         self.gpus = left
         for kind, amount in others.items():
             self.free[kind] = self.free.get(kind, 0) - amount
@@ -44,7 +44,7 @@ class Room:
 
 
 def placed(bundles: list[dict], nodes: list[dict]) -> int:
-    """How many bundles, from the first on, fit at the same time, each on the first node that holds it.
+    """Number of bundles, from the first on, that fit at the same time, each on the first node with room for it.
 
     Args:
         bundles: resources of each.
@@ -75,13 +75,13 @@ def largest_fraction(fits) -> float:
 
 
 def gpus_each(wanted: list, device: str, there: float) -> list[float]:
-    """GPUs that each of some actors holds.
+    """GPUs of each of several actors.
 
     Args:
-        wanted: of each actor: a number, or "auto" for a whole GPU, and where there are too few the largest equal
-            fraction of one with which all of them fit.
-        device: "cpu" holds none where that is auto; "cuda" asks for a whole one although none may be there yet.
-        there: GPUs of the cluster, or those that are free.
+        wanted: of each actor: a number, or "auto" for a whole GPU, or with too few GPUs the largest equal fraction
+            with which all actors fit.
+        device: "cpu" makes "auto" 0; "cuda" asks for a whole GPU even if the cluster has none yet.
+        there: GPUs of the cluster, or the free ones.
     """
 
     def held(auto):
@@ -93,16 +93,16 @@ def gpus_each(wanted: list, device: str, there: float) -> list[float]:
 
 
 def equal_workers(nodes: list[dict], wanted: int, most: int, device: str) -> tuple[int, dict]:
-    """How many equal workers there are, and what each holds, such that all of them fit.
+    """Number of equal workers, and the resources of each, such that all fit.
 
     Args:
         nodes: resources of each node.
-        wanted: how many; 0 for one a GPU, or one a CPU where there is no GPU; one where there is neither yet.
-        most: tasks for them.
+        wanted: their number; 0 for one a GPU, or one a CPU without GPUs; one if the cluster has no nodes yet.
+        most: number of tasks.
         device: as in `gpus_each`.
 
     Returns:
-        (number, {"num_cpus", "num_gpus"}); a whole one of what is not there yet.
+        (number, {"num_cpus", "num_gpus"}); a whole one of resources that the cluster does not have yet.
     """
     cpus, gpus = (int(total(nodes).get(kind, 0)) for kind in ("CPU", "GPU"))
     gpus = 0 if device == "cpu" else gpus
@@ -118,12 +118,12 @@ def equal_workers(nodes: list[dict], wanted: int, most: int, device: str) -> tup
 def allocate(costs: dict, devices: int, *, most: int | None = None) -> dict:
     """Devices of each learner, at least one each, such that the slowest learner is as fast as possible.
 
-    n devices make a learner's step n times as fast. Of all allocations that are as fast, the one with the fewest
-    devices is taken: more would not make the run faster.
+    n devices make a learner's step n times as fast. Of all fastest allocations, the one with the fewest
+    devices is returned.
 
     Args:
         costs: learner name -> time of a step on one device.
-        devices: how many there are; with fewer than learners, each gets one and they share.
+        devices: their number; with fewer than learners, each learner gets one and they share.
         most: devices that one learner can use.
 
     Returns:
@@ -142,11 +142,11 @@ def allocate(costs: dict, devices: int, *, most: int | None = None) -> dict:
 
 
 def allocation_lines(costs: dict, devices: dict, unit: str = "s") -> list[str]:
-    """An allocation in words, a line a learner, with the fraction of the time that its devices wait for the slowest.
+    """An allocation as text, a line a learner, with the fraction of the time that its devices are idle.
 
     Args:
         costs: as of `allocate`.
-        devices: learner name -> how many.
+        devices: learner name -> number.
     """
     times = {name: costs[name] / n for name, n in devices.items()}
     slowest = max(times.values()) or 1.0
@@ -158,7 +158,7 @@ def allocation_lines(costs: dict, devices: dict, unit: str = "s") -> list[str]:
 
 
 def plan_lines(plan: RunPlan) -> list[str]:
-    """How the work of a step is divided, by the cost model; nothing where each learner works for itself."""
+    """Division of a step among the workers, by the cost model; empty if each learner has one worker of its own."""
     learners, unit = plan.config.base_learners, "passes an image, estimated"
     costs = {name: step_passes(learner).units for name, learner in learners.items()}
     if plan.config.runtime.share_attack:

@@ -1,4 +1,4 @@
-"""What a run computes, as passes of images through the network: the cost model of all plans and estimates."""
+"""The cost model of all plans and estimates: passes of images through the network."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def attack_passes(learner: BaseLearnerConfig) -> Passes:
     if objective.name == "msd":  # one gradient a step, and a candidate of each norm
         steps = max(attack.num_steps for attack in attacks)
         return Passes(0, steps, steps * number)
-    if objective.name in ("sat", "e_at"):  # one of them a step, on average as often as any other
+    if objective.name in ("sat", "e_at"):  # one attack a step, each equally often on average
         return every * (1 / number)
     judged = number if objective.name == "max" and number > 1 else 0
     return every + Passes(forward=judged + (objective.name == "trades"))  # the KL of TRADES needs the clean logits
@@ -64,8 +64,8 @@ def step_passes(learner: BaseLearnerConfig, *, perturbed: bool = True) -> Passes
 class RunCost:
     """Attributes:
     learners: name -> passes of its training.
-    evaluations: of theta_g (and of the learners' own models) after epochs, if every image resists.
-    table: of all models on the test images at the end, likewise.
+    evaluations: passes of the evaluations after epochs, if every image resists.
+    table: passes of the final table of all models on the test images, likewise.
     """
 
     learners: dict[str, Passes]
@@ -78,7 +78,7 @@ def run_cost(plan: RunPlan, splits: dict) -> RunCost:
 
     Args:
         plan: the run's plan.
-        splits: "validation" and "test" -> the `Split`, of which only the length counts.
+        splits: "validation" and "test" -> the `Split`; only its length is used.
     """
     config, evaluation = plan.config, plan.config.evaluation
     norms = {attack.norm for learner in config.base_learners.values() for attack in learner.all_attacks.values()}
@@ -101,12 +101,12 @@ def _training(plan, learner):
 
 
 def table_in_steps(cost: RunCost, plan: RunPlan, actors: int) -> float:
-    """How many training steps take as long as the final table.
+    """Number of training steps that take as long as the final table.
 
     Args:
         cost: the run's.
         plan: its plan.
-        actors: that divide the test images; with 1 a step trains all learners, and evaluates after each epoch.
+        actors: number that share the test images; with 1, a step trains all learners, evaluations included.
     """
     workers = plan.workers
     if actors > 1:

@@ -9,7 +9,7 @@ from genray.models.flops import architecture_flops
 
 
 def local_device(config: RunConfig) -> str:
-    """Where a local run computes.
+    """The device of a local run.
 
     Raises:
         PlacementError: device is cuda and torch sees none.
@@ -22,7 +22,7 @@ def local_device(config: RunConfig) -> str:
 
 
 def learner_threads(config: RunConfig, architecture: dict, name: str) -> int:
-    """torch's threads for a learner: as many as a batch is worth, within the whole part of its CPUs.
+    """Number of torch threads of a learner: by the work of a batch, at most the whole part of its CPUs.
 
     The same in both runtimes and for any number of workers, because the number of threads may change the last bits.
     """
@@ -31,16 +31,16 @@ def learner_threads(config: RunConfig, architecture: dict, name: str) -> int:
 
 
 def evaluation_threads(config: RunConfig, architecture: dict) -> int:
-    """torch's threads for an evaluation: as many as the widest learner has."""
+    """Number of torch threads of an evaluation: the largest number of any learner."""
     return max(learner_threads(config, architecture, name) for name in config.base_learners)
 
 
 def alone_lines(config: RunConfig) -> list[str]:
-    """What the plan says where the configuration has several processes do what one does here."""
+    """A line of the plan if the configuration asks for several processes and the run has one."""
     divided = config.runtime.share_attack or any(learner.workers != 1 for learner in config.base_learners.values())
     return ["workers and runtime.share_attack: this process does the work of all, with the same result"] * divided
 
 
 def device_names(config: RunConfig) -> list[str]:
-    """What a local run computes on, for the records."""
+    """Name of the device of a local run, for the records."""
     return [torch.cuda.get_device_name() if local_device(config) == "cuda" else "cpu"]

@@ -1,4 +1,4 @@
-"""What a configuration wants of its data against what the data hold: every mistake at once, before decoding."""
+"""Checks a configuration against its data before decoding; reports every mistake at once."""
 
 from genray.config.schema import RunConfig
 from genray.data.catalogue import Catalogue
@@ -6,15 +6,15 @@ from genray.data.splits import balanced_problem, most_balanced
 from genray.errors import ConfigError
 from genray.run.plan import make_plan
 
-HELD_OUT = 5  # where a number of validation images follows the data, one of so many is held out
+HELD_OUT = 5  # a number of validation images that follows the data is one in so many
 
 
 class Fitting:
     """Checks a configuration against its data.
 
     Args:
-        config: the run's.
-        follows: its fields, as "section.field", that are lowered to what the data hold instead of being refused.
+        config: the run's configuration.
+        follows: its fields, as "section.field", that are lowered to fit the data instead of being refused.
 
     Attributes:
         config: with the fields that were lowered.
@@ -25,15 +25,14 @@ class Fitting:
         self.config, self.follows, self.notes = config, frozenset(follows), []
 
     def check(self, catalogue: Catalogue, available: dict):
-        """Looks at what is known before anything is decoded.
+        """Checks what is known before decoding.
 
         Args:
-            catalogue: of the data, with no more than the images that `data.train_examples` and `data.test_examples`
-                ask for.
-            available: "train" and "test" -> images that are there in all.
+            catalogue: of the data, limited by `data.train_examples` and `data.test_examples`.
+            available: "train" and "test" -> number of all images.
 
         Raises:
-            ConfigError: with one line for everything that does not fit.
+            ConfigError: one line for each mistake.
         """
         problems = []
         for part, number in available.items():
@@ -54,7 +53,7 @@ class Fitting:
             raise ConfigError(problems)
 
     def _at_most(self, section, name, limit, lowered, problem, problems):
-        """Lowers a field to `lowered` where it is above the limit and follows; else adds to `problems`."""
+        """If a field is above the limit: lowers it to `lowered` if it is in `follows`, else adds to `problems`."""
         part = getattr(self.config, section)
         value, field = getattr(part, name), f"{section}.{name}"
         if value is None or value <= limit:
@@ -77,7 +76,7 @@ class Fitting:
 
 
 def batch_problems(config: RunConfig, num_train: int):
-    """What batches of `num_train` training images an epoch are too small for, a line each."""
+    """A line for each setting that needs larger batches than `num_train` training images give."""
     training = config.training
     if training.batch_size > num_train and training.drop_last:
         yield (

@@ -21,7 +21,7 @@ from genray.storage import Storage
 @dataclass(frozen=True)
 class InitialWeights:
     """Attributes:
-    state: name -> tensor, of those parameters and buffers of the network that the file gives.
+    state: name -> tensor, parameters and buffers of the network that are read from the file.
     record: {"path", "sha256", "loaded": number of tensors, "new": names, "left_out": names}, plain data.
     """
 
@@ -34,7 +34,7 @@ class InitialWeights:
 
     @property
     def note(self) -> str:
-        """What was loaded, as one line."""
+        """One line: the loaded, new and left-out tensors."""
         record = self.record
         said = [f"{record['loaded']} tensors of {record['path']} (sha256 {record['sha256'][:12]})"]
         said += [f"new: {listed(record['new'])}"] if record["new"] else []
@@ -46,11 +46,11 @@ def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.
     """Reads `model.weights`.
 
     Args:
-        config: with `weights`; `new_head` makes the layer that computes the logits anew.
+        config: with `weights`; with `new_head`, the layer that computes the logits keeps its random weights.
         build: () -> a network of the run, for a given `model` section.
 
     Returns:
-        (`InitialWeights`, config): the configuration has the normalisation that the file states.
+        (`InitialWeights`, the configuration with the normalisation that the file states).
 
     Raises:
         CheckpointError, ConfigError: the file cannot be read or does not fit the network.
@@ -87,10 +87,10 @@ def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.
 
 
 def freeze(network: nn.Module, patterns) -> list[str]:
-    """Takes the parameters whose names match one of the patterns out of training.
+    """Freezes the parameters whose names match one of the patterns.
 
     Returns:
-        Their names.
+        Names of all frozen parameters.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
@@ -109,7 +109,7 @@ def freeze(network: nn.Module, patterns) -> list[str]:
 
 
 def _inner(network):
-    """The module whose tensors have the names that the library of the network gives them."""
+    """The module whose tensors have the library's names."""
     return network.body if isinstance(network, OtherNetwork) else network
 
 
@@ -123,7 +123,7 @@ def _head(network, wanted):
 
 
 def _normalised(config: ModelConfig, checkpoint: Checkpoint, where) -> ModelConfig:
-    """The file's weights expect the normalisation that it states."""
+    """The configuration with the normalisation that the file states; refuses another one."""
     if not checkpoint.statistics:
         return config
     mean, std = (tuple(checkpoint.statistics[name].tolist()) for name in (MEAN, STD))

@@ -1,4 +1,4 @@
-"""What a run will do, from its configuration and the size of its data: steps, windows, schedules, bytes."""
+"""Steps, windows and schedules of a run, from its configuration and the number of its training images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,11 +30,11 @@ class RunPlan:
 
     @property
     def workers(self) -> dict[str, int]:
-        """Learner name -> how many actors train it; 1 where that is for the run to find out (auto)."""
+        """Learner name -> number of actors that train it; 1 for `auto`, which is measured at the start."""
         return {name: 1 if lr.workers == "auto" else lr.workers for name, lr in self.config.base_learners.items()}
 
     def position(self, step: int) -> float:
-        """Where step `step` (from 0) stands in the run, as the fraction that schedules are read at."""
+        """The position of step `step` (from 0) at which schedules are evaluated, as a fraction of the run."""
         if self.config.training.schedules_by == "epoch":
             return (step // self.steps_per_epoch + 1) / self.config.training.epochs
         return step / self.total_steps
@@ -47,7 +47,7 @@ class RunPlan:
         return piecewise_linear(self._knots["mixing", learner], self.position(step))
 
     def tau(self, learner: str, step: int) -> float:
-        """When the learner's attack lets an example go at step `step` (FAT)."""
+        """The learner's tau at step `step`: attack steps after a misclassification (FAT)."""
         return piecewise_linear(self._knots["tau", learner], self.position(step))
 
     @cached_property

@@ -22,8 +22,8 @@ from genray.run.plan import make_plan
 from genray.run.setup import RunSetup
 
 STEPS = 3
-PASS_FLOPS = 1e10  # of a forward pass of the images that a pass is measured on
-ROUNDS, ENOUGH_S = 7, 1.0  # a pass is measured so often, or until it took so long
+PASS_FLOPS = 1e10  # of the forward pass of a measured batch, at most
+ROUNDS, ENOUGH_S = 7, 1.0  # limits of a measurement: number of passes, seconds in all
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PassSeconds:
 
 
 def pass_seconds(setup: RunSetup, device: str = "cpu") -> PassSeconds:
-    """Measured on a batch, or on fewer images where those are enough work."""
+    """Measures passes of a batch, or of fewer images if those are enough work."""
     config, architecture = setup.config, setup.architecture
     number = int(max(2, min(config.training.batch_size, PASS_FLOPS / architecture_flops(architecture))))
     with threads_kept():
@@ -59,11 +59,11 @@ def _quickest(model, x):
         if x.is_cuda:
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-    return min(found)  # without what else runs on the machine
+    return min(found)  # the least disturbed by other processes
 
 
 def with_random_images(setup: RunSetup) -> RunSetup:
-    """A run of a few steps on random images. Every example takes all steps of its attack, and AWP has no warm-up."""
+    """A run of a few steps on random images, with all steps of every attack and without AWP's warm-up."""
     config, shape, number = setup.config, setup.splits["train"].images.shape[1:], len(setup.class_names)
     learners = {name: _whole_steps(learner) for name, learner in config.base_learners.items()}
     images = (STEPS + 1) * config.training.batch_size
@@ -84,7 +84,7 @@ def _whole_steps(learner):
 class StepProbe:
     """Attributes:
     seconds: learner name -> seconds of a step.
-    peak_bytes: memory of the device, or of this process on a CPU, while all learners exist.
+    peak_bytes: peak memory of the device, or of this process on a CPU, with all learners.
     """
 
     seconds: dict[str, float]
@@ -95,7 +95,7 @@ def probe_steps(setup: RunSetup, device: str) -> StepProbe:
     """The median of three real steps of each learner after a first one, which takes longer.
 
     Args:
-        setup: as `with_random_images` gives it.
+        setup: a result of `with_random_images`.
         device: where to compute.
     """
     found, learners = {}, []

@@ -31,7 +31,7 @@ class RunSetup:
     class_names: one a class.
     num_extra: images of `data.extra`, which are the last of the training images.
     notes: how the data was read, one line each.
-    identity: {split: {"examples", "fingerprint"}}; empty where the images are not decoded.
+    identity: {split: {"examples", "fingerprint"}}; empty if the images are not decoded.
     initial: the weights of `model.weights`, which replace random ones.
     factory: of a network of the user's own that has no name.
     """
@@ -68,7 +68,7 @@ class RunSetup:
 
     @property
     def extra(self) -> dict | None:
-        """What the records of a run say about `data.extra`; None where there is none."""
+        """The entry of `data.extra` in a run's records; None without extra images."""
         extra, labelled = self.config.data.extra, self.splits["train"].labelled
         if extra is None:
             return None
@@ -104,13 +104,13 @@ class RunSetup:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of one learner's flat float32 weights, which is what it hands over at the end of a window."""
+        """Bytes of one learner's flat float32 weights, which it sends at the end of a window."""
         tensors = self.build_network().state_dict().values()
         return 4 * sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
 
 
 def memory_format(config: RunConfig) -> torch.memory_format:
-    """Of images and convolution weights."""
+    """Memory format of images and convolution weights."""
     return torch.channels_last if config.compute.channels_last else torch.contiguous_format
 
 
@@ -126,11 +126,11 @@ def prepare(
     """Loads the data, splits it, checks it against the configuration and plans the run.
 
     Args:
-        config: the run's; the setup's own names the Parquet columns that were found.
-        follows: its fields that are lowered to what the data hold, as in `Fitting`.
-        decode: False reads no images, only what is known of them: they are tensors on torch's device "meta".
+        config: the run's; its copy in the setup names the Parquet columns that were found.
+        follows: its fields that are lowered to fit the data, as in `Fitting`.
+        decode: False reads no images: they are tensors on torch's device "meta".
         copies, progress: as of `load_image_data`.
-        network: the factory of the run's network, instead of the one that `model.name` says.
+        network: factory of the run's network, instead of `model.name`.
 
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
@@ -187,7 +187,7 @@ def prepare(
 
 
 def _rst_problems(config, training):
-    """Without pseudo-labels an objective that weighs them apart would be another one without saying so."""
+    """A line for each objective that weighs pseudo-labelled images apart, if no image is marked so."""
     for name, learner in config.base_learners.items():
         if getattr(learner.objective, "needs_pseudo_labels", False) and training.labelled is None:
             yield (

@@ -1,4 +1,4 @@
-"""A first configuration for a folder of images, with a comment beside each value that the images decided."""
+"""A first configuration for a folder of images, with a comment beside each value that depends on them."""
 
 import json
 import re
@@ -21,10 +21,10 @@ def starter_config(folder: str, file: str) -> str:
 
     Args:
         folder: with train/<class>/ and test/<class>/ (or val/): path or URI.
-        file: what the text will be called, for the commands in its first lines.
+        file: name of the file, for the commands in its first lines.
 
     Raises:
-        DataError: it holds no such images.
+        DataError: the folder has no such images.
     """
     data = load_image_data("image_folder", path=folder, decode=())
     train, (channels, *first) = len(data.train), data.train.images.shape[1:]
@@ -87,5 +87,5 @@ evaluation:
 
 
 def _name(folder: str) -> str:
-    """A run's name from that of a folder."""
+    """A run's name, made from the folder's name."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(str(folder).rstrip("/")).name).strip("_-")[:100] or "images"

@@ -1,4 +1,4 @@
-"""The whole of Generalist in one process: the reference that the Ray runtime equals bit for bit on CPU."""
+"""Generalist in one process: the reference; the Ray runtime gives the same bits on CPU."""
 
 from genray.core.allocator import keep_freed_memory
 from genray.core.determinism import deterministic
@@ -15,8 +15,8 @@ def run_local(recorder: Recorder, progress: Progress) -> dict:
     """Trains all base learners window by window, one after another, and evaluates the result.
 
     Args:
-        recorder: has the setup and the state to start from; gets every window.
-        progress: what the user sees.
+        recorder: holds the setup and the start state; records every window.
+        progress: the display.
 
     Returns:
         The final record (`results.json`).
@@ -70,7 +70,7 @@ def _train(recorder, progress):
 
 
 def _judge(evaluator, judged, progress):
-    """Flags of all models on the test images."""
+    """Per-example flags of all models on the test images."""
     size = len(evaluator.splits["test"])
     ranges = chunks(size, evaluator.config.evaluation.batch_size)
     progress.phase(f"evaluating {len(judged)} models on {size} test images,", len(judged) * len(ranges), unit="chunks")

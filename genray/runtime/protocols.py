@@ -1,4 +1,4 @@
-"""What both runtimes call of a run's records and display; `genray.recording` has the classes."""
+"""Protocols of the recorder and the display that both runtimes use; `genray.recording` implements them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""After a fault a run continues from its newest state, as often as the configuration allows."""
+"""Restarts a run from its newest state after a process is lost, as often as the configuration allows."""
 
 import time
 from collections import Counter
@@ -16,16 +16,16 @@ def run_with_recovery(attempt: Callable[[dict | None], dict], recorder: Recorder
     Windows are pure functions of the state before them, so a replayed one gives the same bits.
 
     Args:
-        attempt: trains from a state (None: from the beginning) to the end; raises LostError where a process was lost.
-        recorder: keeps the newest state.
-        progress: what the user sees.
+        attempt: trains from a state (None: from the beginning) to the end; raises LostError if a process is lost.
+        recorder: holds the newest state.
+        progress: the display.
 
     Returns:
-        What `attempt` returned.
+        The result of `attempt`.
 
     Raises:
-        LearnerError: more than runtime.max_failures processes were lost in a row, or the same one crashed twice by the
-            same signal after the same state.
+        LearnerError: more than runtime.max_failures processes were lost in a row, or the same process crashed twice
+            with the same signal after the same state.
     """
     losses: list[LostError] = []
     since = recorder.newest_step
@@ -35,13 +35,13 @@ def run_with_recovery(attempt: Callable[[dict | None], dict], recorder: Recorder
         except LostError as error:
             if recorder.newest_step != since:
                 losses, since = [], recorder.newest_step
-            # A copy: the error itself holds the frames it came through, and all that they refer to in the object store.
+            # A copy: the error itself holds its traceback, whose frames keep objects in the object store alive.
             losses.append(LostError(error.who, error.why, error.signal))
             _pause(losses, recorder, progress)
 
 
 def _pause(losses, recorder, progress):
-    """Waits before the next attempt, longer each time, or gives up."""
+    """Waits before the next attempt, longer each time; raises LearnerError when no attempt is left."""
     limit, last = recorder.setup.config.runtime.max_failures, losses[-1]
     if len(losses) > limit:
         raise LearnerError(_summary(losses, recorder)) from None

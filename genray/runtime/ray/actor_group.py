@@ -1,4 +1,4 @@
-"""All actors of one run: started together or not at all, watched, and ended on every path out."""
+"""All actors of one run: started together or not at all, and ended whenever the context exits."""
 
 import time
 from contextlib import suppress
@@ -26,10 +26,10 @@ class ActorGroup:
 
     Args:
         setup: the prepared run.
-        placement: who goes where.
+        placement: bundle and resources of each actor.
         states: learner name -> state to start from, or empty.
         on_wait: as in `reserve`.
-        images: reference to the arrays that `pack` gave; None puts them into the object store.
+        images: reference to the arrays of `pack`; None puts them into the object store.
 
     Raises:
         PlacementError: the group could not be placed or its actors did not start in time.
@@ -86,7 +86,7 @@ class ActorGroup:
         return self._answers(asked, timeout_s, "not started within {}")
 
     def _answers(self, asked, timeout_s, problem) -> dict:
-        """Name -> answer, of everyone; `problem` says what it means that some do not answer in time."""
+        """Actor name -> answer; PlacementError with `problem` if an actor does not answer in time."""
         _, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
         if late:
             names = ", ".join(name for name, ref in asked.items() if ref in late)
@@ -95,13 +95,13 @@ class ActorGroup:
         return {name: self.fetch(ref, name) for name, ref in asked.items()}
 
     def _connect(self, timeout_s):
-        """Lets the actors meet that work together."""
+        """Connects the process groups of the learners' actors."""
         there = [self.whereabouts[name] for name in self._names()]
         found = group_specs_of(self.ranks, there)
         self.in_step = bool(found)
         if not found:
             return
-        # Actors of one machine have nothing to tell to others.
+        # Actors on one machine communicate over loopback, so that nothing else listens on the network.
         one_node = len({where["node"] for where in there}) == 1
         addresses = [LOOPBACK if one_node else where["address"] for where in there]
         meeting = self.actors[0].open_store.remote(addresses[0])
@@ -112,7 +112,7 @@ class ActorGroup:
         self._answers(joined, timeout_s, "could not connect within {}; their nodes have to reach each other")
 
     def _names(self):
-        """Of the learners' actors, without `base_learners.`."""
+        """Names of the learners' actors, without `base_learners.`."""
         return [worker.who.removeprefix("base_learners.") for worker in self.ranks]
 
     @property
@@ -122,12 +122,12 @@ class ActorGroup:
 
     @property
     def everyone(self) -> dict:
-        """Every actor by the name it has in messages."""
+        """Every actor, by its name in messages."""
         learners = {worker.who: actor for worker, actor in zip(self.ranks, self.actors)}
         return {**learners, "global learner": self.global_learner, "evaluator": self.evaluator}
 
     def fetch(self, ref, who: str):
-        """As `fetch`, with the run's time-out and names."""
+        """As the function `fetch`, with the run's time-out and the actors' names."""
         names = {actor._actor_id.hex(): name for name, actor in self.everyone.items()}
         return fetch(ref, who, timeout_s=self.timeouts.stall_timeout_s, names=names)
 

@@ -1,4 +1,4 @@
-"""Ray actors: each forwards to a plain object of `learners` or `evaluation` and knows nothing itself."""
+"""Ray actors: each forwards to a plain object of `learners` or `evaluation`."""
 
 import os
 from dataclasses import replace
@@ -42,7 +42,7 @@ def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
         name: Split(*(None if array is None else from_array(array) for array in parts))
         for name, parts in arrays.items()
     }
-    allow_import(setup.config.model.name)  # the driver has built it
+    allow_import(setup.config.model.name)  # the driver has imported and built it
     return replace(setup, splits=splits)
 
 
@@ -61,7 +61,7 @@ def actor_device(wanted: str) -> str:
 
 
 class _Worker:
-    """What all actors that hold a network share: their device and an evaluator."""
+    """Base class of the actors that hold a network: the device and an evaluator."""
 
     def __init__(self, setup: RunSetup, arrays: dict, threads: int):
         self.setup, self.threads = unpack(setup, arrays), threads
@@ -86,7 +86,7 @@ class _Worker:
 
     @ray.method(concurrency_group="control")
     def status(self) -> int:
-        """Finished steps, of an actor that takes any; answers while another call runs."""
+        """Number of finished steps, 0 for an evaluator; answers while another call runs."""
         return 0
 
     def evaluate_chunk(self, snapshot, split, start, stop):
@@ -96,7 +96,7 @@ class _Worker:
 class BaseLearnerActor(_Worker):
     """One base learner, or one of its workers, which all hold the same state.
 
-    `after` arguments only order calls: a method runs once what it comes after is done.
+    `after` arguments only order calls: a method runs once the call that returned its `after` is done.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class BaseLearnerActor(_Worker):
         return address, torch_groups.open_store(address)
 
     def join(self, group_specs: dict, meeting: tuple, address: str):
-        """Connects the actor with those it works with."""
+        """Connects the process groups of this actor."""
         mine = {self.worker.learner: self.own, torch_groups.ALL_LEARNERS: self.everyone}
         torch_groups.join(self.worker, mine, group_specs, meeting, address, self.setup.config.runtime.stall_timeout_s)
 
     @ray.method(num_returns=2)
     def run_window(self, start, stop, hands_over, after=None):
-        """Runs a window; returns its stats, and the contribution to theta_g where one is wanted."""
+        """Runs a window; returns its stats, and the contribution to theta_g if `hands_over`, else None."""
         stats = self.learner.run_window(start, stop)
         # Ray copies a result into the object store before the actor's next call runs: one copy is enough.
         return stats, self.learner.contribution(private=False) if hands_over else None
@@ -134,12 +134,12 @@ class BaseLearnerActor(_Worker):
 
     @ray.method(num_returns=2)
     def state_dict(self, after=None):
-        """Something for the next call to come after, and the state."""
+        """(None, state): the first is the `after` of the next call."""
         return None, self.learner.state_dict()
 
     @ray.method(num_returns=2)
     def model_snapshot(self, after=None):
-        """The same of its own model."""
+        """(None, snapshot of the learner's own model), as `state_dict`."""
         return None, self.learner.model_snapshot()
 
     @ray.method(concurrency_group="control")
@@ -160,21 +160,21 @@ class GlobalLearnerActor:
 
     @ray.method(concurrency_group="control")
     def status(self) -> int:
-        """As that of the others: it is alive."""
+        """0: the answer shows that the process is alive."""
         return 0
 
 
 class EvaluatorActor(_Worker):
-    """Evaluates theta_g while the learners go on."""
+    """Evaluates theta_g while the learners train."""
 
     @ray.method(num_returns=2)
     def evaluate(self, theta_g, split):
-        """(correct, examples) an attack, and the weights as evaluated."""
+        """({attack: (correct, examples)}, the weights as evaluated)."""
         shipped = self.evaluator.finalize(theta_g)
         return self.evaluator.evaluate(shipped, split), shipped
 
     def evaluate_own(self, snapshot, split):
-        """(correct, examples) an attack, of a base learner's own model."""
+        """{attack: (correct, examples)} of a base learner's own model."""
         return self.evaluator.evaluate(snapshot, split)
 
     def finalize(self, theta_g):

@@ -1,4 +1,4 @@
-"""`workers: auto` on a cluster: measures a step of each learner on one of its devices and allocates what is free."""
+"""`workers: auto` on a cluster: measures a step of each learner and allocates the free devices."""
 
 import math
 
@@ -14,7 +14,7 @@ from genray.runtime.ray.fetch import fetch
 
 
 class DeviceAllocator:
-    """How many workers each learner gets; the measurement is kept, so that a recovery allocates as before.
+    """How many workers each learner gets; one measurement serves all attempts of a run.
 
     Args:
         progress: shows the allocation.
@@ -22,11 +22,11 @@ class DeviceAllocator:
 
     def __init__(self, progress: Progress):
         self.progress = progress
-        self.seconds: dict[str, float] = {}  # of a step
+        self.seconds: dict[str, float] = {}  # learner name -> seconds of a step
         self.said: dict[str, int] = {}
 
     def workers(self, setup: RunSetup, free: dict) -> dict:
-        """Learner name -> how many.
+        """Learner name -> number of workers.
 
         Args:
             setup: the prepared run.
@@ -51,20 +51,20 @@ class DeviceAllocator:
 
 
 def _held(learner, config, free) -> dict:
-    """What one worker holds: a whole GPU where that is auto and there are any."""
+    """Resources of one worker: `num_gpus: auto` is a whole GPU if the cluster has GPUs."""
     gpus = gpus_each([learner.resources.num_gpus], config.device, free.get("GPU", 0))[0]
     return {"CPU": learner.resources.num_cpus, "GPU": gpus}
 
 
 def _devices(plan, held, largest, auto, free) -> int:
-    """How many workers the learners `auto` may have together beside those of the others."""
+    """Number of workers of all `auto` learners together, beside the workers of the other learners."""
     others = [held[name] for name, number in plan.workers.items() if name not in auto for _ in range(number)]
-    most = math.ceil(free.get("CPU", 0) / largest["CPU"])  # every worker holds some
+    most = math.ceil(free.get("CPU", 0) / largest["CPU"])  # an upper limit: every worker holds CPUs
     return min(placed(others + [largest] * most, nodes) for nodes in ([free], node_resources())) - len(others)
 
 
 def _measured(setup, largest) -> dict:
-    """Learner name -> seconds of a step, on a device that holds `largest`."""
+    """Learner name -> seconds of a step, with the resources `largest`."""
     task = ray.remote(num_cpus=largest["CPU"], num_gpus=largest["GPU"], max_retries=0)(_probe)
     ref = task.remote(*pack(with_random_images(setup)))
     return fetch(ref, "the measurement for workers: auto", timeout_s=setup.config.runtime.stall_timeout_s)

@@ -1,4 +1,4 @@
-"""Starting a Ray of our own on this machine, or joining one, and leaving it as it was."""
+"""Connects to Ray: starts a private one on this machine or joins a cluster, and disconnects."""
 
 import logging
 import os
@@ -23,8 +23,8 @@ CONNECT_TIMEOUT_S = 5
 # Ray says the same of a wrong token as of a wrong port.
 TOKEN_HINT = "one with tokens wants RAY_AUTH_MODE=token and its token, in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
 SHUTDOWN_TIMEOUT_S = 30
-# Objects that nobody needs are freed at once and not in batches: the next weights then go into pages that are there
-# already, which halves a hand-over.
+# Unreferenced objects are freed at once and not in batches: the next weights then reuse mapped pages, which halves the
+# time of a transfer.
 STORE = {"free_objects_batch_size": 1}
 
 
@@ -36,13 +36,13 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
         address: None starts a private Ray on this machine; "auto" or "host:port" joins one. An
             existing connection of this process is used and left open.
         num_cpus: logical CPUs that a private Ray has at least: several learners may share a core.
-        widest: CPUs of the learner that wants most; more than this machine's cores are refused by a private Ray.
+        widest: CPUs of the learner with the largest `num_cpus`; a private Ray refuses more than the cores.
 
     Yields:
-        Whether nodes may yet join: a cluster may have an autoscaler, a Ray of our own has none.
+        Whether nodes may join later: a cluster may have an autoscaler, a private Ray has none.
 
     Raises:
-        PlacementError: no cluster answers at the address, or it does not let us in, or a learner is too wide.
+        PlacementError: no cluster answers at the address, it refuses the connection, or `widest` is above the cores.
     """
     if ray.is_initialized():
         yield True
@@ -65,7 +65,7 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
         _join(address, quiet)
     try:
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init put its own, which ends the process on the spot
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs a handler that ends the process at once
         yield address is not None
     finally:
         within(SHUTDOWN_TIMEOUT_S, "the end of Ray", ray.shutdown)
@@ -74,18 +74,18 @@ def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
 
 
 def node_resources() -> list[dict]:
-    """Of each node that is there."""
+    """Resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def within(timeout_s, what, call):
-    """Calls `call()`, but goes on without it after `timeout_s`: cleaning up must not hang, whatever died before."""
+    """Calls `call()` and returns after `timeout_s` at the latest: clean-up must not hang."""
     problems = []
 
     def attempt():
         try:
             call()
-        except Exception as error:  # what is left of a broken cluster can raise anything
+        except Exception as error:  # a broken cluster can raise anything
             problems.append(f"{type(error).__name__}: {error}")
 
     thread = threading.Thread(target=attempt, name=f"genray: {what}", daemon=True)
@@ -99,7 +99,7 @@ def within(timeout_s, what, call):
 
 def _join(address, quiet):
     _check_answers(address)
-    # The nodes run the driver's genray, whatever version they have, and its user's packages.
+    # Sends genray and the user's packages to the nodes, which may have other versions.
     package = str(Path(genray.__file__).parent)
     try:
         ray.init(address=address, runtime_env={"py_modules": [package, *packages()]}, **quiet)
@@ -110,7 +110,7 @@ def _join(address, quiet):
 
 
 def _check_answers(address):
-    """Looks whether anything listens at host:port, because Ray itself would try for minutes."""
+    """Checks that a server listens at host:port, because Ray itself would try for minutes."""
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")

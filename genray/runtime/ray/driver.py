@@ -1,4 +1,4 @@
-"""Generalist on Ray: the driver submits windows ahead and only watches; learners and theta_g talk to each other."""
+"""Generalist on Ray: the driver submits windows ahead and monitors; weights go from actor to actor."""
 
 import time
 from collections import deque
@@ -27,8 +27,8 @@ def run_on_ray(recorder: Recorder, progress: Progress, address: str | None = Non
     """Trains all base learners at the same time, each in its own actor, and evaluates the result.
 
     Args:
-        recorder: has the setup and the state to start from; gets every window.
-        progress: what the user sees.
+        recorder: holds the setup and the start state; records every window.
+        progress: the display.
         address: None for a private Ray on this machine, "auto" or "host:port" for a cluster.
 
     Returns:
@@ -46,11 +46,11 @@ def run_on_ray(recorder: Recorder, progress: Progress, address: str | None = Non
 
 
 class _Attempts:
-    """Trains with a new group of actors each time, on whatever resources there are then."""
+    """Trains with a new `ActorGroup` in each attempt, on the resources that are free at that time."""
 
     def __init__(self, recorder, progress, may_grow):
         self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
-        self.lost = None  # placement of a group that stood before
+        self.lost = None  # placement of the group of the last attempt
         self.images = ray.put(pack(recorder.setup)[1])  # once for all attempts
         self.allocator = DeviceAllocator(progress)
 
@@ -59,7 +59,7 @@ class _Attempts:
         try:
             placement = self._place(setup)
             states = state["learners"] if state else {}
-            # After a loss a node may come back, even where the cluster does not grow by itself.
+            # After a loss a node may come back, even to a cluster without an autoscaler.
             on_wait = self.progress.say if self.may_grow or self.lost else None
             with ActorGroup(setup, placement, states, on_wait, self.images) as group:
                 self.lost = placement
@@ -81,10 +81,10 @@ class _Attempts:
 
 @dataclass
 class InFlight:
-    """A submitted window and the references to what comes of it.
+    """A submitted window and the references to its results.
 
     Attributes:
-        stats: learner name -> those of each of its workers.
+        stats: learner name -> stats of each of its workers.
     """
 
     window: object
@@ -97,7 +97,7 @@ class InFlight:
     own: dict = field(default_factory=dict)
 
     def refs(self) -> dict:
-        """What has to be there before the window can be booked, and whom it comes from."""
+        """Reference -> actor name, for all results that the window is recorded with."""
         refs = {ref: f"base_learners.{name}" for name, of_workers in self.stats.items() for ref in of_workers}
         refs |= {ref: f"base_learners.{name}" for name, ref in self.states.items()}
         refs |= {self.theta_g: "global learner", self.scores: "evaluator"}
@@ -106,7 +106,7 @@ class InFlight:
 
 
 class Pipeline:
-    """Submits windows ahead, books them in order as they finish.
+    """Submits windows ahead and records them in order as they finish.
 
     Calls on one learner are chained (`WorkerGroup`), so a learner waits for another only where theta_g is handed back
     (and in every step, where learners share their attacks).
@@ -138,14 +138,14 @@ class Pipeline:
         return self.theta_g
 
     def _raise_failures(self, head, ready):
-        """Whoever failed keeps those waiting that work with it: they will not be ready."""
+        """Raises the error of a failed worker: the other ranks of its process group wait and never become ready."""
         for name, of_workers in head.stats.items():
             for ref in of_workers:
                 if ref in ready:
                     self.group.fetch(ref, f"base_learners.{name}")
 
     def _submit_ahead(self):
-        """Keeps windows in flight as far as the object store's budget goes, two at least."""
+        """Submits windows within the budget of the object store, two at least."""
         while self.waiting:
             nbytes = self._bytes_of(self.waiting[0])
             if len(self.in_flight) >= 2 and nbytes + sum(f.nbytes for f in self.in_flight) > self.budget:
@@ -181,7 +181,7 @@ class Pipeline:
         return flight
 
     def _book(self, flight: InFlight):
-        """Windows are booked in order, so of several failures it is always the same one that is met first."""
+        """Records a finished window; in order, so that of several failures the same one is always raised first."""
         fetch = self.group.fetch
         stats = {name: fetch(refs[0], f"base_learners.{name}") for name, refs in flight.stats.items()}
         self.theta_g = flight.theta_g or self.theta_g
@@ -195,7 +195,7 @@ class Pipeline:
 
 
 class ActorMonitor:
-    """Looks after the actors while the driver waits: shows the learners' progress, notices the dead and the stuck."""
+    """Polls the actors while the driver waits: shows the learners' progress, raises for dead and stalled actors."""
 
     def __init__(self, group: ActorGroup, stall_timeout_s: float, progress):
         self.group, self.stall_timeout_s, self.progress = group, stall_timeout_s, progress
@@ -203,15 +203,15 @@ class ActorMonitor:
         self.last_move = time.monotonic()
 
     def finished(self, window):
-        """Every learner has done this window, whatever its last answer was."""
+        """Counts the steps of a finished window, which the last answers may not include."""
         self.steps = {who: max(step, window.stop) for who, step in self.steps.items()}
         self.last_move = time.monotonic()
 
     def look(self, awaited=()):
-        """Asks every actor for its step; an answer that is late is kept and awaited, not asked for again.
+        """Asks every actor for its step; a pending request is kept, not sent again.
 
         Args:
-            awaited: who has to answer next, for the message.
+            awaited: names of the actors whose results the driver waits for, for the message.
         """
         for who, actor in self.group.everyone.items():
             if who not in self.asked:
@@ -249,7 +249,7 @@ def _judge(setup, group, recorder, progress, theta_g):
 
 
 def _evaluate_all(group, snapshots, tasks, progress) -> dict:
-    """Flags of each (model, start, stop); every worker gets the next one as soon as it is done with the last."""
+    """Flags of each (model, start, stop); every worker gets its next one when it finishes one."""
     queue, running, done = deque(tasks), {}, {}
 
     def hand_out(who):
@@ -273,5 +273,5 @@ def _evaluate_all(group, snapshots, tasks, progress) -> dict:
 
 
 def _owned(snapshot: WeightSnapshot) -> WeightSnapshot:
-    """A copy outside the object store, so that keeping it pins nothing there."""
+    """A copy outside the object store, so that it pins no object there."""
     return WeightSnapshot(snapshot.step, snapshot.weights.copy(), snapshot.counters.copy())

@@ -22,7 +22,7 @@ class EvaluationWorker(ModelWorker):
         ModelWorker.__init__(self, model, device)
         torch.set_num_threads(threads)
         self.data, self.num_classes = (from_array(images), from_array(labels)), num_classes
-        self.kept = ExitStack()  # as long as the actor lives
+        self.kept = ExitStack()  # for the lifetime of the actor
         self.kept.enter_context(copies_kept(self.model))
 
     def run(self, task, request):
@@ -32,21 +32,21 @@ class EvaluationWorker(ModelWorker):
 def run_on_workers(
     first, todo, model, images, labels, num_classes, *, workers, address=None, device="auto", limits=None
 ):
-    """Yields (task, result) as workers finish them, in any order; Ray is left when the generator is closed.
+    """Yields (task, result) as workers finish them, in any order; the connection to Ray ends with the generator.
 
-    A worker that dies or hangs puts its task back and is replaced where the cluster has room; the others go on. A task
+    A worker that dies or hangs puts its task back and is replaced if the cluster has room; the others continue. A task
     gives the same result wherever and however often it is run.
 
     Args:
-        first: the tasks that were taken of `todo`, at least one.
-        todo: a `TaskQueue`, which gives more as results are told to it.
+        first: tasks taken from the queue, at least one.
+        todo: a `TaskQueue`, which gives more as results are finished.
         num_classes: as in `run_task`.
         model: on the CPU; copied to every worker.
         images, labels: tensors; shared by the workers of a node.
-        workers: how many; 0 for one a GPU, or one a CPU where there is no GPU; one where there is neither yet.
+        workers: number; 0 for one a GPU, or one a CPU without GPUs; one if the cluster has no nodes yet.
         address: as in `genray.train`.
-        device: "auto" takes the GPUs that are there, "cuda" asks for one a worker although none may be there yet.
-        limits: how long is waited, and how often tried again; None for those of `Limits`.
+        device: "auto" takes the GPUs of the cluster, "cuda" asks for one a worker even if the cluster has none yet.
+        limits: time limits and number of retries; None for the defaults of `Limits`.
 
     Raises:
         PlacementError: no cluster answers, or it has room for no worker.

@@ -1,4 +1,4 @@
-"""Answers of actors, with failures turned into errors that say who failed and whether the run can go on."""
+"""Answers of actors, with failures turned into errors that name the actor and say whether the run can continue."""
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
@@ -12,10 +12,10 @@ def fetch(ref, who: str, *, timeout_s: float, names: dict | None = None, field: 
 
     Args:
         ref: the reference.
-        who: whom it comes from, for messages.
-        timeout_s: how long the answer may take.
-        names: actor id -> who that is, for failures that came from another actor.
-        field: where `timeout_s` is set.
+        who: name of the actor, for messages.
+        timeout_s: limit of the wait.
+        names: actor id -> name, for failures of another actor.
+        field: name of the field that sets `timeout_s`.
 
     Raises:
         LostError: a process or a node died, or there was no answer in time.
@@ -25,7 +25,7 @@ def fetch(ref, who: str, *, timeout_s: float, names: dict | None = None, field: 
         return ray.get(ref, timeout=timeout_s)
     except RayTaskError as error:
         cause = error.cause
-        while isinstance(cause, RayTaskError):  # what a call depended on had failed
+        while isinstance(cause, RayTaskError):  # an argument of the call had failed
             cause = cause.cause
         if isinstance(cause, GenrayError):
             raise cause from None

@@ -1,4 +1,4 @@
-"""Where the actors go: one bundle a base learner's worker, one for the global learner, a place for the evaluator."""
+"""Placement of the actors: a bundle for each learner's worker and for the global learner, a share for the evaluator."""
 
 import time
 from dataclasses import dataclass, replace
@@ -13,17 +13,17 @@ from genray.run.allocation import fit, gpus_each
 from genray.run.plan import RunPlan
 from genray.runtime.ray.cluster import node_resources
 
-# The global learner only sums arrays: memory, no CPU of its own, so that two learners fill a machine of two cores.
+# The global learner only sums arrays: it reserves memory and no CPU, so that two learners use all of two cores.
 COPIES_IN_GLOBAL_LEARNER = 4
 DRIVER_BUNDLE = {"memory": float(64 << 20)}
-GRACE_S = 5.0  # for bookkeeping of resources that were freed just now
+GRACE_S = 5.0  # Ray counts freed resources with this delay
 RELEASE_TIMEOUT_S = 10.0
-EVALUATOR_GPU = 0.1  # what an evaluator takes of a learner's GPU when there is none to spare
+EVALUATOR_GPU = 0.1  # share of a learner's GPU that the evaluator takes if no GPU is free
 
 
 @dataclass(frozen=True)
 class ActorPlacement:
-    """Where one actor goes: a bundle of the group and what it takes of it."""
+    """A bundle of the placement group, and the resources that one actor takes of it."""
 
     bundle: int
     num_cpus: float
@@ -33,12 +33,12 @@ class ActorPlacement:
 @dataclass(frozen=True)
 class Placement:
     """Attributes:
-    bundles: resources of each bundle; the base learners' workers' in order, then the global learner's, then the
-        evaluator's where it has one of its own.
-    learners: name -> a `ActorPlacement` for each of its workers.
+    bundles: resources of each bundle: of the base learners' workers in order, the global learner, and the
+        evaluator if it has its own.
+    learners: name -> an `ActorPlacement` for each of its workers.
     global_learner, evaluator: their `ActorPlacement`.
     strategy: Ray's placement strategy.
-    group: the placement group that holds the bundles already (a Tune trial's), or None.
+    group: the existing placement group of a Tune trial that has the bundles, or None.
     """
 
     bundles: list[dict]
@@ -63,7 +63,7 @@ def make_placement(
         plan: the run's plan.
         weight_bytes: size of one learner's flat weights.
         available: the cluster's resources ("CPU", "GPU").
-        workers: learner name -> how many; None: as configured, and one where that is `auto`.
+        workers: learner name -> number; None: as configured, one for `auto`.
         group: of the Tune trial that trains this run, whose bundles after the first are the run's.
     """
     workers, base_learners = workers or plan.workers, plan.config.base_learners
@@ -86,22 +86,22 @@ def make_placement(
 
 
 def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dict]:
-    """What a Tune trial of this run reserves: a bundle for its driver, which only waits, then those of the run.
+    """Bundles that a Tune trial of this run reserves: one for its driver, which only waits, then those of the run.
 
-    Its evaluator shares a learner's bundle, so that more trials fit. `workers: auto` is one: it is the trials that fill
-    the devices.
+    Its evaluator shares a learner's bundle, so that more trials fit. `workers: auto` is one: the trials use
+    all devices.
 
     Args:
-        num_gpus: of the cluster, for learners with num_gpus: auto.
+        num_gpus: GPUs of the cluster, for `num_gpus: auto`.
     """
     return [DRIVER_BUNDLE, *make_placement(plan, weight_bytes, {"GPU": num_gpus}).bundles]
 
 
 def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
-    """The places in the group that this process's Tune trial reserved; None outside of one.
+    """The placement in the group that this process's Tune trial reserved; None outside of a trial.
 
     Raises:
-        PlacementError: the trial does not hold what the run needs; nothing is placed outside of it.
+        PlacementError: the group lacks resources of the run; nothing is placed outside of it.
     """
     group = get_current_placement_group()
     if group is None or group.bundle_specs[0] != DRIVER_BUNDLE:
@@ -118,8 +118,7 @@ def _bundle(cpus, gpus):
 
 
 def _place_evaluator(plan, learners, bundles, available) -> ActorPlacement:
-    """A device of its own where one is free; else a small part of the learner's that makes no adversarial examples,
-    which leaves its device idle most of the time."""
+    """A free device; else a small share of the device of the natural learner, which is idle most of the time."""
     own = _bundle(1, 1 if any(place.num_gpus for places in learners.values() for place in places) else 0)
     if fit([*(bundle for bundle in bundles if "memory" not in bundle), own], [available]):
         bundles.append(own)
@@ -134,14 +133,14 @@ def _place_evaluator(plan, learners, bundles, available) -> ActorPlacement:
 
 
 def reserve(placement: Placement, timeout_s: float, on_wait=None):
-    """Waits for the whole group, or says what is missing.
+    """Waits until Ray has placed the whole group.
 
     Args:
         timeout_s: runtime.startup_timeout_s.
-        on_wait: told once what is missing while a cluster that is too small may still grow; None: it will not grow.
+        on_wait: called once with the missing resources while a cluster may still grow; None: it will not grow.
 
     Raises:
-        PlacementError: not placed within `timeout_s`, or soon where the cluster is too small and will not grow.
+        PlacementError: not placed within `timeout_s`, or earlier if the cluster is too small and will not grow.
     """
     group = placement_group(placement.bundles, strategy=placement.strategy)
     pending, first = [group.ready()], min(timeout_s, GRACE_S)
@@ -160,15 +159,15 @@ def reserve(placement: Placement, timeout_s: float, on_wait=None):
 
 
 def free_resources(lost: Placement | None, timeout_s: float) -> dict:
-    """Resources that are free, after a wait for what a run that was just killed, or a lost group, still holds: without
-    its GPUs this run would be placed on CPUs, and after a loss go on with other bits.
+    """Free resources, after a wait for those that a killed run or a lost group still holds: without its GPUs this run
+    would be placed on CPUs, and would continue with other bits after a loss.
 
     Args:
-        lost: a group of this run that was there before; a node may have gone with it.
-        timeout_s: how long to wait for a GPU where the lost group had some.
+        lost: placement of this run's last group; its node may be gone.
+        timeout_s: limit of the wait for a GPU, if the lost group had GPUs.
 
     Raises:
-        PlacementError: none came back.
+        PlacementError: no GPU became free.
     """
     began = time.monotonic()
     held = lost.held if lost else {"GPU": 1}

@@ -1,4 +1,4 @@
-"""A Ray of our own, whatever surrounds this process: long paths, a read-only home, a job of another Ray."""
+"""Starts a private Ray, also with long paths, a read-only home, or inside a job of another Ray."""
 
 import os
 import secrets
@@ -11,21 +11,21 @@ from ray.exceptions import RayError
 
 from genray.errors import PlacementError, one_line
 
-# What Ray puts below its folder, and how long a socket's path may be (on macOS; Linux allows four more).
+# Longest path of Ray below its folder, and the limit of a socket's path (of macOS; Linux allows four more).
 BELOW = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 LONGEST_SOCKET = 103
 SHORT = "/tmp"
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of a job of a cluster: the package that its workers fetch from there
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in a job of a cluster: names the package that its workers fetch
 
 
 def private_ray(**options) -> str | None:
-    """Starts it.
+    """Starts a private Ray.
 
     Args:
         options: of `ray.init`.
 
     Returns:
-        A folder that is to be removed when it has ended, or None.
+        A folder to remove after Ray has ended, or None.
 
     Raises:
         PlacementError: it does not start.
@@ -43,7 +43,7 @@ def private_ray(**options) -> str | None:
 
 
 def _bring_a_token():
-    """Ray keeps its token in the home directory; where that cannot be, this process and its children have their own."""
+    """Sets a token for this process and its children if Ray cannot keep one in the home directory."""
     given = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or any(os.environ.get(name) for name in given):
         return
@@ -57,7 +57,7 @@ def _bring_a_token():
 
 
 def _short_folder() -> str | None:
-    """A folder for Ray's sockets where below its usual one their paths were too long; None for the usual one."""
+    """A folder for Ray's sockets if their paths in the default folder are too long; None for the default."""
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT
     if len(os.fsencode(usual + BELOW)) <= LONGEST_SOCKET:
         return None
@@ -66,7 +66,7 @@ def _short_folder() -> str | None:
 
 @contextmanager
 def _without_job():
-    """Inside, this process is no job of another Ray."""
+    """Hides the job of another Ray that this process is part of."""
     job = os.environ.pop(JOB, None)
     try:
         yield

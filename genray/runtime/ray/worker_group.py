@@ -1,10 +1,10 @@
-"""The actors of one base learner, driven as one."""
+"""The actors of one base learner."""
 
 import ray
 
 
 class WorkerGroup:
-    """Makes the same calls on every worker of a learner; the first one speaks for all, because all hold the same state.
+    """Makes the same calls on every worker of a learner; all hold the same state, so the first one answers.
 
     Calls on an actor are chained by references: each takes a (tiny) result of the call before it as `after`, so their
     order is the algorithm's.

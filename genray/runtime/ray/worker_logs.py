@@ -1,4 +1,4 @@
-"""What a dead worker process said: Ray tells that it is gone, the signal and the reason are in its stderr file."""
+"""Why a worker process died: Ray reports the death, the signal and the reason are in the stderr file."""
 
 import re
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from genray.errors import one_line
 
 TAIL_BYTES = 20_000
 ASK_TIMEOUT_S = 10  # for a task on another node
-SAID, FRAMES = 3, 2  # lines of what it printed, and of Python's stack
+SAID, FRAMES = 3, 2  # lines of its output, and of Python's stack
 
 
 @dataclass(frozen=True)
 class Death:
     """Attributes:
-    why: one line: the signal, if it is known, and what the process said last.
-    signal: by which it crashed, such as "SIGSEGV"; empty where it was killed from outside or exited.
+    why: one line: the signal, if known, and the last output of the process.
+    signal: signal of the crash, such as "SIGSEGV"; empty if the process was killed from outside or exited.
     """
 
     why: str
@@ -27,7 +27,7 @@ class Death:
 
 
 def death_of(error) -> Death:
-    """What is known of the end of an actor's process.
+    """Why an actor's process died.
 
     Args:
         error: Ray's `RayActorError` about it.
@@ -39,13 +39,13 @@ def death_of(error) -> Death:
     signal, words = understood(said)
     if signal:
         return Death(f"{signal}{words and f': {words}'}", signal)
-    if "End of file" in reason:  # Ray's list of all that might be
+    if "End of file" in reason:  # Ray's list of possible causes
         reason = "it was killed, by hand or because memory ran out (SIGKILL)"
     return Death(f"{reason}{words and f'; it said last: {words}'}")
 
 
 def understood(text: str) -> tuple[str, str]:
-    """(signal or "", the last lines that mean something in one) of a worker's stderr."""
+    """(signal or "", the last meaningful lines joined to one) of a worker's stderr."""
     signal = re.search(r"^\*\*\* (SIG[A-Z]+) received", text, re.M)
     before, _, stack = text.partition("Stack (most recent call first)")
     said = [line.strip() for line in before.splitlines() if line.strip() and not NOISE.match(line)]
@@ -58,7 +58,7 @@ NOISE = re.compile(r":(job_id|actor_name|task_name):|\*\*\* SIG|PC: @|\s*@ |\[20
 
 
 def _said(pid, address) -> str:
-    """The end of the stderr file of a process; empty where its node is gone or does not answer."""
+    """The end of the stderr file of a process; empty if its node is gone or does not answer."""
     if address == ray.util.get_node_ip_address():
         return tail(_logs(), pid)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address]
@@ -83,6 +83,6 @@ def _logs():
 
 
 def tail(folder: Path, pid: int) -> str:
-    """The end of what a worker process wrote to its stderr; empty where there is no such file."""
+    """The end of the stderr file of a worker process; empty if there is none."""
     files = sorted(folder.glob(f"worker-*-{pid}.err"), key=lambda path: path.stat().st_mtime)
     return files[-1].read_bytes()[-TAIL_BYTES:].decode(errors="replace") if files else ""

@@ -1,4 +1,4 @@
-"""Workers that take tasks from one queue. One that is lost is replaced, and its task goes to another."""
+"""Workers that take tasks from one queue. A lost worker is replaced, and its task goes back to the queue."""
 
 import threading
 import time
@@ -17,16 +17,16 @@ from genray.runtime.ray.fetch import fetch
 from genray.runtime.ray.placement import GRACE_S
 
 POLL_S = 1.0
-MOVES_S = 0.01  # of computing: less is what a thread takes that only waits
+MOVES_S = 0.01  # of CPU time: a waiting thread uses less
 LOST = object()
 
 
 class ModelWorker:
-    """Holds a model, in an actor of its own; a subclass's `run` does a task.
+    """Holds a model, in an actor of its own; a subclass's `run` computes a task.
 
     Args:
-        model: on the CPU; goes to the worker's device.
-        device: as of a run.
+        model: on the CPU; moved to the worker's device.
+        device: as in a run's configuration.
     """
 
     def __init__(self, model, device: str):
@@ -35,7 +35,7 @@ class ModelWorker:
         self.model, self.clock = model.to(self.device), None
 
     def ready(self):
-        """Answers once the worker is there."""
+        """Returns once the worker has started."""
 
     def work(self, *task):
         self.clock = time.pthread_getcpuclockid(threading.get_ident())
@@ -43,7 +43,7 @@ class ModelWorker:
 
     @ray.method(concurrency_group="control")
     def seconds(self) -> float:
-        """That the thread that works has computed so far; answers while it does."""
+        """CPU seconds of the working thread so far; answers while a task runs."""
         return time.clock_gettime(self.clock) if self.clock else 0.0
 
 
@@ -52,12 +52,12 @@ WORKER_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "con
 
 @dataclass(frozen=True)
 class Limits:
-    """How long is waited, and how often something is tried again.
+    """Time limits and number of retries.
 
     Attributes:
-        startup_timeout_s: for a worker, while there is none.
-        stall_timeout_s: how long a worker may go without computing anything, or without an answer.
-        max_failures: losses that are made up for: of workers by one task, and of one worker in a row.
+        startup_timeout_s: limit of the wait for a first worker.
+        stall_timeout_s: limit of the time that a worker computes nothing or does not answer.
+        max_failures: tolerated losses: of workers by one task, and of one worker in a row.
     """
 
     startup_timeout_s: float = 120.0
@@ -67,12 +67,12 @@ class Limits:
 
 @dataclass
 class _Slot:
-    """A place for a worker, who may change.
+    """One of the pool's workers, with all its replacements.
 
     Attributes:
-        reference: what it works on; None while it is idle.
-        task: the task of that; None while the worker starts.
-        asked, seconds, moved: the question how long it computed, the last answer, and when that grew.
+        reference: of the running call; None while the worker is idle.
+        task: of the running call; None while the worker starts.
+        asked, seconds, moved: pending request for its CPU seconds, the last answer, and the time when that grew.
         losses: in a row, with no task finished in between.
     """
 
@@ -88,17 +88,17 @@ class _Slot:
 
 
 class Pool:
-    """Equal workers.
+    """A pool of equal workers.
 
     Args:
-        what: they do, for messages: "evaluation".
+        what: their work, for messages: "evaluation".
         number: of workers.
-        held: what each holds, {"num_cpus", "num_gpus"}.
-        start: () -> a new worker's actor, of a `ModelWorker` with `WORKER_OPTIONS`.
-        arguments: task -> what `run` of a worker gets.
-        name: task -> what messages call it.
-        limits: as above.
-        may_grow: nodes may yet join the cluster.
+        held: resources of each, {"num_cpus", "num_gpus"}.
+        start: () -> actor handle of a new `ModelWorker` with `WORKER_OPTIONS`.
+        arguments: task -> arguments of a worker's `run`.
+        name: task -> its name in messages.
+        limits: time limits and retries.
+        may_grow: whether nodes may join the cluster later.
     """
 
     def __init__(self, what, number, held, *, start, arguments, name, limits: Limits, may_grow: bool):
@@ -113,7 +113,7 @@ class Pool:
 
         Args:
             first: tasks, at least one.
-            more: () -> those that became known by the results that were yielded.
+            more: () -> tasks that follow from the results yielded so far.
 
         Raises:
             PlacementError: no worker started in time.
@@ -129,7 +129,7 @@ class Pool:
                 self._hand_out()
                 for slot in self._ready():
                     task, result = slot.task, self._result(slot)
-                    self._hand_out()  # before the result is looked at, so that nobody waits for that
+                    self._hand_out()  # before the caller handles the result, so that no worker waits for that
                     if task is not None and result is not LOST:
                         yield task, result
                         self.queue.extend(more())
@@ -145,7 +145,7 @@ class Pool:
         return [at[reference] for reference in done]
 
     def _result(self, slot):
-        """What a slot's worker has made; LOST if it was lost."""
+        """Result of a slot's call; LOST if its worker was lost."""
         task, reference = slot.task, slot.reference
         try:
             result = self._fetch(reference, slot)
@@ -172,7 +172,7 @@ class Pool:
                 slot.moved = time.monotonic()
 
     def _fill(self, slot):
-        """Starts a worker; it waits for room without keeping others."""
+        """Starts a worker without waiting for it."""
         slot.actor, slot.there, slot.asked, slot.seconds = self.start(), False, None, 0.0
         slot.reference = slot.actor.ready.remote()
 
@@ -185,14 +185,14 @@ class Pool:
     # --- losses ------------------------------------------------------------------------------------------------------
 
     def _lose(self, slot, error: LostError):
-        """Puts the task back, last, so that one that ends its worker each time keeps the least from being done."""
+        """Puts the task at the end of the queue, so that a task that kills its workers delays the fewest others."""
         task, slot.losses, limit = slot.task, slot.losses + 1, self.limits.max_failures
         self._end(slot)
         slot.task, slot.there = None, False
         if task is not None:
             self.losses[task] += 1
             self.queue.append(task)
-            if error.signal and self.crashes.setdefault(task, error) is not error:  # the same computation each time
+            if error.signal and self.crashes.setdefault(task, error) is not error:  # the computation is deterministic
                 raise LostError(self.what, f"{self.name(task)} crashed its worker twice; the last was {error}")
             if self.losses[task] > limit:
                 raise self._too_often(f"{self.name(task)} lost its worker {limit + 1} times", error)
@@ -207,9 +207,9 @@ class Pool:
         return LostError(self.what, f"{what} (max_failures: {self.limits.max_failures}); the last was {error}")
 
     def _look(self):
-        """Notices workers that died idle or that hang, and that there are none."""
+        """Replaces workers that died idle or that stall; raises if none starts in time."""
         now = time.monotonic()
-        unseen = max(0.0, now - self.looked - 2 * POLL_S)  # nobody looked: whoever takes the results was busy
+        unseen = max(0.0, now - self.looked - 2 * POLL_S)  # the caller of `results` was busy
         self.looked, self.last_there = now, self.last_there + unseen
         there = [slot for slot in self.slots if slot.there]
         for slot in there:
@@ -235,10 +235,10 @@ class Pool:
             self._await_one(now - self.last_there)
 
     def _await_one(self, waited):
-        """Refuses to wait for a worker for longer than the limit, or for room that a Ray of our own will never have.
+        """Raises after the limit, or at once for resources that a private Ray will never have.
 
         Raises:
-            PlacementError, or LostError where there were workers before.
+            PlacementError, or LostError if there were workers before.
         """
         limit = self.limits.startup_timeout_s
         if waited < min(GRACE_S, limit):
