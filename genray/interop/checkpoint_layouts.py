@@ -59,13 +59,14 @@ class Checkpoint:
 
 def matching_state(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights of a checkpoint, under the file's own names if a network (of others: its body) has exactly these."""
-    inner = model.body if isinstance(model, OtherNetwork) else model
-    for names in (inner.state_dict(), model.state_dict()):
-        if names.keys() == checkpoint.stored.keys():
-            return {
-                name.removeprefix("body.") if inner is not model else name: t for name, t in checkpoint.stored.items()
-            }
-    return dict(checkpoint.state)
+    inner, stored = model.body if isinstance(model, OtherNetwork) else model, checkpoint.stored
+    while True:  # all names of a network of others may begin alike, so that wrappers go one by one
+        for names in (inner.state_dict(), model.state_dict()):
+            if names.keys() == stored.keys():
+                return {name.removeprefix("body.") if inner is not model else name: t for name, t in stored.items()}
+        if len({name.partition(".")[0] for name in stored}) != 1 or not all("." in name for name in stored):
+            return dict(checkpoint.state)
+        stored = {name.partition(".")[2]: t for name, t in stored.items()}
 
 
 def open_checkpoint(source: Any, part: str | None = None) -> Checkpoint:

@@ -14,7 +14,7 @@ from genray.storage import Storage
 
 
 @checked
-def load_model(path: Place, device="cpu", *, network: Callable | None = None, trust: bool = False) -> torch.nn.Module:
+def load_model(path: Place, device="cpu", *, network=None, trust: bool = False) -> torch.nn.Module:
     """Loads the model of a genray run.
 
     Args:

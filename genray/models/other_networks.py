@@ -38,8 +38,15 @@ class OtherNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = self.body(self.normalize(x))
-        # Models of transformers, and some of torchvision in train mode, return an object. In a trace it is a proxy.
-        return outputs.logits if not isinstance(outputs, (Tensor, fx.Proxy)) else outputs  # type: ignore[return-value]
+        if isinstance(outputs, (Tensor, fx.Proxy)):  # in a trace it is a proxy
+            return outputs  # type: ignore[return-value]
+        # Models of transformers, and some of torchvision in train mode, return an object.
+        if not hasattr(outputs, "logits"):
+            raise ConfigError(
+                f"model.name: expected a network that returns logits, or an object with .logits, came "
+                f"{type(outputs).__name__}{' in train mode' * self.training}"
+            )
+        return outputs.logits
 
 
 def classifier_name(network: nn.Module) -> str | None:
@@ -112,6 +119,8 @@ def build_other(
     if refused:
         raise ConfigError(f"model.options.{refused[0]}: expected model.weights for initial weights, got this option")
     data = {"num_classes": num_classes, "in_channels": in_channels, "image_size": tuple(image_size)}
+    if factory is not None and (isinstance(factory, nn.Module) or not callable(factory)):
+        raise ConfigError(f"network: expected a function or class that makes the network, got {type(factory).__name__}")
     try:
         if factory is None and library in LIBRARIES:
             body = (_timm if library == "timm" else _torchvision)(inner, data, options)
@@ -126,12 +135,15 @@ def build_other(
             body = _own(factory, data, options)
     except ConfigError:
         raise
-    except Exception as error:  # a library's or user's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # a library's or user's own code, which may raise anything
         raise ConfigError(f"model: {name} cannot be built: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(body, nn.Module):
         raise ConfigError(f"model.name: expected {name} to return a torch.nn.Module, got {type(body).__name__}")
     if not any(parameter.requires_grad for parameter in body.parameters()):
         raise ConfigError(f"model.name: expected a network with parameters to train, {name} has none")
+    for at, parameter in body.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ConfigError(f"model.name: expected {name} to have float32 parameters, {at} is {parameter.dtype}")
     network = OtherNetwork(body).train()
     network.classifier = _checked(network, name, data)
     return network
@@ -191,11 +203,10 @@ def _import(module_name, attribute):
     return found
 
 
-@torch.no_grad()
 def _checked(network, name, data) -> str | None:
     """Runs two images in eval mode; returns the name of the linear layer that computed the logits."""
-    device = next(network.parameters()).device
-    x = torch.zeros(2, data["in_channels"], *data["image_size"], device=device)
+    device, graph = next(network.parameters()).device, not torch.is_inference_mode_enabled()
+    x = torch.zeros(2, data["in_channels"], *data["image_size"], device=device, requires_grad=graph)
     calls: list[tuple[str, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda module, args, output, name=name: calls.append((name, output)))
@@ -204,7 +215,10 @@ def _checked(network, name, data) -> str | None:
     ]
     network.eval()
     try:
-        logits = network(x)
+        with torch.set_grad_enabled(graph):
+            logits = network(x)
+    except ConfigError:
+        raise
     except Exception as error:  # the network's own code
         shape = " x ".join(map(str, x.shape[1:]))
         reason = f"{type(error).__name__}: {one_line(error)}"
@@ -217,4 +231,6 @@ def _checked(network, name, data) -> str | None:
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"model.name: expected {name} to return logits of shape {wanted} for 2 images, got {got}")
+    if graph and not logits.requires_grad:
+        raise ConfigError(f"model.name: expected logits with gradients to the parameters, those of {name} have none")
     return next((name for name, output in reversed(calls) if output.shape == logits.shape), None)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from genray.config.schema import ModelConfig
-from genray.errors import CheckpointError, ConfigError
+from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.interop.checkpoint_file import read_file
 from genray.interop.checkpoint_layouts import Checkpoint, matching_state, open_checkpoint
 from genray.interop.load import model_file
@@ -55,9 +55,12 @@ def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.
     Raises:
         CheckpointError, ConfigError: the file cannot be read or does not fit the network.
     """
-    place = model_file(Storage(config.weights))
-    file = read_file(place)
-    checkpoint = open_checkpoint(file)
+    try:
+        place = model_file(Storage(config.weights))
+        file = read_file(place)
+        checkpoint = open_checkpoint(file)
+    except (CheckpointError, RunFolderError) as error:
+        raise type(error)(f"model.weights: {error}") from None
     config = _normalised(config, checkpoint, file.where)
     network = build(config)
     wanted = _inner(network).state_dict()

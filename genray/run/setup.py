@@ -13,9 +13,10 @@ from genray.data.extra import with_extra
 from genray.data.fingerprint import identify
 from genray.data.reading import Reading
 from genray.data.request import PARTS
-from genray.errors import ConfigError
+from genray.errors import ConfigError, one_line
 from genray.models import build_model
 from genray.models.guarded import guard_weight_gradients
+from genray.models.other_networks import is_other
 from genray.parallel.whole_batch import per_process_layers
 from genray.run.fitting import Fitting, batch_problems
 from genray.run.initial_weights import InitialWeights, freeze, read_initial_weights
@@ -172,6 +173,8 @@ def prepare(
         for note in setup.notes[len(notes) :] if progress else ():
             progress.say(note)
     network = setup.build_network()  # raises where the images do not fit the model
+    if is_other(config.model.name) or plan.smallest_batch == 1:
+        _try_training(network, setup)
     if (workers := [name for name, learner in config.base_learners.items() if learner.workers != 1]) and (
         layers := per_process_layers(network)
     ):
@@ -184,6 +187,25 @@ def prepare(
     if setup.initial is not None:
         identity["initial weights"] = setup.initial.record
     return replace(setup, notes=(*setup.notes, *repeated), identity=identity)
+
+
+def _try_training(network, setup):
+    """A forward pass in train mode: networks of others may return something else there, BatchNorm refuses one image."""
+    model, images, number = setup.config.model, setup.splits["train"].images, min(2, setup.plan.smallest_batch)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = network.train()(torch.zeros(number, *images.shape[1:])).shape
+    except ConfigError:
+        raise
+    except Exception as error:  # the network's own code
+        size = f"a batch of {number} (training.batch_size, training.drop_last)"
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"model.name: {model.name} cannot be trained on {size}: {reason}") from None
+    if found != (number, len(setup.class_names)):
+        raise ConfigError(
+            f"model.name: expected {model.name} to return logits of shape {(number, len(setup.class_names))} in train "
+            f"mode, got {tuple(found)}"
+        )
 
 
 def _rst_problems(config, training):

@@ -69,6 +69,27 @@ OWN = """
 
     def nothing():
         return 3
+
+
+    def leaves():
+        raise SystemExit(3)
+
+
+    class Unfit(nn.Module):
+        def __init__(self, num_classes, what):
+            super().__init__()
+            self.what, self.only = what, nn.Linear(3 * 32 * 32, num_classes)
+            self.norm = nn.BatchNorm1d(num_classes)
+            self.to(torch.float64 if what == "float64" else torch.float32)
+
+        def forward(self, x):
+            logits = self.norm(self.only(x.to(self.only.weight.dtype).flatten(1)))
+            logits = logits.detach() if self.what == "detached" else logits
+            return (logits, x) if self.what == "tuple" and self.training else logits
+
+
+    def only(num_classes):
+        return nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes)))
 """
 CASES = {  # model.name -> model.options
     "timm:vit_tiny_patch16_224": {"patch_size": 8, "depth": 2, "drop_path_rate": 0.3, "embed_dim": 24},
@@ -90,7 +111,7 @@ def own_networks(tmp_path_factory):
     (folder / "own_networks.py").write_text(textwrap.dedent(OWN))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        for name in ("Net", "f", "nothing", "wrong"):
+        for name in ("Net", "f", "nothing", "only", "wrong"):
             other_networks.allow_import(f"own_networks:{name}")
         yield folder
     other_networks._allowed.clear()
@@ -261,6 +282,13 @@ def test_a_run_begins_at_the_weights_of_a_file(name, images, tmp_path):
     assert "initial weights:" in setup.notes[-1]
 
 
+def test_names_that_all_begin_alike_are_found_below_a_wrapper(images, tmp_path):
+    there = build_model("own_networks:only", **SIZES, seed=1).body
+    torch.save({f"module.{name}": value for name, value in there.state_dict().items()}, tmp_path / "w.pt")
+    setup = setup_of(images, f"model.weights={tmp_path}/w.pt", name="own_networks:only", width=None)
+    assert torch.equal(setup.build_network().body[0][1].weight, there[0][1].weight)
+
+
 def test_a_new_head_is_made_anew_and_said(images, tmp_path):
     there = make_file(tmp_path / "w.pt", num_classes=7)
     fields = [f"model.weights={tmp_path}/w.pt"]
@@ -317,14 +345,26 @@ WRONG = {
     "freeze": ("model={name: resnet18, width: 2, freeze: [nope.*]}", "model.freeze: expected patterns of parameter"),
     "all frozen": ("model={name: resnet18, width: 2, freeze: ['*']}", "model.freeze: expected patterns that leave"),
     "head": ("model={name: resnet18, new_head: true}", "model.new_head: has no effect without model.weights"),
-    "absent": ("model={name: resnet18, weights: nowhere.pt}", "nowhere.pt: no such file"),
+    "absent": ("model={name: resnet18, weights: nowhere.pt}", "model.weights: nowhere.pt: no such file"),
+    "leaves": ("model.name=own_networks:leaves", "own_networks:leaves cannot be built: SystemExit: 3"),
+    "float64": ("model={name: own_networks:Unfit, options: {what: float64}}", "only.weight is torch.float64"),
+    "detached": ("model={name: own_networks:Unfit, options: {what: detached}}", "expected logits with gradients"),
+    "tuple": ("model={name: own_networks:Unfit, options: {what: tuple}}", ".logits, came tuple in train mode"),
+    "one": ("training.batch_size=49; model={name: own_networks:Unfit, options: {what: one}}", "on a batch of 1"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("factory", [3, "own_networks:Net", nn.Linear(2, 2)])
+def test_one_line_for_what_is_no_factory(factory, tmp_path):
+    torch.save({"format": "genray-model/1", "metadata": {"architecture": {"name": "a:b", **SIZES}}}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"network: expected a function or class that makes the network, got"):
+        genray.load_model(tmp_path / "m.pt", network=factory)
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_one_line_for_a_wrong_network(case, images, tmp_path, capsys):
     override, says = WRONG[case]
-    line = ["--runtime", "local", "--storage", str(tmp_path / "runs"), *images, *SMALL, override]
+    line = ["--runtime", "local", "--storage", str(tmp_path / "runs"), *images, *SMALL, *override.split("; ")]
     assert run_command(main, parse_args(line)) == 2
     err = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error")]
     assert len(err) == 1 and says in err[0]
