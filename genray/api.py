@@ -309,7 +309,7 @@ def label(
         resize: resize image files to the size of the model's images.
         examples: label only the first so many images.
         batch_size: images a forward pass.
-        workers, address, startup_timeout_s: as of `genray.evaluate`.
+        workers, address, startup_timeout_s: as in `genray.evaluate`.
         device: where to compute, each worker too; "auto" takes a GPU where there is one.
         overwrite: replace a file that is there.
 

@@ -1,6 +1,6 @@
-"""What makes a robustness number suspect (methods D7): looks at the model before, and at the numbers after.
+"""Reasons to distrust a robustness number (methods D7): checks of the model before, and of the numbers after.
 
-Each finding is one sentence that says what was seen and what it means. A sound model gives none.
+Each finding is one sentence: the observation and its meaning. A sound model gives none.
 """
 
 import torch
@@ -13,17 +13,17 @@ FORWARDS = 5
 LOGIT_TOLERANCE = 1e-4
 PROBABILITY_TOLERANCE = 1e-5
 PGD_SLACK, SQUARE_SLACK, CW_SLACK = 0.005, 0.002, 0.1  # differences of accuracies, as fractions
-CHANCE = 2  # examples: so many may fall either way with another random start
+CHANCE = 2  # examples whose result may differ with another random start
 ROUNDING = 1e-9
 NO_GRADIENT = "the outputs are not differentiable in the images: white-box attacks cannot work"
 
 
 def look_at_origin(origin, threats, image_shape) -> list[str]:
-    """Findings about what a model was made for and what it is measured at.
+    """Findings about a model's training and the threat models that it is measured in.
 
     Args:
         origin: the model's `Origin`.
-        threats: the `ThreatModel`s it is measured at.
+        threats: the `ThreatModel`s of the evaluation.
         image_shape: (C, H, W).
     """
     findings = list(origin.findings)
@@ -41,7 +41,7 @@ def look_at_model(model, x, y) -> list[str]:
     """Findings about a model, from a batch.
 
     Args:
-        model: images (N, C, H, W) in [0, 1] -> logits (N, K), as it was handed over.
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K), unwrapped.
         x: (N, C, H, W) float32, N >= 2.
         y: (N,) int64.
     """
@@ -55,7 +55,7 @@ def look_at_model(model, x, y) -> list[str]:
         logits = runs[0]
         if not bool(logits.isfinite().all()):
             return [*findings, "the outputs are NaN or infinite for some images: their flags mean nothing"]
-        # Random outputs differ between batches too: only one of the two is to be said.
+        # Random outputs differ between batches too: only one of the two is reported.
         findings += _randomised(runs, y) or _batch_dependent(model, x, logits)
         findings += _softmax(logits) + _dynamic(model, x)
         correct = logits.argmax(1) == y
@@ -93,7 +93,7 @@ def _batch_dependent(model, x, logits):
 
 
 def _dynamic(model, x):
-    """A defence that optimises while it predicts computes gradients even where they are switched off."""
+    """A finding if the model computes gradients while it predicts, as a defence that optimises does."""
     calls, names = [], ("grad", "backward")  # Tensor.backward calls torch.autograd.backward
     originals = {name: getattr(torch.autograd, name) for name in names}
 
@@ -112,7 +112,7 @@ def _dynamic(model, x):
 
 
 def _no_gradient(model, x, y):
-    """For correctly classified images: only they are attacked, and far on the wrong side the loss is flat anyway."""
+    """Findings for correctly classified images: only they are attacked, and the loss of others may be flat."""
     try:
         gradient = input_gradient(model, x, y, LOSSES["margin"])
     except torch.OutOfMemoryError:
@@ -130,7 +130,7 @@ def look_at_numbers(accuracy: dict, examples: int) -> list[str]:
 
     Args:
         accuracy: column -> fraction, `natural` included.
-        examples: N; what two of them can make by chance is never a finding.
+        examples: N; a difference that two of them explain is no finding.
     """
     findings = []
 

@@ -1,6 +1,6 @@
-"""The contract of a model that is handed over: images (N, C, H, W) float32 in [0, 1] -> logits (N, K) float32.
+"""The contract of a model to evaluate: images (N, C, H, W) float32 in [0, 1] -> logits (N, K) float32.
 
-What can be kept for the caller is kept by a wrapper or a copy; every other breach is one line that says what it is.
+A wrapper or a copy corrects a breach if that is possible; every other breach is one line.
 """
 
 import copy
@@ -16,18 +16,18 @@ from genray.errors import DataError, one_line
 
 
 def as_network(model, pixels) -> tuple[nn.Module, torch.Tensor, list[str]]:
-    """A module that keeps the contract and computes what the caller's model computes.
+    """A module that keeps the contract and gives the results of the caller's model.
 
     Args:
         model: a module, or a function of images.
-        pixels: (N, C, H, W) float32 in [0, 1], N >= 2: what it is tried on; not changed.
+        pixels: (N, C, H, W) float32 in [0, 1], N >= 2: for a trial; not changed.
 
     Returns:
-        (network, logits, findings): `model` itself where it keeps the contract, its logits (N, K), and what was done,
-        one sentence each.
+        (network, logits, findings): `model` itself if it keeps the contract, its logits (N, K), and the
+        corrections, one sentence each.
 
     Raises:
-        DataError: it cannot be evaluated; the line says what it does instead.
+        DataError: the model cannot be evaluated; the line names the breach.
     """
     if torch.is_inference_mode_enabled():
         raise DataError("model: expected a call outside torch.inference_mode, under which there are no gradients")
@@ -50,13 +50,13 @@ def as_network(model, pixels) -> tuple[nn.Module, torch.Tensor, list[str]]:
 
 
 def device_of(model) -> torch.device:
-    """Where a model's weights are; the CPU for one without any."""
+    """The device of a model's weights; the CPU for a model without any."""
     tensors = (*model.parameters(), *model.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
 
 
 class _Adapted(nn.Module):
-    """Gives a network copies of its input, and its outputs in float32."""
+    """A network that is called with a copy of the input and returns float32."""
 
     def __init__(self, network):
         super().__init__()
@@ -68,9 +68,9 @@ class _Adapted(nn.Module):
 
 
 class _Function(nn.Module):
-    """A function of images. The modules that it uses are its sub-modules, so that modes, devices and weights are seen.
+    """A function of images as a module; the modules that the function uses are its sub-modules.
 
-    Modules are found where a function keeps them: its own object, its arguments, variables of the scopes around it.
+    They are searched in its object, its bound arguments and the variables of enclosing scopes.
     """
 
     def __init__(self, function):
@@ -123,7 +123,7 @@ def _check_weights(network):
 
 
 def _in_float32(network):
-    """The network, or a copy in float32 where weights have another type or gradients cannot pass them."""
+    """The network, or a copy in float32 if its weights have another type or block gradients."""
     tensors = [*network.parameters(), *network.buffers()]
     types = sorted({_name(tensor.dtype) for tensor in tensors if tensor.is_floating_point()})
     inference = any(tensor.is_inference() for tensor in tensors)

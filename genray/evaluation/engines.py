@@ -1,4 +1,4 @@
-"""Who runs the members of AutoAttack: the authors' package, or our own code with the same verdicts in less time."""
+"""The engines of AutoAttack's members: the authors' package, or our own code with the same verdicts in less time."""
 
 import copy
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from genray.types import ThreatModel
 
 
 def run_package(model, x, y, *, member, threat: ThreatModel, seed, num_classes):
-    """Attacks a batch with one member of AutoAttack by the authors' code; `auto.run_member` says the rest."""
+    """Attacks a batch with one member of AutoAttack by the authors' code; arguments as in `auto.run_member`."""
     how = {"norm": threat.norm, "epsilon": threat.radius, "seed": seed, "num_classes": num_classes}
     return auto.run_member(model, x, y, member=member, **how)
 
@@ -53,7 +53,7 @@ def run_native(model, x, y, *, member, threat: ThreatModel, seed, num_classes, b
 
 
 def native_passes(member, norm, num_classes) -> tuple[int, int]:
-    """As `auto.passes`, for our own code; each break costs one forward pass more, which confirms it."""
+    """As `auto.passes`, for our own code; each adversarial example costs one more forward pass, which confirms it."""
     number = auto.runs(member, norm, num_classes)
     if member == "square":
         return 0, 5000 + 2  # the clean image and the start
@@ -68,7 +68,7 @@ _KEPT = WeakKeyDictionary()  # model -> {dtype: its copy}
 
 @contextmanager
 def copies_kept(model):
-    """Inside, `run_native` copies, traces and folds this model once, not at each call; it must not change meanwhile."""
+    """Within this context `run_native` copies and traces the model once; the model must not change meanwhile."""
     outermost = model not in _KEPT
     _KEPT.setdefault(model, {})
     try:
@@ -79,14 +79,14 @@ def copies_kept(model):
 
 
 def lean_copy(model, dtype=torch.float32):
-    """A copy that is cheaper to attack, in channels_last; the model itself where it cannot be copied."""
+    """A copy that is cheaper to attack, in channels_last; the model itself if it cannot be copied."""
     kept = _KEPT.get(model, {})
     if dtype not in kept:
         try:
             on_cpu = all(tensor.device.type == "cpu" for tensor in model.parameters())
             copied = AttackCopy(model, in_place=True, lean_gradients=on_cpu, dtype=dtype)
             kept[dtype] = copied.to(memory_format=torch.channels_last)
-        except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to something outside
+        except (RuntimeError, TypeError, copy.Error):  # tensors that are not leaves, handles to external objects
             kept[dtype] = model
     return kept[dtype]
 
@@ -98,19 +98,19 @@ ENGINES = {
     PACKAGE: run_package,
 }
 PASSES = {"genray": native_passes, "genray-bf16": native_passes, PACKAGE: auto.passes}
-# Ours where it gives the package's verdicts in less time. In l1 it differs by choice (native/ascent.py).
+# Ours where its verdicts are those of the package in less time. In l1 it differs by design (native/ascent.py).
 DEFAULT_ENGINES = {"linf": "genray", "l2": "genray", "l1": PACKAGE}
 
 
 def engine_of(engine, norm) -> str:
-    """The engine of a norm: the one that was chosen, or for None the norm's default."""
+    """The engine of a norm: `engine`, or for None the norm's default."""
     return engine or DEFAULT_ENGINES[norm]
 
 
 def not_by_the_package(protocol, threat) -> str | None:
-    """Which of AutoAttack's columns of a record's threat model did not run in the authors' package, in words; or None.
+    """A sentence that names the AutoAttack columns of a threat model not run by the authors' package, or None.
 
-    Records of before have one engine for all norms and no `engines`.
+    Old records have one engine for all norms and no `engines`.
     """
     engines = protocol.get("engines", {}).get(threat["norm"], {})
     ran = {a["name"]: engines.get(a["name"], protocol["engine"]) for a in threat["attacks"]}
@@ -122,7 +122,7 @@ def not_by_the_package(protocol, threat) -> str | None:
 
 
 def engines_text(engine, norms) -> str:
-    """The engines of some norms in words: "genray", or "genray (linf, l2), pyautoattack (l1)"."""
+    """The engines of some norms as text: "genray", or "genray (linf, l2), pyautoattack (l1)"."""
     found = {}
     for norm in norms:
         found.setdefault(engine_of(engine, norm), []).append(norm)

@@ -1,8 +1,8 @@
-"""How long an evaluation will take: what attacks cost, how many examples reach each, and how fast they have been.
+"""Estimates the time of an evaluation: cost of the attacks, number of examples that reach each, measured speed.
 
-An attack's cost for an example that resists is known in forward passes. What is not known: the seconds of a pass, how
-many examples the members before it leave, and how early those fall that do. A short look at the model gives a first
-answer to all three; the tasks that finish replace it.
+An attack's cost for an example that resists is known in forward passes. Unknown are the seconds of a pass, the number
+of examples that resist the members before it, and how early the others are broken. A short attack gives a first
+estimate of all three; measurements of finished tasks replace it.
 """
 
 import time
@@ -22,25 +22,25 @@ from genray.evaluation.suite import CASCADE, OWN, build_evaluation_attack
 
 FORWARDS_A_PASS = 3  # a backward pass to the images and what it keeps cost about two forward passes
 PILOT_STEPS, LEAST_PILOTS, MOST_PILOTS = 10, 10, 100
-PILOT_FLOPS = 3e10  # of one forward pass of the examples that are looked at
-UNSEEN = 0.6  # share of the correctly classified that withstand the first member, where nobody has looked
-PRIOR_EXAMPLES = 20  # the weight of what was expected beside examples that were seen
-# Of the examples that reach a member, how many it leaves; of the first one the pilot says it.
+PILOT_FLOPS = 3e10  # of one forward pass of the examples of the pilot
+UNSEEN = 0.6  # share of the correctly classified that resist the first member, without a pilot
+PRIOR_EXAMPLES = 20  # weight of the prior, in examples
+# Share of the examples that resist a member, of those that reach it; for the first one, the pilot measures it.
 LEFT_BY = {"fab_t": 0.99, "square": 0.99}
-LEFT_BY_TARGETS = 0.2  # APGD-T leaves this power of what the first member leaves: 0.92 of robust networks, less of weak
-# Of the cost of an example that resists, what one costs that falls: ours leave at once, the package's runs go on.
+LEFT_BY_TARGETS = 0.2  # APGD-T: the share of the first member to this power: 0.92 for robust networks, less for weak
+# Cost of a broken example in that of one that resists: our code stops at once, the package completes its run.
 COST_OF_THE_FALLEN = {"genray": 0.2, "genray-bf16": 0.2, "pyautoattack": 0.6}
-WEIGHT = {}  # (engine, member) -> seconds of what counts as a pass, in those of APGD's
-PATIENCE_S = 5.0  # a task that is late by less says nothing
+WEIGHT = {}  # (engine, member) -> seconds of a pass, in those of APGD's
+PATIENCE_S = 5.0  # a smaller delay of a task is ignored
 
 
 def resisting_cost(request: Request, num_examples: int, num_classes: int) -> float:
-    """Of an evaluation whose images all resist, in forward passes."""
+    """Forward passes of an evaluation if every image resists."""
     return sum(num_examples * _price(request, norm, attack, num_classes) for norm, attack in _kinds(request))
 
 
 def _kinds(request):
-    """(norm, attack) of all tasks, members of the cascade among them, about in the order in which they are run."""
+    """(norm, attack) of all tasks, cascade members included, in about the order of execution."""
     found, later = [("none", NATURAL)], {member: [] for member in CASCADE}
     for threat in request.threats:
         for attack in request.columns(threat.norm):
@@ -53,7 +53,7 @@ def _kinds(request):
 
 
 def _price(request, norm, attack, num_classes) -> float:
-    """Forward passes of an example that resists; one more sees whether it was broken."""
+    """Forward passes of an example that resists, with the one that judges it."""
     if attack == NATURAL:
         return 1.0
     _, described = build_evaluation_attack(attack.removeprefix(STAGE), request.settings(norm, num_classes))
@@ -62,11 +62,11 @@ def _price(request, norm, attack, num_classes) -> float:
 
 @dataclass(frozen=True)
 class Look:
-    """What a short attack says of a model before its evaluation.
+    """Measurements by a short attack before an evaluation.
 
     Attributes:
-        seconds: of a forward pass of one example among a block.
-        standing: norm -> share of the correctly classified examples that withstand it.
+        seconds: of a forward pass of one example in a block.
+        standing: norm -> share of the correctly classified examples that resist.
     """
 
     seconds: float
@@ -74,13 +74,13 @@ class Look:
 
 
 def look(model, images, labels, request: Request) -> Look | None:
-    """Attacks a few examples with PGD-10; None where no member of AutoAttack is to run, whose time has to be guessed.
+    """Attacks a few examples with PGD-10; None if no gradient-based member of AutoAttack is asked for.
 
     Args:
         model, images, labels, request: of the evaluation.
     """
     names = {name for threat in request.threats for name in request.columns(threat.norm)} - set(OWN)
-    if names <= {"square"}:  # which also runs on models that have no gradient
+    if names <= {"square"}:  # Square also runs on models without gradients
         return None
     device = device_of(model)
     with ExitStack() as state:
@@ -109,13 +109,13 @@ def look(model, images, labels, request: Request) -> Look | None:
 
 @dataclass
 class TaskTimes:
-    """All tasks of an attack in a norm: what is expected of them, and what the finished ones were.
+    """All tasks of an attack in a norm: the expectation, and the measurements of finished ones.
 
     Attributes:
         price: forward passes of an example that resists.
-        fallen: share of that which an example costs that falls.
-        leaves: expected share of its examples that it leaves.
-        attacked, stood, seconds: examples of finished tasks that were attacked, and that stood; time taken.
+        fallen: share of `price` that a broken example costs.
+        leaves: expected share of examples that resist.
+        attacked, stood, seconds: examples of finished tasks, those that resisted, and time.
     """
 
     price: float
@@ -131,17 +131,17 @@ class TaskTimes:
 
     @property
     def passes(self) -> float:
-        """Forward passes of an example, those that fall among them."""
+        """Mean forward passes of an example, broken or not."""
         return self.price * (self.survival + (1 - self.survival) * self.fallen)
 
 
 class TimeLeft:
-    """Seconds until an evaluation ends, from what is known of it by now; the work for it does not grow with blocks.
+    """Seconds until an evaluation ends, from the measurements so far; an update takes constant time.
 
     Args:
         request, num_examples, num_classes: the evaluation.
         together: tasks that run at the same time.
-        clock: seconds.
+        clock: () -> seconds.
     """
 
     def __init__(self, request, num_examples, num_classes, together=1, clock=lambda: time.perf_counter()):
@@ -159,20 +159,20 @@ class TimeLeft:
         return TaskTimes(price * WEIGHT.get((engine, name), 1.0), COST_OF_THE_FALLEN[engine], leaves)
 
     def saw(self, seen: Look | None):
-        """The first task begins now, after a look at the model."""
+        """Takes the pilot's measurements; the first task begins now."""
         self.seen, self.moved = seen, self.clock()
         for (norm, _), kind in self.kinds.items():
             if seen and kind.leaves == UNSEEN:
                 kind.leaves = seen.standing[norm]
 
     def stored(self, results: dict):
-        """Takes results of before into account; gives them back."""
+        """Adds stored results; returns them."""
         for task, result in results.items():
             self._count(task, result)
         return results
 
     def finished(self, task: Task, result: BlockResult):
-        """A task ended now."""
+        """Adds a result; its task ended now."""
         self._count(task, result)
         self.moved = self.clock()
 
@@ -189,13 +189,13 @@ class TimeLeft:
     # --- what is left -----------------------------------------------------------------------------------------------
 
     def share(self) -> float:
-        """Of the work, what is done; 0 to 1."""
+        """Finished fraction of the work, 0 to 1."""
         done = sum(kind.seconds for kind in self.kinds.values())
         left = self.left()
         return 0.0 if left is None else done / max(done + left * self.together, 1e-9)
 
     def left(self) -> float | None:
-        """Seconds from now; None while nothing is known of the model's speed."""
+        """Remaining seconds; None until the model's speed is measured."""
         second = self._seconds_a_pass()
         if second is None:
             return None
@@ -209,12 +209,12 @@ class TimeLeft:
         if self.moved is None or current is None:
             return total
         since = self.clock() - self.moved
-        # A task that takes longer than was expected of it says the same of the others.
+        # If the current task takes longer than expected, so will the others.
         slower = max(1.0, (since + PATIENCE_S) / (current + PATIENCE_S))
         return max(0.0, total - min(since, current)) * slower
 
     def _seconds_a_pass(self):
-        """Of an example, forward: by the tasks that are finished, else by the look or the clean images."""
+        """Seconds of an example's forward pass: by finished tasks, else by the pilot or the clean images."""
         passes = seconds = 0.0
         for kind in self.kinds.values():
             if kind.attacked and kind is not self.natural:

@@ -1,4 +1,4 @@
-"""Evaluates weights that learners hand over: one network, loaded anew for each snapshot."""
+"""Evaluates the learners' weights: one network, into which each snapshot is loaded."""
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ class Evaluator:
         config: the run's configuration.
         network: of the run's architecture; its weights are overwritten.
         splits: {"train", "validation", "test"} -> `Split`.
-        device: where it computes.
-        threads: torch's CPU threads while it runs.
+        device: of the network.
+        threads: torch's CPU threads during an evaluation.
     """
 
     def __init__(self, config, network, splits, device="cpu", threads=1):
@@ -51,7 +51,7 @@ class Evaluator:
         return {name: (int(sum(part[name].sum() for part in parts)), size) for name in parts[0]}
 
     def finalize(self, theta_g: WeightSnapshot) -> WeightSnapshot:
-        """theta_g as it is evaluated and shipped: with re-estimated BatchNorm statistics where the run asks for it."""
+        """theta_g as it is evaluated and saved: with re-estimated BatchNorm statistics if the run asks for them."""
         if self.config.global_learner.batch_norm == "mix":
             return theta_g
         torch.set_num_threads(self.threads)
@@ -66,7 +66,7 @@ def clean_batches(config, train, device):
     Args:
         config: the run's configuration.
         train: its training `Split`.
-        device: where the batches are wanted.
+        device: of the batches.
 
     Returns:
         A generator of (N, C, H, W) images in [0, 1].
@@ -86,7 +86,7 @@ def clean_batches(config, train, device):
 
 
 def chunks(size: int, batch_size: int) -> list[tuple[int, int]]:
-    """The ranges a split is evaluated in; fixed, so that results do not depend on who evaluates which."""
+    """Ranges of a split's examples; fixed, so that results do not depend on the number of workers."""
     return [(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation is given, checked before anything is computed: each mistake is one line that names it."""
+"""Checks the arguments of an evaluation before anything is computed: one line for each mistake."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -15,17 +15,17 @@ from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import as_pixels
 from genray.types import NORMS
 
-# Radii that papers use, where neither the user nor the run says one (methods C10).
+# The radii of papers, used if neither the user nor the run sets one (methods C10).
 RADII = {"linf": "8/255", "l2": "128/255", "l1": "12"}
 
 
 def names(value) -> tuple[str, ...]:
-    """("aa", "cw") from that, or from "aa,cw"."""
+    """A sequence of names, or the text "aa,cw", as a tuple."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
 
 
 def check_images(x, y):
-    """Images and labels.
+    """Checks images and labels.
 
     Args:
         x, y: as in `genray.evaluate`.
@@ -105,7 +105,7 @@ def check_engine(value):
     """The engine of AutoAttack's members; None is each norm's default.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: the name is unknown.
     """
     _checked(engine=value)
 
@@ -116,7 +116,7 @@ def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
     Args:
         norms: of "linf", "l2", "l1".
         epsilon: norm -> radius, or the radius of a single norm.
-        own: norm -> radius of the model, taken where `epsilon` has none; else those of papers are.
+        own: norm -> radius of the model, used where `epsilon` has none; the last choice is the radius of papers.
 
     Raises:
         ConfigError: an unknown norm or a radius out of range; every problem is listed.
@@ -128,7 +128,7 @@ def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
 
 
 def step_sizes(norms, step_size) -> dict[str, float]:
-    """norm -> step size, where one is given.
+    """norm -> step size, as far as given.
 
     Raises:
         ConfigError: a step size is no number above 0.

@@ -4,9 +4,9 @@ A task is one attack in one norm on one *block*: a fixed range of consecutive ex
 workers or batches, carry the random numbers of attacks that draw for a whole batch, so results depend on the block
 size (which is part of the protocol) and on nothing else.
 
-AutoAttack's members run one after another. What is left after each is packed into full blocks again, in order, so that
-the last and longest attacks spread over all workers however the survivors lie. These tasks become known as the member
-before finishes; which examples they hold depends on its flags alone.
+AutoAttack's members run one after another. The examples that resist a member are packed into full blocks again, in
+order, so that the last and longest attacks use all workers. These tasks become known when the member before finishes;
+their examples depend on its flags alone.
 """
 
 import math
@@ -29,22 +29,22 @@ from genray.models.flops import forward_flops
 from genray.types import ThreatModel
 
 NATURAL = "natural"
-STAGE = "aa_"  # before the name of a member of the cascade
-MARGIN_SLACK = 1e-4  # of the largest logit: margins below it are rounding, batches of other sizes add up otherwise
+STAGE = "aa_"  # prefix of a cascade member's name
+MARGIN_SLACK = 1e-4  # of the largest logit: smaller margins are rounding, which depends on the batch size
 LENGTH_SLACK = 1e-6  # relative, for the float32 rounding of x' - x; plus one rounding of a pixel a coordinate
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be measured.
+    """An evaluation.
 
     Attributes:
         threats: threat models, one a norm.
         attacks: names of columns or groups.
-        step_sizes: norm -> step size of the gradient attacks, where it is not epsilon / 4.
+        step_sizes: norm -> step size of the gradient attacks; epsilon / 4 by default.
         seed: of all random numbers.
         block_size: examples a block.
-        engine: key of `ENGINES`: who runs the members of AutoAttack; None: each norm's default.
+        engine: key of `ENGINES`, for the members of AutoAttack; None: each norm's default.
     """
 
     threats: tuple[ThreatModel, ...]
@@ -59,21 +59,21 @@ class Request:
         return expand_names(self.attacks, norm)
 
     def engine_of(self, norm) -> str:
-        """Who runs AutoAttack's members in one norm."""
+        """The engine of AutoAttack's members in one norm."""
         return engine_of(self.engine, norm)
 
     def settings(self, norm, num_classes) -> AttackSettings:
-        """Of the attacks in one norm."""
+        """Settings of the attacks in one norm."""
         threat = next(threat for threat in self.threats if threat.norm == norm)
         return AttackSettings(threat, num_classes, self.seed, self.step_sizes.get(norm), self.engine)
 
 
 def default_block_size(shape) -> int:
-    """Examples a block where nobody says how many, from the shape (C, H, W) of one: 100, or as many tiny ones as make
+    """Default number of examples a block, from the shape (C, H, W) of one: 100, or for tiny images as many as have
     16,384 values (256 of 8 x 8), 1,000 at most.
 
-    Part of the protocol, so the rule knows nothing of machines. Of tiny images 100 are too few to keep a core busy; of
-    larger ones, more bring nothing on a CPU.
+    Part of the protocol, so the rule does not depend on the machine. 100 tiny images are too few to use a core; more
+    than 100 larger ones are no faster on a CPU.
     """
     return max(100, min(1000, 16_384 // math.prod(shape)))
 
@@ -95,13 +95,13 @@ class Task:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a task found.
+    """Result of a task.
 
     Attributes:
-        flags: column -> (n,) bool, True for what was classified correctly to the end.
+        flags: column -> (n,) bool, True for examples that stayed correctly classified.
         longest: largest perturbation norm of a returned point, as a fraction of epsilon.
-        problems: what was wrong with returned points, in words; empty where nothing was.
-        seconds: it took.
+        problems: errors of returned points, one sentence each.
+        seconds: run time.
     """
 
     flags: dict
@@ -119,23 +119,23 @@ class BlockResult:
         return cls(flags, record["longest"], tuple(record["problems"]), record["seconds"])
 
 
-def run_here(todo, model, images, labels, num_classes, device, first=()):
-    """Yields (task, result) of all tasks of a `TaskQueue`, run in this process; each has to be told to `todo.finish`.
+def run_here(queue, model, images, labels, num_classes, device, first=()):
+    """Yields (task, result) of a `TaskQueue`, run in this process; the caller passes each to `queue.finish`.
 
-    `first`: tasks that were taken of it before.
+    `first`: tasks taken from the queue before.
     """
     with fitting_threads(model, images, device) as (fit, _), copies_kept(model):
-        while batch := first or todo.take():
+        while batch := first or queue.take():
             first = ()
             for task in batch:
-                fit(todo.size(task))
-                yield task, run_task(task, todo.request, model, images, labels, num_classes, device)
+                fit(queue.size(task))
+                yield task, run_task(task, queue.request, model, images, labels, num_classes, device)
 
 
 @contextmanager
 def fitting_threads(model, images, device):
-    """Gives (function, FLOPs of an example's forward pass): the function is told the size of the coming batches and
-    sets torch's threads, as many as those are worth and no more than there are outside, where nothing changes."""
+    """Yields (fit, FLOPs of an example's forward pass): `fit(batch size)` sets torch's threads by the work of a batch,
+    at most as many as before; the number is restored at the end."""
     with threads_kept() as most:
         with torch.no_grad(), temporary_mode(model, training=False):
             flops = forward_flops(model, as_pixels(images[:1]).to(device))
@@ -150,12 +150,12 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
     """Runs one task.
 
     Args:
-        task, request: what to do.
+        task, request: the task and its evaluation.
         model: images (N, C, H, W) in [0, 1] -> logits (N, K), on `device`.
         images: (N, C, H, W) float32 in [0, 1] or uint8: the whole data set.
         labels: (N,) int64.
         num_classes: K.
-        device: where to compute.
+        device: of the computation.
     """
     began = time.perf_counter()
     start = task.block * request.block_size
@@ -193,7 +193,7 @@ def check_points(x, adversarial, threat: ThreatModel) -> tuple[float, list[str]]
     """Whether returned points are legal images of the ball.
 
     Returns:
-        (longest, problems): the largest norm as a fraction of epsilon, and what is wrong in words.
+        (longest, problems): the largest norm as a fraction of epsilon, and the errors, one sentence each.
     """
     if len(x) == 0:
         return 0.0, []
@@ -211,7 +211,7 @@ def check_points(x, adversarial, threat: ThreatModel) -> tuple[float, list[str]]
 
 @torch.no_grad()
 def check_outputs(model, x) -> list[str]:
-    """Whether the outputs for images are numbers, in words where they are not."""
+    """Sentences about outputs that are not finite; none if all are."""
     with temporary_mode(model, training=False), full_precision():
         return _not_finite(model(x))
 
@@ -224,10 +224,10 @@ def _not_finite(logits) -> list[str]:
 
 @torch.no_grad()
 def check_scores(model, adversarial, y, survived) -> list[str]:
-    """Whether returned points, given to the model again in another order, are judged as before.
+    """Sentences about returned points that are classified differently when the model gets them in another order.
 
-    Points on the decision boundary, where attacks of least distance end, may fall on either side of it by rounding;
-    they do not count.
+    Points on the decision boundary, where attacks of least distance end, may be on either side of it by rounding;
+    they are ignored.
     """
     if len(adversarial) == 0:
         return []

@@ -1,4 +1,4 @@
-"""Images with the classes that a model gives them, as a file of training images."""
+"""Labels images by a model and writes them as a file of training images."""
 
 import copy
 import io
@@ -35,7 +35,7 @@ def label_images(
     """As `genray.label`, which describes the arguments.
 
     Args:
-        on_workers: (model, images, batch_size) -> (index of the first image, labels) of blocks; None: here.
+        on_workers: (model, images, batch_size) -> (index of the first image, labels) of blocks; None: in this process.
     """
     target = Storage(output)
     if not target.name.endswith((".npz", ".parquet")) or target.is_folder():
@@ -64,7 +64,7 @@ def label_images(
 
 
 def _left_out(config):
-    """The training images that a run did not take."""
+    """The training images that a run left out."""
     first = config and config.data.train_examples
     if not first:
         raise ConfigError(
@@ -95,7 +95,7 @@ def _checked(images, examples):
 
 
 def _labels(network, images, batch_size, device, on_workers):
-    """(N,) int64; shows how far it is."""
+    """(N,) int64 labels; shows its progress."""
     if on_workers is None:
         there = torch.cuda.is_available()
         if device == "cuda" and not there:
@@ -126,7 +126,7 @@ def _npz(images, labels):
 
 
 def _parquet(images, labels, names):
-    """As the Hugging Face hub lays images out, with the names of the classes."""
+    """A Parquet file in the layout of the Hugging Face hub, with the names of the classes."""
     stream = io.BytesIO()
     rows = [{"bytes": _png(image), "path": ""} for image in images.permute(0, 2, 3, 1).numpy()]
     table = pa.table({"image": rows, "label": labels.numpy(), "pseudo": np.ones(len(rows), dtype=bool)})

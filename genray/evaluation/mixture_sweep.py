@@ -29,7 +29,7 @@ SPLITS = (CHOSEN_ON, "test")
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """Which mixtures of a run are measured or written, and on what.
+    """Mixtures of a run to measure or to write, and the data.
 
     Attributes:
         model: the run's folder.
@@ -37,10 +37,10 @@ class SweepRequest:
         save_mixture: one point, to be written as a model file; None: none.
         batch_norm: running statistics of mixtures: "mix" or "reestimate".
         splits: names of `SPLITS`; None: all that the run has.
-        data: SOURCE:PATH, where the run's data lie elsewhere now.
+        data: SOURCE:PATH, if the run's data have moved.
         examples: the first so many of each split; None: all.
-        attacks, norms, epsilon, step_size, engine: as in `genray.evaluate`, the two by norm.
-        options: of a model file: refused, because a run's models are known.
+        attacks, norms, epsilon, step_size, engine: as in `genray.evaluate`; epsilon and step_size by norm.
+        options: of a model file; refused, because a run's models are known.
         output: folder; None: `mixtures` in the run's.
         resume, overwrite: as in `genray.evaluate`.
     """
@@ -74,13 +74,13 @@ class OperatingPoint:
 
 
 class MixtureSweep:
-    """A run's mixtures: the models, and where what is found about them goes.
+    """A run's mixtures: builds, evaluates and saves the models.
 
     Args:
-        asked: what is wanted.
+        asked: the request.
 
     Raises:
-        InputError: what is asked for is wrong or something of the run is absent.
+        InputError: the request is wrong or a file of the run is absent.
     """
 
     def __init__(self, asked: SweepRequest):
@@ -105,7 +105,7 @@ class MixtureSweep:
 
     @cached_property
     def origin(self) -> Origin:
-        """What is known of the models: by the run's model file, where there is one."""
+        """The `Origin` of the models: from the run's model file, if there is one."""
         found = Origin.of(describe_model(self.setup))
         if self.place.is_file("model.pt"):
             written = origin_of(load_model(self.place / "model.pt"))
@@ -165,8 +165,7 @@ class MixtureSweep:
 
         Args:
             measure: (model, split, radii, folder, data) -> record of one model's evaluation.
-            cluster: gives the context in which all evaluations run, one Ray for all: starting one takes longer than
-                many a block.
+            cluster: () -> context of all evaluations: one Ray for all, because starting it takes longer than a block.
         """
         folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
         for folder in folders:
@@ -201,8 +200,8 @@ class MixtureSweep:
 
 
 def build_row(entry: OperatingPoint, record: dict) -> dict:
-    """One evaluated model's row, from what `genray.evaluate` gave."""
-    columns = {  # not the members of the cascade, whose last is `aa`
+    """One evaluated model's row, from the record of `genray.evaluate`."""
+    columns = {  # without the cascade's members: `aa` is the last one's result
         threat["norm"]: {a["name"]: _plain(record["norms"][threat["norm"]]["columns"][a["name"]])
                          for a in threat["attacks"]}
         for threat in record["protocol"]["threats"]
@@ -225,7 +224,7 @@ def _plain(accuracy):
 
 
 def mark_pareto(rows: list[dict]):
-    """Says of each mixture whether no other mixture is at least as good in both accuracies and better in one."""
+    """Sets `pareto` of each mixture: no other one is at least as good in both accuracies and better in one."""
     mixtures = [row for row in rows if row["kind"] == "mixture"]
     front = pareto([_both(row) for row in mixtures])
     for row in mixtures:
@@ -233,7 +232,7 @@ def mark_pareto(rows: list[dict]):
 
 
 def choose(rows: list[dict]) -> str:
-    """Name of the mixture with the largest natural + robust accuracy; of equals the more robust, then the first."""
+    """Name of the mixture with the largest natural + robust accuracy; among equals the more robust, then the first."""
     mixtures = [row for row in rows if row["kind"] == "mixture"]
     return max(mixtures, key=lambda row: (round(sum(_both(row)), 9), row["robust"]["value"]))["name"]
 
@@ -258,7 +257,7 @@ def _check_request(asked, config):
 
 
 def _with_data(config, text):
-    """The run's configuration, with its data where `--data` says they lie, and all test images."""
+    """The run's configuration, with the data path of `--data` and all test images."""
     config = config.replace(evaluation=config.evaluation.replace(examples=None))
     if text is None:
         return config
@@ -272,7 +271,7 @@ def _with_data(config, text):
 
 
 def _splits(asked, setup):
-    """Split name -> examples; by default validation, where the run holds any out, and test."""
+    """Split name -> examples; by default validation, if the run holds any out, and test."""
     for name in asked.splits or ():
         if name not in SPLITS:
             raise ConfigError(f"--split: expected {' or '.join(SPLITS)}, or both with a comma, got {name!r}")
@@ -282,6 +281,6 @@ def _splits(asked, setup):
             raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
         del found[CHOSEN_ON]
     if asked.examples is not None:
-        max(found.values(), key=len).first(asked.examples, "--examples")  # a split with fewer is taken whole
+        max(found.values(), key=len).first(asked.examples, "--examples")  # a smaller split is used whole
         found = {name: split.first(min(asked.examples, len(split))) for name, split in found.items()}
     return found

@@ -37,26 +37,26 @@ class Mixture:
 
     @property
     def only(self) -> str | None:
-        """The learner that the mixture is, where all weight is on one."""
+        """The learner that has all weight, or None."""
         return next((name for name, weight in self.weights if weight == 1), None)
 
 
 def gamma_learner(config) -> str | None:
-    """The robust learner whose weight is called gamma: there is one beside one natural learner."""
+    """The robust learner whose weight is called gamma, if the run has one natural and one robust learner."""
     robust = [name for name, learner in config.base_learners.items() if learner.is_robust]
     return robust[0] if len(robust) == 1 and len(config.base_learners) == 2 else None
 
 
 def parse_mixtures(text: str, learners, gamma_of: str | None, option: str = "--mixtures") -> list[Mixture]:
-    """The points that a text names, each once, in its order.
+    """The points of a text, each once, in its order.
 
     Args:
         text: parts between semicolons: `0,0.3,1` values of gamma and `0:1:0.1` ranges of them, both ends included;
             `natural=0.2,linf=0.5,l2=0.3` one point, learners left out have weight 0; `grid:0.25` all points of the
             simplex whose weights are multiples of that.
         learners: names of the base learners, in the order of the configuration.
-        gamma_of: the learner whose weight gamma is; None where there is no such thing.
-        option: what messages call the text.
+        gamma_of: the learner whose weight is gamma, or None.
+        option: name of the text in messages.
 
     Raises:
         ConfigError: each mistake is one line.
@@ -145,7 +145,7 @@ def mix(states: dict, mixture: Mixture, counters_of: str) -> dict:
     Args:
         states: learner -> state dict, all of one architecture; not changed.
         mixture: the weights.
-        counters_of: the learner whose integer buffers (BatchNorm's step counters) are taken, as for theta_g.
+        counters_of: the learner whose integer buffers (BatchNorm's step counters) are copied, as for theta_g.
     """
     weights = [float(weight) for _, weight in mixture.weights]
     parts = [states[name] for name, _ in mixture.weights]
@@ -156,5 +156,5 @@ def mix(states: dict, mixture: Mixture, counters_of: str) -> dict:
 
 
 def pareto(points) -> list[tuple]:
-    """The points that no other one matches or beats in both coordinates, from left to right."""
+    """The points that no other one dominates in both coordinates, from left to right."""
     return sorted({p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)})

@@ -34,11 +34,11 @@ class PublishedTable:
 
     Attributes:
         name: of its file in `published/`.
-        title: what it shows, and where it stands.
+        title: its content and source.
         data: source of the images.
-        network: as the papers write it; "" where a column says it.
-        comparable: its rows are methods, trained and attacked as `row_of_run` asks for.
-        notes: what a reader has to know.
+        network: as the papers write it; "" if a column names it.
+        comparable: whether its rows are methods, trained and attacked as `row_of_run` requires.
+        notes: remarks for the reader.
     """
 
     name: str
@@ -49,7 +49,7 @@ class PublishedTable:
     notes: tuple[str, ...] = ()
 
     def read(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows, as text, digit for digit."""
+        """Heads and rows, as the printed text."""
         with open(FOLDER / f"{self.name}.csv", newline="") as file:
             heads, *rows = csv.reader(file)
         return heads, rows
@@ -87,7 +87,7 @@ TABLES = (
 
 
 def in_the_tables_ball(data: str, norm: str, epsilon: Fraction) -> bool:
-    """Whether the papers' tables of these data attack within this ball."""
+    """Whether the papers' tables of this data set use this norm and radius."""
     return norm == "linf" and epsilon in THREATS.get(data, THREAT)[0]
 
 
@@ -102,7 +102,7 @@ def published_row(table: str, method: str) -> dict:
         {"row": label, "values": {column: per cent}}.
 
     Raises:
-        KeyError: there is no such row.
+        KeyError: the row is unknown.
     """
     with open(FOLDER / f"{table}.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -114,11 +114,11 @@ def published_row(table: str, method: str) -> dict:
 
 
 def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:
-    """The published row that a run repeats, or None: same data, full-size architecture, method, norm, radius and K.
+    """The published row that a run reproduces, or None: same data, full-size architecture, method, norm, radius and K.
 
     Args:
         config: of the run.
-        norm, epsilon: the ball that it was evaluated in.
+        norm, epsilon: of its evaluation.
     """
     data = config.data
     if (
@@ -137,7 +137,7 @@ def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:
 
 
 def _methods(config) -> tuple[str, ...]:
-    """The papers' names of a line-up of learners, the more exact one first; none for one they do not have."""
+    """The papers' names of a set of learners, the more exact one first; empty if the papers have none."""
     learners, is_cut = list(config.base_learners.values()), config.data.train_examples is not None
     if is_cut != bool(config.data.extra) or is_cut != isinstance(learners[0].objective, objectives.RstObjective):
         return ()  # the tables' RST has most likely seen no more images than the others

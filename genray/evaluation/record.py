@@ -19,13 +19,13 @@ from genray.types import ThreatModel
 
 
 def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> dict:
-    """What was measured and how, with a hash over all of it but the versions: equal hashes compare like with like.
+    """The protocol of an evaluation, with a hash over all of it but the versions: equal hashes are comparable.
 
-    `engine` says who ran AutoAttack's members (and is hashed), `engines` the same of each column of each norm.
+    `engine` is the engine of AutoAttack's members (and is hashed), `engines` that of each column in each norm.
 
     Args:
         request: the evaluation.
-        data: {"source", "split", "examples"} of what was evaluated.
+        data: {"source", "split", "examples"}.
         num_classes: K.
         versions: of the packages.
     """
@@ -67,10 +67,10 @@ def build_record(request, flags, results, labels, model_findings, stated) -> dic
 
     Args:
         request: the evaluation.
-        flags: as `join` gives them.
+        flags: result of `join`.
         results: task -> `BlockResult`.
         labels: (N,) int64 array.
-        model_findings: of `look_at_model`.
+        model_findings: result of `look_at_model`.
         stated: the `protocol`.
     """
     natural = flags[("none", NATURAL)]
@@ -127,7 +127,7 @@ def record_table(record: dict, published: dict | None = None) -> str:
     """The record as text: a row a norm, the paper's column order, accuracies in % with intervals below.
 
     Args:
-        record: as `build_record` gives it.
+        record: result of `build_record`.
         published: {"row": label, "values": {column: per cent}} to print below those of linf, or None.
     """
     lines = []
@@ -153,7 +153,7 @@ def record_table(record: dict, published: dict | None = None) -> str:
 
 
 def tables_of(record: dict) -> list[Table]:
-    """The same as a table a norm."""
+    """The record as one table for each norm."""
     tables = []
     for threat in record["protocol"]["threats"]:
         part, title = record["norms"][threat["norm"]], f"{ThreatModel.of(threat)}, {_examples(record)}"

@@ -19,7 +19,7 @@ def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
     n, p, z = num_examples, num_correct / num_examples, Z_95
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Rounding must not put an end of the interval on the wrong side of the value it surrounds.
+    # Rounding must not exclude the proportion itself from its interval.
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 

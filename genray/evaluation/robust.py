@@ -26,13 +26,13 @@ def correct_flags(model, x, y) -> torch.Tensor:
 
 @torch.no_grad()
 def predicted(model, images, batch_size: int, device) -> Iterator[tuple[int, torch.Tensor]]:
-    """The class of the largest logit of each image, one batch after another.
+    """The class of the largest logit of each image, batch by batch.
 
     Args:
         model: as in `correct_flags`, on the device.
         images: (N, C, H, W) uint8.
-        batch_size: images at once.
-        device: where to compute.
+        batch_size: images in a forward pass.
+        device: of the model.
 
     Yields:
         (index of the batch's first image, (n,) int64 on the CPU).
@@ -45,12 +45,12 @@ def predicted(model, images, batch_size: int, device) -> Iterator[tuple[int, tor
 
 
 def attacked_flags(model, x, y, attack, *, seed, name, indices) -> torch.Tensor:
-    """Which examples stay correct under an attack; only `x` that is classified correctly should be given.
+    """Which examples stay correct under an attack; `x` should be classified correctly.
 
     Args:
         model, x, y: as in `correct_flags`.
         attack: a `GradientAttack`.
-        seed, name: key of the attack's random numbers, together with
+        seed, name: key of the attack's random numbers, with `indices`.
         indices: (N,) position of each example in its data set.
 
     Returns:
@@ -91,8 +91,8 @@ def pgd_name(attack_config) -> str:
 
 
 def final_attacks(config) -> dict:
-    """Attacks of a run's final table: `evaluation.attack`, and as many steps in each other norm that a learner trains
-    in, within the largest radius that one trains with.
+    """Attacks of a run's final table: `evaluation.attack`, and its number of steps in each other norm of a learner's
+    attacks, with the largest radius among them.
 
     Returns:
         name -> `EvaluationAttackConfig`: {"pgd20": ..., "pgd20_l2": ...}.

@@ -1,4 +1,4 @@
-"""An evaluation from its arguments to its record: in this process or on Ray's workers, kept in a folder or not."""
+"""An evaluation from its arguments to its record: in this process or on Ray's workers, with or without a folder."""
 
 import copy
 from contextlib import closing
@@ -47,7 +47,7 @@ def run_evaluation(
     """As `genray.evaluate`, which describes and checks the arguments.
 
     Args:
-        together: how many blocks are computed at a time, for the time left.
+        together: number of blocks computed at a time, for the remaining time.
         on_workers: `run_on_workers` with its cluster; None computes in this process.
     """
     check_again(resume, overwrite)
@@ -73,12 +73,12 @@ def run_evaluation(
         "protocol": {key: value for key, value in stated.items() if key not in ("versions", "engines")},
         "model": fingerprint(model.state_dict() | dict(model.named_buffers())),
         "images": fingerprint({"x": images, "y": labels}),
-        "predictions": fingerprint({"first images": logits.argmax(1)}),  # equal weights may be another network's
+        "predictions": fingerprint({"first images": logits.argmax(1)}),  # networks of equal weights may differ
     }
     folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
     findings = look_at_origin(origin, threats, images.shape[1:]) + findings
     for finding in findings:
-        Progress().say(f"! {finding}")  # now: the table is hours away
+        Progress().say(f"! {finding}")  # before the attacks, which may take hours
     findings += _look(model, images, labels, request)
     left = TimeLeft(request, len(labels), classes, together=together)
     stored = (lambda tasks: left.stored(folder.finished(tasks))) if folder else (lambda tasks: {})
@@ -93,7 +93,7 @@ def run_evaluation(
         if folder:
             folder.save()
         raise
-    results = {task: queue.results[task] for task in queue.known()}  # in an order that no worker has a say in
+    results = {task: queue.results[task] for task in queue.known()}  # in an order that does not depend on the workers
     flags = join(results)
     record = build_record(request, flags, results, labels.numpy(), findings, stated)
     if folder:
@@ -106,7 +106,7 @@ def run_evaluation(
 
 
 def _shown(found, left):
-    """Passes (task, result) on and shows how far they are, in shares of the time, and what is left of that."""
+    """Yields each (task, result); shows the finished share of the time and the time left."""
     progress = Progress()
     progress.phase("evaluating", 100, unit="%")
 
@@ -135,7 +135,7 @@ def _look(model, images, labels, request):
 
 
 def run_tasks(queue, model, images, labels, classes, on_workers, left):
-    """Yields (task, result)."""
+    """Yields (task, result) of all tasks, in this process or on workers."""
     first, device = queue.take(), device_of(model)
     if not first:
         return
@@ -144,12 +144,12 @@ def run_tasks(queue, model, images, labels, classes, on_workers, left):
             left.saw(look(model, images, labels, queue.request))
             yield from run_here(queue, model, images, labels, classes, device, first)
         return
-    # A copy, because the caller's model has to stay where it is.
+    # A copy, because the caller's model must stay on its device.
     model = model if device.type == "cpu" else copy.deepcopy(model).cpu()
     yield from on_workers(first, queue, model, images, labels, classes)
 
 
 def _versions():
     found = versions([])
-    del found["devices"]  # the record is the same whatever computed it
+    del found["devices"]  # the record does not depend on the device
     return found | {"pyautoattack": metadata.version("pyautoattack")}

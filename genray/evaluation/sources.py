@@ -1,4 +1,4 @@
-"""What the evaluation command is pointed at: a run folder with its own data, or any model file with named data."""
+"""The model and data of the evaluation command: a run folder with its data, or any model file with named data."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,18 +20,18 @@ from genray.models.normalize import NORMALIZATIONS
 from genray.storage import Storage
 from genray.types import ThreatModel
 
-PUBLISHED_SIDE = 32  # of the images that published networks have fixed pooling windows for
-TRIED = 100  # test images that each network which a file fits is tried on
+PUBLISHED_SIDE = 32  # of the images of published networks with fixed pooling windows
+TRIED = 100  # test images on which all networks that fit a file are compared
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How a model file is read, where it does not say so itself.
+    """How to read a model file that does not state it.
 
     Attributes:
         arch, width: of `build_model`.
         normalize: as in `load_into`.
-        weights: which of several sets of weights.
+        weights: name of one of several sets of weights.
     """
 
     arch: str | None = None
@@ -50,14 +50,14 @@ class FileOptions:
 
 @dataclass(frozen=True)
 class Named:
-    """A model and its data, before anything large is read.
+    """A model and its data, before large files are read.
 
     Attributes:
         place: a run folder or a model file.
         config: of a run folder; None for a model file.
         options: of a model file.
         source: arguments of `load_image_data`.
-        radii: norm -> number or text, where the caller or the run says one.
+        radii: norm -> number or text, set by the caller or the run.
     """
 
     place: Storage
@@ -70,17 +70,17 @@ class Named:
 def look_at(
     model: str | Storage, data: str | None, norms, epsilon: dict, options: FileOptions = FileOptions()
 ) -> Named:
-    """Checks what is named.
+    """Checks the named model and data.
 
     Args:
         model: a run folder or a model file.
         data: SOURCE or SOURCE:PATH of the test images; None: the run's.
         norms: of the evaluation.
-        epsilon: norm -> number or text, where one is given.
+        epsilon: norm -> number or text, as far as given.
         options: of a model file.
 
     Raises:
-        InputError: something is absent or does not fit.
+        InputError: a file is absent or does not fit.
     """
     place = Storage(model)
     config = config_of(place)
@@ -95,7 +95,7 @@ def look_at(
 
 
 def own_radius(config: RunConfig, norms) -> dict:
-    """{norm: radius} of a run's own evaluation, where its norm is one of `norms`."""
+    """{norm: radius} of a run's own evaluation, if its norm is one of `norms`."""
     attack = config.evaluation.attack
     return {attack.norm: attack.epsilon} if attack.norm in norms else {}
 
@@ -105,13 +105,13 @@ def load(named: Named, progress=None):
 
     Args:
         named: what to load.
-        progress: as of `load_image_data`.
+        progress: as in `load_image_data`.
 
     Returns:
         (model, test split).
 
     Raises:
-        InputError: something is unreadable or does not fit.
+        InputError: a file is unreadable or does not fit.
     """
     data = load_image_data(**named.source, decode=("test",), progress=progress)
     model = load_model(named.place) if named.config else _checkpoint(named.options, read_file(named.place), data)
@@ -125,11 +125,11 @@ def load(named: Named, progress=None):
 
 
 def look_at_data(origin, class_names, test, source) -> list[str]:
-    """Findings about data that are not those of the model's run.
+    """Findings about data that differ from those of the model's run.
 
     Args:
         origin: of the model.
-        class_names, test, source: of the data: one name a label, the `Split`, and what `data.source` calls it.
+        class_names, test, source: the data: one name a label, the `Split`, and the name as in `data.source`.
     """
     if not origin.class_names:
         return []
@@ -154,7 +154,7 @@ def config_of(place: Storage):
     """The configuration of a run folder; None for a file.
 
     Raises:
-        CheckpointError: nothing is there, or a folder that is no run's.
+        CheckpointError: absent, or a folder without a run.
     """
     if not place.exists():
         raise CheckpointError(f"{place}: expected a run folder or a model file, there is nothing")
@@ -180,7 +180,7 @@ def _data_source(text):
 
 
 def _checkpoint(options, file, data):
-    """A model file of any known producer, on the architecture that is named."""
+    """Loads a model file of any known producer into the named architecture."""
     if options == FileOptions() and "architecture" in read_metadata(file):
         return model_of(file)
     checkpoint = open_checkpoint(file, options.weights)
@@ -221,7 +221,7 @@ def _checkpoint(options, file, data):
 
 
 def _open_choice(names, normalizations, build, examples, is_silent) -> str:
-    """The finding about a file that several networks fit: what each would be, in the words that ask for it."""
+    """The finding about a file that fits several networks: the options that select each."""
     x, y = as_pixels(examples.images), examples.labels
     found = []
     for name, normalize in product(names, normalizations):

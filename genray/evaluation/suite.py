@@ -29,25 +29,24 @@ OWN = {
 CASCADE = ("apgd_ce", "apgd_t", "fab_t", "square")
 COLUMNS = (*OWN, *MEMBERS, "aa")
 GROUPS = {"paper": COLUMNS, "standard": ("aa",), "natural": ()}  # natural accuracy is always there
-# MIM is published for linf and l2. `cw` is CW-inf: under another norm the name would be taken for Carlini and Wagner's
-# own l2 attack, which it is not.
+# MIM is published for linf and l2. `cw` is CW-inf: in another norm the name would mean Carlini and Wagner's l2 attack.
 DEFINED = {name: NORMS for name in COLUMNS} | {"mim": ("linf", "l2"), "cw": ("linf",)}
 LOSS_WORDS = {"cross_entropy": "cross-entropy", "margin": "margin (confidence 50)"}
 
 
 @dataclass(frozen=True)
 class AttackDescription:
-    """What was run under a column's name.
+    """The attack of a column.
 
     Attributes:
         name, norm, epsilon: column and threat model.
-        loss: in words.
+        loss: as text.
         num_steps: iterations a run (Square: queries).
         step_size: on the [0, 1] pixel scale; None: adaptive, or there is none.
-        restarts: runs on an example that resists, those with another target included.
+        restarts: runs on an example that resists, runs with other targets included.
         passes, queries: forward and backward passes, and forward-only passes, on an example that resists.
-        notes: where it is not what the name says, one line each.
-        engine: whose code runs it, a key of `ENGINES`.
+        notes: differences from what the name says, one line each.
+        engine: a key of `ENGINES`.
     """
 
     name: str
@@ -64,7 +63,7 @@ class AttackDescription:
 
 
 def expand_names(names, norm) -> list[str]:
-    """Columns of attack and group names, each once and in the paper's order; a group gives those the norm has.
+    """Columns of attack and group names, each once and in the paper's order; a group has those of the norm.
 
     Raises:
         ConfigError: a name or the norm is unknown, or a column is not defined for the norm.
@@ -83,7 +82,7 @@ def expand_names(names, norm) -> list[str]:
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What the attack behind a column is built for.
+    """Settings of an attack.
 
     Attributes:
         threat: norm and radius.
@@ -92,7 +91,7 @@ class AttackSettings:
         seed: of the evaluation.
         step_size: of pgd20, pgd100, mim and cw; None: epsilon / 4 in every norm, which for linf 8/255 is the papers'
             2/255. The members of AutoAttack choose their own.
-        engine: key of `ENGINES`: who runs the members of AutoAttack; None: the norm's default.
+        engine: key of `ENGINES`, for the members of AutoAttack; None: the norm's default.
     """
 
     threat: ThreatModel
@@ -107,7 +106,7 @@ def build_evaluation_attack(name: str, settings: AttackSettings):
 
     Args:
         name: one of `COLUMNS`.
-        settings: what it is built for.
+        settings: of the attack.
 
     Returns:
         (attack, description): attack is (model, x (N, C, H, W), y (N,), indices of the N examples in their data set)
@@ -127,7 +126,7 @@ def build_evaluation_attack(name: str, settings: AttackSettings):
 
 
 def cascade(model, x, y, indices, settings: AttackSettings):
-    """AutoAttack `standard` on one block: each member attacks only what all before it left correct.
+    """AutoAttack `standard` on one block: each member attacks the examples that resisted all before it.
 
     All members use one seed, `block_seed(seed, "aa", 0)`, as the authors' own cascade does.
 
@@ -136,7 +135,7 @@ def cascade(model, x, y, indices, settings: AttackSettings):
 
     Returns:
         (adversarial, flags): adversarial (N, C, H, W), `x` itself where nothing succeeded; flags {"natural": (N,)
-        bool, "apgd_ce": ..., "apgd_t": ..., "fab_t": ..., "square": ...} on the CPU, True for what is still correct
+        bool, "apgd_ce": ..., "apgd_t": ..., "fab_t": ..., "square": ...} on the CPU, True for examples still correct
         after that member and all before it. The result of `aa` is the last.
     """
     adversarial, left = x.clone(), correct_flags(model, x, y)
@@ -153,7 +152,7 @@ def cascade(model, x, y, indices, settings: AttackSettings):
 
 
 def stage(member, model, x, y, indices, settings: AttackSettings, position: int):
-    """One member of the cascade on a batch of what is left.
+    """Runs one member of the cascade on a batch of the remaining examples.
 
     Args:
         member: of `CASCADE`.
@@ -184,7 +183,7 @@ def _run(name, settings, model, x, y, indices, key, first=None):
 
 
 def _own_attack(name, settings):
-    """Our gradient attack behind a column; None where an engine runs a member of AutoAttack."""
+    """Our gradient attack of a column; None if an engine runs the column."""
     norm, epsilon = settings.threat.norm, settings.threat.radius
     if name in OWN:
         step_size = epsilon / 4 if settings.step_size is None else float(settings.step_size)

@@ -1,6 +1,6 @@
-"""Which tasks an evaluation has, and which of them are left.
+"""The tasks of an evaluation.
 
-Everything is kept up to date as results come, one step a result: 50,000 images are tens of thousands of blocks.
+A result is added in constant time: 50,000 images are tens of thousands of blocks.
 """
 
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
@@ -8,13 +8,13 @@ from genray.evaluation.suite import CASCADE
 
 
 class TaskQueue:
-    """The tasks of an evaluation, the quick ones first, so that a mistake shows before hours are spent.
+    """The tasks of an evaluation, the quick ones first, so that mistakes show early.
 
-    There are more of them as members of the cascade finish.
+    Finished members of the cascade add more.
 
     Args:
         request, num_examples: the evaluation.
-        stored: [Task] -> {task: result} of those that were finished before.
+        stored: [Task] -> {task: result} of the tasks with stored results.
 
     Attributes:
         results: task -> `BlockResult`; `finish` adds to it.
@@ -32,11 +32,11 @@ class TaskQueue:
                     self.cascades[threat.norm] = self.columns[-1]  # type: ignore[assignment]
 
     def known(self) -> list[Task]:
-        """In an order that does not depend on when what was finished."""
+        """All known tasks, in an order that does not depend on the order of results."""
         return [task for column in self.columns for task in column.tasks]
 
     def take(self) -> list[Task]:
-        """What can be begun now and was not taken before."""
+        """Tasks that can begin now and were not taken before."""
         while True:
             new = [task for column in self.columns for task in column.take()]
             before = self.stored(new) if new else {}
@@ -46,13 +46,13 @@ class TaskQueue:
                 return [task for task in new if task not in before]
 
     def finish(self, task: Task, result: BlockResult):
-        """Keeps the result of a task."""
+        """Adds the result of a task."""
         self.results[task] = result
         if task.attack.startswith(STAGE):
             self.cascades[task.norm].go_on()
 
     def size(self, task: Task) -> int:
-        """How many examples a task has."""
+        """Number of examples of a task."""
         if task.examples is not None:
             return len(task.examples)
         return min(self.request.block_size, self.num_examples - task.block * self.request.block_size)
@@ -61,12 +61,12 @@ class TaskQueue:
 class _Column:
     """The tasks of one attack in one norm: its blocks."""
 
-    def __init__(self, todo, attack, norm):
-        self.todo, self.attack, self.norm, self.tasks, self.taken = todo, attack, norm, [], 0
+    def __init__(self, queue, attack, norm):
+        self.queue, self.attack, self.norm, self.tasks, self.taken = queue, attack, norm, [], 0
         self._begin()
 
     def _begin(self):
-        blocks = range(-(-self.todo.num_examples // self.todo.request.block_size))
+        blocks = range(-(-self.queue.num_examples // self.queue.request.block_size))
         self.tasks += [Task(self.attack, self.norm, block) for block in blocks]
 
     def take(self):
@@ -76,22 +76,22 @@ class _Column:
 
 
 class _Cascade(_Column):
-    """Those of AutoAttack's members up to the first that is not finished."""
+    """The tasks of AutoAttack's members up to the first unfinished one."""
 
     def _begin(self):
         self.members, self.finished = iter(CASCADE), 0
-        self._attack(range(self.todo.num_examples))
+        self._attack(range(self.queue.num_examples))
 
     def _attack(self, alive):
-        """What is left after a member is packed into full blocks again, in order, for the next one."""
-        member, size = next(self.members, None), self.todo.request.block_size
+        """Adds the next member's tasks: the remaining examples, packed into full blocks in order."""
+        member, size = next(self.members, None), self.queue.request.block_size
         packed = [tuple(alive[start : start + size]) for start in range(0, len(alive), size)] if member else []
         self.stage = [Task(f"{STAGE}{member}", self.norm, block, examples) for block, examples in enumerate(packed)]
         self.tasks += self.stage
 
     def go_on(self):
         """Begins the next member once all blocks of the one before are finished."""
-        results = self.todo.results
+        results = self.queue.results
         while self.stage:
             while self.finished < len(self.tasks) and self.tasks[self.finished] in results:
                 self.finished += 1

@@ -58,7 +58,7 @@ def placed(bundles: list[dict], nodes: list[dict]) -> int:
 
 
 def fit(bundles: list[dict], nodes: list[dict]) -> bool:
-    """Whether all bundles fit at the same time; arguments as of `placed`."""
+    """Whether all bundles fit at the same time; arguments as in `placed`."""
     return placed(bundles, nodes) == len(bundles)
 
 
@@ -145,7 +145,7 @@ def allocation_lines(costs: dict, devices: dict, unit: str = "s") -> list[str]:
     """An allocation as text, a line a learner, with the fraction of the time that its devices are idle.
 
     Args:
-        costs: as of `allocate`.
+        costs: as in `allocate`.
         devices: learner name -> number.
     """
     times = {name: costs[name] / n for name, n in devices.items()}

@@ -130,7 +130,7 @@ def prepare(
         config: the run's; its copy in the setup names the Parquet columns that were found.
         follows: its fields that are lowered to fit the data, as in `Fitting`.
         decode: False reads no images: they are tensors on torch's device "meta".
-        copies, progress: as of `load_image_data`.
+        copies, progress: as in `load_image_data`.
         network: factory of the run's network, instead of `model.name`.
 
     Raises:

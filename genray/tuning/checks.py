@@ -1,4 +1,4 @@
-"""What a cluster has to have before the first trial of a grid starts."""
+"""Checks of a cluster before the first trial of a grid starts."""
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -17,8 +17,8 @@ VISIBLE_TIMEOUT_S = 120
 
 
 def check_private(needs: Needs, cores: int):
-    """Refuses what a Ray that is yet to be started on this machine will never hold: it takes several learners a core,
-    but no learner that wants more cores than there are.
+    """Refuses trials that a private Ray on this machine can never run: several learners may share a core, but a learner
+    cannot have more CPUs than cores.
 
     Raises:
         PlacementError: names the first trial with such a learner.
@@ -35,14 +35,14 @@ def check_private(needs: Needs, cores: int):
 
 
 def check_fits(wanted: dict, patience_s: float = 0):
-    """Whether each trial fits the cluster when it has all of it.
+    """Checks that each trial alone fits the cluster.
 
     Args:
         wanted: trial name -> bundles.
-        patience_s: how long to wait for an autoscaler where one does not fit.
+        patience_s: limit of the wait for an autoscaler.
 
     Raises:
-        PlacementError: names the first trial that does not, what it wants and what is there.
+        PlacementError: names the first trial that does not fit, its resources and the cluster's.
     """
     nodes = node_resources()
     for name, trial in wanted.items():
@@ -56,7 +56,7 @@ def check_fits(wanted: dict, patience_s: float = 0):
 
 
 def _holds(trial, patience_s):
-    """Whether the cluster has or makes room for a trial when it is asked to."""
+    """Whether Ray places the bundles of a trial within `patience_s`."""
     group = placement_group(trial)
     try:
         return bool(ray.wait([group.ready()], timeout=patience_s)[0])
@@ -65,13 +65,13 @@ def _holds(trial, patience_s):
 
 
 def check_visible(folder: str):
-    """Whether every node can reach and write where the runs go.
+    """Checks that every node can read and write the folder of the runs.
 
     Args:
-        folder: of the grid, as `Storage.absolute` gives it.
+        folder: `Storage.absolute` of the grid's folder.
 
     Raises:
-        PlacementError: names the nodes that cannot.
+        PlacementError: names the other nodes.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
@@ -100,7 +100,7 @@ def _answer(look, address):
 
 @ray.remote
 def _sees(folder) -> str:
-    """Why the grid's folder cannot be used on this node; empty where it can."""
+    """Why this node cannot use the grid's folder; empty if it can."""
     try:
         place = Storage(folder)
         if not place.exists(RECORD):

@@ -1,4 +1,4 @@
-"""A grid file: which runs to compare. Every trial is a whole, checked run configuration before the first one starts."""
+"""Grid files. Every trial is a complete, checked run configuration before the first one starts."""
 
 import dataclasses
 import itertools
@@ -21,9 +21,9 @@ from genray.evaluation.job import Request
 from genray.storage import Storage, expand
 from genray.types import ThreatModel
 
-RECORD = "grid.json"  # in a grid's folder: its trials, as they were run
+RECORD = "grid.json"  # in a grid's folder: the grid and its trials
 MOST_TRIALS = 10_000
-SUGGESTED = "suggested"  # in a grid's folder: what a searcher made up, one file a trial, in order
+SUGGESTED = "suggested"  # in a grid's folder: trials suggested by a searcher, one file each, in order
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Trial:
     Attributes:
         name: of its run folder.
         method: label of its line of `methods`, or "".
-        point: config key -> value or its label, where it stands in the grid.
+        point: config key -> value or its label, the coordinates in the grid.
         seed: of the run.
-        config: what is run.
+        config: of the run.
     """
 
     name: str
@@ -45,20 +45,20 @@ class Trial:
     config: RunConfig
 
     def record(self) -> dict:
-        """As plain data, for the grid's folder."""
+        """The trial as plain data, for the grid's folder."""
         stated = {key: value for key, value in vars(self).items() if key != "config"}
         return {**stated, "config": to_dict(self.config)}
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where a searcher may put its trials.
+    """The space of a searcher's trials.
 
     Attributes:
         axes: config key -> ("choices", values), or ("uniform" or "loguniform", low, high).
-        base: plain configuration that a point is put into.
+        base: plain configuration that a point is applied to.
         method, seed: of every trial.
-        samples: how many trials.
+        samples: number of trials.
         search_seed: of the searcher.
     """
 
@@ -70,22 +70,22 @@ class Space:
     search_seed: int
 
     def trial(self, number: int, point: dict) -> Trial:
-        """Trial `number` (from 0), at config key -> value.
+        """Trial `number` (from 0) at `point`, config key -> value.
 
         Raises:
-            ConfigError: there is no such run.
+            ConfigError: the configuration is not valid.
         """
         labelled = {key: (value, value) for key, value in point.items()}
-        return _trial(number, MOST_TRIALS, self.method, self.base, labelled, self.seed)  # samples may become more
+        return _trial(number, MOST_TRIALS, self.method, self.base, labelled, self.seed)  # a resumed one may have more
 
     def ends(self) -> list[dict]:
-        """Points that together have every choice, and of every range the ends and what is between them."""
+        """Points that together have every choice, and of every range both ends and a value between them."""
         values = {key: axis_values(axis) for key, axis in self.axes.items()}
         first = {key: some[0] for key, some in values.items()}
         return [first, *(first | {key: value} for key, some in values.items() for value in some[1:])]
 
     def record(self) -> dict:
-        """What has to be the same when a search is gone on with."""
+        """The fields that must be equal when a search is resumed."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "samples"}
 
 
@@ -94,15 +94,15 @@ class Grid:
     """A grid file, read and checked.
 
     Attributes:
-        name: of the folder under the storage.
-        trials: in the order in which they start; with a `space`, one at each of its ends, none of which is run.
-        space: where Optuna suggests trials, or None.
-        metric, mode: what is better; `metric` is reported after every evaluated epoch.
+        name: of the folder in the storage.
+        trials: in starting order; with a `space`, one at each of its ends, for checks only.
+        space: of the trials that Optuna suggests, or None.
+        metric, mode: of the comparison; `metric` is reported after every evaluated epoch.
         scheduler: the settings of ASHA, or None.
-        evaluate: {} or the arguments of `genray.evaluate` that every finished run is judged with.
-        judging: the same as a `Request` with radii that may not be the runs', or None.
+        evaluate: {} or arguments of `genray.evaluate` for every finished run.
+        judging: the same as a `Request`, without the radii of the runs; or None.
         runtime: "ray" (a trial's learners in actors of their own) or "local" (one process a trial: for small runs).
-        max_failures: how often a trial may fail and go on from its checkpoint.
+        max_failures: number of failures after which a trial resumes from its checkpoint.
         loggers: "mlflow" and "wandb" -> their settings.
         source: the file as plain data, for the record.
     """
@@ -122,7 +122,7 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """Number of trials that are run."""
+        """Number of trials to run."""
         return self.space.samples if self.space else len(self.trials)
 
     @property
@@ -136,7 +136,7 @@ def load_grid(path, overrides=()) -> Grid:
 
     Args:
         path: path or URI of the file; paths in it are relative to its folder.
-        overrides: as in `apply_overrides`, applied to every trial's configuration before its place in the grid.
+        overrides: as in `apply_overrides`, applied to every trial's configuration before its point.
 
     Raises:
         ConfigError: with one line for every mistake; those in a trial's configuration name the trial.
@@ -192,13 +192,13 @@ def _methods(file, folder, problems):
 
 
 def _beside(folder, file):
-    """Where a file named in a grid file is: relative to the grid's folder, or where its own path or URI says."""
+    """Path or URI of a file that a grid file names; relative paths begin at the grid's folder."""
     text = expand(file)
     return text if "://" in text or os.path.isabs(text) else folder / text
 
 
 def _judging(evaluate, problems) -> Request | None:
-    """What `evaluate` asks for, checked as far as it goes without a model, so that no trial is trained in vain."""
+    """The `Request` of `evaluate`, checked as far as possible without a model, before any trial is trained."""
     if evaluate is None:
         return None
     norms = evaluate.norms or ["linf"]
@@ -230,14 +230,14 @@ def _points(file) -> list[dict]:
 
 
 def _sample(draw, axes):
-    """A point with a value drawn on every axis, six digits of it."""
+    """A random point, with values of six digits."""
     point = {key: draw.choice(axis[1]) for key, axis in axes.items() if axis[0] == "choices"}
     point |= {key: rounded(between(axis, draw.random())) for key, axis in axes.items() if axis[0] != "choices"}
     return {key: (value, value) for key, value in point.items()}
 
 
 def between(axis, at: float) -> float:
-    """The value at `at` of [0, 1] of a range, in its own measure."""
+    """The value at fraction `at` of a range, on its linear or logarithmic scale."""
     kind, low, high = axis
     if kind == "uniform":
         return low + at * (high - low)
@@ -249,12 +249,12 @@ def rounded(value: float) -> float:
 
 
 def axis_values(axis) -> list:
-    """All choices; of a range its ends and, first, a value between them."""
+    """All choices; for a range a value inside and both ends."""
     return list(axis[1]) if axis[0] == "choices" else [rounded(between(axis, 0.4)), *axis[1:]]
 
 
 def reported(config: RunConfig) -> tuple[str, ...]:
-    """The names a run reports after each evaluated epoch: of theta_g on what checkpoints are chosen on."""
+    """Metrics that a run reports after each evaluated epoch: of theta_g, on the split that selects checkpoints."""
     return ("score", "natural", f"pgd{config.evaluation.attack.num_steps}")
 
 
@@ -270,7 +270,7 @@ def _longest(trials):
 
 
 def _check_scheduler(scheduler, trials, path):
-    """Epochs of ASHA beside those of the trials: one that ends every trial before its last epoch leaves no result."""
+    """Checks ASHA's epochs against those of the trials: no result is left if it ends every trial early."""
     longest, problems = _longest(trials), []
     most, grace = scheduler.max_epochs or longest, scheduler.grace_period or 1
     if most < longest:
@@ -300,7 +300,7 @@ def _trials(methods, points, seeds, path):
 
 
 def _trial(place, number, method, base, point, seed) -> Trial:
-    """Trial `place` of `number`: a method's plain configuration, with config key -> (label, value)."""
+    """Trial `place` of `number`: a method's plain configuration at a point, config key -> (label, value)."""
     name = f"{place:0{len(str(number - 1))}d}_{_label(method, point, seed)}"[:100]
     settings = [f"{key}={json.dumps(value)}" for key, (_, value) in point.items()]
     config = load_config(apply_overrides(base, settings), {"seed": seed, "name": name})
@@ -318,7 +318,7 @@ def _of_trials(labels):
 
 
 def short_names(keys) -> list[str]:
-    """Config keys by their last parts, as few as tell them apart: ["natural.lr", "linf.lr", "sync_every"]."""
+    """The shortest endings that distinguish config keys: ["natural.lr", "linf.lr", "sync_every"]."""
     found = []
     for key in keys:
         parts = key.split(".")
@@ -335,13 +335,13 @@ def _text(value):
 
 
 def stated_trials(storage) -> dict:
-    """Trial name -> its record, with its configuration, in the folder of a grid: as stated, or as suggested so far.
+    """Trial name -> its record, with its configuration, in the folder of a grid; for a search, those suggested so far.
 
     Args:
         storage: a `Storage` of the folder.
 
     Raises:
-        Damaged: a file is not what it should be.
+        Damaged: a file is not valid.
     """
     record = records.read(records.GridRecord, storage, RECORD)
     found, number = dict(record["trials"]), 0
@@ -352,5 +352,5 @@ def stated_trials(storage) -> dict:
 
 
 def suggested_file(number: int) -> str:
-    """Where trial `number` of a search is recorded, from before it begins."""
+    """Name of the file that records trial `number` of a search before the trial begins."""
     return f"{SUGGESTED}/{number}.json"

@@ -1,4 +1,4 @@
-"""Ray's own callbacks that tell other programs of the trials: `loggers` of a grid."""
+"""Ray's callbacks that log trials to MLflow and wandb: `loggers` of a grid."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,10 +10,10 @@ CALLBACKS = {"mlflow": "MLflowLoggerCallback", "wandb": "WandbLoggerCallback"}
 
 
 def check_loggers(grid: Grid):
-    """Whether the programs that the trials are logged to are installed.
+    """Checks that the packages of a grid's loggers are installed.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one is missing.
     """
     missing = [name for name in grid.loggers if find_spec(name) is None]
     if missing:
@@ -21,7 +21,7 @@ def check_loggers(grid: Grid):
 
 
 def logger_callbacks(grid: Grid) -> list:
-    """A callback of Ray's for each of the grid's loggers; the grid's name is that of the experiment or group."""
+    """A callback for each of the grid's loggers; the grid's name is the name of the experiment or group."""
     default = {"mlflow": {"experiment_name": grid.name}, "wandb": {"project": "genray", "group": grid.name}}
     return [_callback(name)(**default[name] | settings) for name, settings in grid.loggers.items()]
 

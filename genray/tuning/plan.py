@@ -1,4 +1,4 @@
-"""What a grid will run, checked and said before the first trial starts."""
+"""The plan of a grid, checked and printed before the first trial starts."""
 
 import os
 
@@ -13,7 +13,7 @@ from genray.tuning.search import check_searcher
 
 
 def needs_of(grid, address) -> tuple[Needs, float]:
-    """(what the trials need, CPUs of the widest one), checked as far as it goes without a cluster."""
+    """(needs of the trials, most CPUs of one trial), checked as far as possible without a cluster."""
     check_loggers(grid)
     check_searcher(grid)
     needs = Needs(grid)
@@ -23,7 +23,7 @@ def needs_of(grid, address) -> tuple[Needs, float]:
 
 
 def dry_run(grid, address, max_concurrent) -> str:
-    """The plan on this machine, as a Ray of our own would have it; a cluster is not joined."""
+    """The plan with a private Ray on this machine; joins no cluster."""
     needs, widest = needs_of(grid, address)
     if address:
         return plan_text(needs, [], None, max_concurrent)
@@ -33,11 +33,11 @@ def dry_run(grid, address, max_concurrent) -> str:
 
 
 def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> str:
-    """What will be run, before it is: trials, what each holds, how many at once and about how long it takes.
+    """The plan as text: trials, their resources, how many run at once, and about how long.
 
     Args:
-        needs, nodes, cores, max_concurrent: as in `genray.tuning.resources.plan_grid`; no nodes: of a cluster that is
-            not looked at.
+        needs, nodes, cores, max_concurrent: as in `genray.tuning.resources.plan_grid`; no nodes for a
+            cluster.
     """
     grid = needs.grid
     lines = [f"grid           {grid.name}: {grid.size} trials{', suggested by Optuna' if grid.space else ''}"]

@@ -1,4 +1,4 @@
-"""What the trials of a grid take, known before the first one starts: bundles, passes through the model, seconds."""
+"""Needs of a grid's trials before the first one starts: bundles, passes through the model, seconds."""
 
 import json
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class Needs:
             self.setups[trial.name] = known[key]
 
     def bundles(self, num_gpus: float) -> dict:
-        """Trial name -> its bundles, the trial's own first; in a search every trial reserves the largest ones.
+        """Trial name -> its bundles, the driver's first; in a search every trial reserves the largest ones.
 
         Args:
-            num_gpus: of the cluster.
+            num_gpus: GPUs of the cluster.
         """
         made = {id(setup): self._bundles(setup, num_gpus) for setup in self.setups.values()}
         found = {name: made[id(setup)] for name, setup in self.setups.items()}
@@ -62,7 +62,7 @@ class Needs:
         return [{"CPU": float(max(each.num_cpus for each in learners)), **({"GPU": gpus} if gpus else {})}]
 
     def cost(self, trial: Trial) -> RunCost:
-        """Passes of a trial's run, without the judging."""
+        """Passes of a trial's run, without the grid's `evaluate`."""
         setup = self.setups[trial.name]
         return run_cost(make_plan(trial.config, setup.plan.num_train), setup.splits)
 
@@ -76,7 +76,7 @@ class Needs:
         return Passes(attack=resisting_cost(request, size, len(setup.class_names)) / FORWARDS_A_PASS)
 
     def work(self) -> dict:
-        """Trial name -> (training with its evaluations, judging), in passes through the model times its size."""
+        """Trial name -> (work of the run, work of `evaluate`), in passes through the model times its size."""
         found = {}
         for trial in self.grid.trials:
             cost, size = self.cost(trial), self.setups[trial.name].weight_bytes
@@ -85,7 +85,7 @@ class Needs:
         return found
 
     def probe(self) -> dict[str, PassSeconds]:
-        """Trial name -> seconds of a pass, measured on this machine, now, once a network."""
+        """Trial name -> seconds of a pass, measured on this machine once for each network."""
         seconds, found = {}, {}
         for name, setup in self.setups.items():
             config, architecture = setup.config, setup.architecture
@@ -98,7 +98,7 @@ class Needs:
 
 
 def fits_at_once(wanted: list[list[dict]], nodes: list[dict]) -> int:
-    """How many trials, from the first on, fit at the same time, each bundle on the first node that holds it."""
+    """Number of trials, from the first on, that fit at the same time, as in `placed`."""
     number = placed([bundle for trial in wanted for bundle in trial], nodes)
     return sum(sum(map(len, wanted[: i + 1])) <= number for i in range(len(wanted)))
 
@@ -107,7 +107,7 @@ def fits_at_once(wanted: list[list[dict]], nodes: list[dict]) -> int:
 class GridPlan:
     """Attributes:
     at_once: trials that fit at the same time.
-    seconds: of computing, without `evaluate`; None where it runs on GPUs or on other machines.
+    seconds: of the runs, without `evaluate`; None if they use GPUs or other machines.
     judging_s: of `evaluate` at most; None as above.
     """
 
@@ -117,12 +117,12 @@ class GridPlan:
 
 
 def plan_grid(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> GridPlan:
-    """How a grid will run.
+    """Plans a grid.
 
     Args:
         needs: of the grid.
         nodes: resources of each node.
-        cores: of this machine, where it computes; None where others do.
+        cores: of this machine; None if other machines compute.
         max_concurrent: at most so many trials at once, or None.
     """
     wanted, grid = needs.bundles(total(nodes).get("GPU", 0)), needs.grid

@@ -1,4 +1,4 @@
-"""Runs a grid: what fits the cluster runs at the same time, the rest waits; Tune does the scheduling."""
+"""Runs a grid with Ray Tune, as many trials at the same time as fit the cluster."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from genray.tuning.watch import TrialCallback, cause, trial_name
 class GridOutcome:
     """Attributes:
     finished: names of the trials that ran to their end.
-    stopped: name -> the epoch at which the scheduler stopped it.
+    stopped: name -> the epoch at which the scheduler stopped the trial.
     failed: name -> error in one line.
     """
 
@@ -39,11 +39,11 @@ class GridOutcome:
 
 
 def check_folder(grid: Grid, storage: Any, resume: bool, overwrite: bool) -> Storage:
-    """The folder of a grid's runs, as it is.
+    """Checks the folder of a grid's runs.
 
     Raises:
-        RunFolderError: it cannot be written; or a grid of this name is there, and neither `resume` nor `overwrite` is
-            on, or it is another grid that is to be resumed, or no grid at all that is to be overwritten.
+        RunFolderError: it cannot be written; or it holds a grid without `resume` or `overwrite`; or another grid is to
+            be resumed; or a folder that is no grid is to be overwritten.
     """
     place = Storage(storage) / grid.name
     place.check_writable()
@@ -63,8 +63,8 @@ def check_folder(grid: Grid, storage: Any, resume: bool, overwrite: bool) -> Sto
 
 
 def begin_folder(grid: Grid, place: Storage, overwrite: bool) -> str:
-    """Puts the grid's record in its folder, in place of an earlier grid that is to be overwritten; returns its name,
-    for any process."""
+    """Writes the grid's record into its folder, after removing an earlier grid to overwrite; returns the absolute path
+    or URI."""
     place.remove_unfinished()
     if overwrite and place.exists(RECORD):
         for name in [*stated_trials(place), "tune", SUGGESTED]:
@@ -82,31 +82,31 @@ def _record(grid):
 
 
 def check_room(needs: Needs, joined: bool):
-    """Whether each trial finds room on the Ray that is connected.
+    """Checks that each trial fits the connected Ray.
 
     Args:
         needs: of the grid.
-        joined: the cluster is not our own, so it may grow.
+        joined: the cluster is not a private Ray, so it may grow.
 
     Raises:
-        PlacementError: one does not.
+        PlacementError: a trial does not fit.
     """
     wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
     check_fits(wanted, patience_s=needs.grid.trials[0].config.runtime.startup_timeout_s if joined else 0)
 
 
 def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None, debug=False) -> GridOutcome:
-    """Runs the trials that are not finished, on the Ray that is connected.
+    """Runs the unfinished trials on the connected Ray.
 
     Args:
         needs: of the grid.
-        folder: of its runs, as `begin_folder` gave it.
+        folder: of its runs, the result of `begin_folder`.
         train, evaluate: as in `run_trial`.
-        max_concurrent: at most so many trials at once; None for what fits.
-        debug: show Tune's own account of a failed trial.
+        max_concurrent: at most so many trials at once; None for as many as fit.
+        debug: show Tune's own report of a failed trial.
 
     Raises:
-        PlacementError: a node does not see the folder.
+        PlacementError: a node cannot use the folder.
     """
     grid = needs.grid
     wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
@@ -126,7 +126,7 @@ def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None,
 
 @contextmanager
 def _quiet(wanted):
-    """Keeps Tune's own log to itself: each failure is a line of ours."""
+    """Silences Tune's log: genray prints each failure as one line."""
     log, before = logging.getLogger("ray.tune"), logging.getLogger("ray.tune").level
     if wanted:
         log.setLevel(logging.CRITICAL)
@@ -152,7 +152,7 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
 
     def resources(config):
         name = config["point"]["trial"]
-        alike = name if name in wanted else first.name  # suggested trials all hold the same
+        alike = name if name in wanted else first.name  # all suggested trials have the same resources
         return tune.PlacementGroupFactory(wanted[alike], strategy=strategies[alike])
 
     points = [{"trial": t.name, "method": t.method, "seed": t.seed, **t.point} for t in grid.trials]
@@ -186,7 +186,7 @@ def _scheduler(grid):
     longest = grid.longest
     return ASHAScheduler(
         time_attr="epoch",
-        max_t=(grid.scheduler.max_epochs or longest) + 1,  # a run's last epoch is not its end: it is judged then
+        max_t=(grid.scheduler.max_epochs or longest) + 1,  # it is evaluated after its last epoch
         grace_period=grid.scheduler.grace_period or max(1, longest // 4),
         reduction_factor=grid.scheduler.reduction_factor,
     )
@@ -206,7 +206,7 @@ def _outcome(found) -> GridOutcome:
 
 
 def check_ended(outcome, size):
-    """Raises what a grid has to say that left trials without a result."""
+    """Raises GenrayError if a trial failed or none finished."""
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))
         raise GenrayError(

@@ -1,4 +1,4 @@
-"""Trials that Optuna suggests from what the trials before them reported."""
+"""Trials that Optuna suggests from the reports of earlier trials."""
 
 import json
 import random
@@ -13,30 +13,30 @@ from genray.recording.writer import Writer
 from genray.storage import Storage
 from genray.tuning.grid import Grid, rounded, stated_trials, suggested_file
 
-MOST_TRIES = 100  # for a point at which there is a run
+MOST_TRIES = 100  # for a point with a valid configuration
 
 
 def check_searcher(grid: Grid):
-    """Whether what suggests the trials is installed.
+    """Checks that Optuna is installed, if the grid has a `Space`.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is missing.
     """
     if grid.space and find_spec("optuna") is None:
         raise ConfigError("search: optuna is not installed; pip install 'genray[optuna]', or search: random")
 
 
 def suggestions(grid: Grid, folder: str) -> "Suggestions":
-    """The searcher of a grid, which begins with the trials that are in its folder already."""
+    """The searcher of a grid; begins with the trials in its folder."""
     return Suggestions(grid, Storage(folder))
 
 
 class Suggestions(Searcher):
-    """Makes runs of what Optuna's TPE (Bergstra et al., NeurIPS 2011) suggests, through Ray's OptunaSearch.
+    """Makes trials of the suggestions of Optuna's TPE (Bergstra et al., NeurIPS 2011), through Ray's OptunaSearch.
 
-    Each suggestion is recorded before its trial starts. A search that is gone on with begins with those recorded, in
-    their order: finished ones only report, so that Optuna knows what it knew, and the next point is a new one. What
-    Optuna itself remembers is not kept.
+    Each suggestion is recorded before its trial starts. A resumed search begins with the recorded ones, in their
+    order: finished trials only report, so that Optuna sees the same results again, and the next point is a new one.
+    Optuna's own state is not saved.
 
     Args:
         grid: with a `Space`.
@@ -52,7 +52,7 @@ class Suggestions(Searcher):
         self.space, self.storage = grid.space, storage
         self.number, self.tries, self.asked = 0, 0, {}
         before = [self._encoded(trial["point"]) for trial in stated_trials(storage).values()]
-        seed = random.Random(f"{self.space.search_seed} {len(before)}").getrandbits(32)  # not the same points again
+        seed = random.Random(f"{self.space.search_seed} {len(before)}").getrandbits(32)  # a resumed one draws others
         axes = {key: _domain(axis) for key, axis in self.space.axes.items()}
         self.optuna = OptunaSearch(
             OptunaSearch.convert_search_space(axes),
@@ -72,7 +72,7 @@ class Suggestions(Searcher):
         return {"point": {"trial": trial.name, "method": trial.method, "seed": trial.seed, **trial.point}}
 
     def _next(self, trial_id):
-        """The next point at which there is a run; Optuna is told of those where there is none."""
+        """The trial at the next suggested point with a valid configuration; reports the others to Optuna as failed."""
         for _ in range(MOST_TRIES):
             self.tries += 1
             self.asked[trial_id] = str(self.tries)
@@ -91,13 +91,13 @@ class Suggestions(Searcher):
         self.optuna.on_trial_complete(self.asked[trial_id], result, error)
 
     def save(self, checkpoint_path):
-        """Nothing: the recorded suggestions are what a search goes on from."""
+        """Does nothing: a search resumes from the recorded suggestions."""
 
     def restore(self, checkpoint_path):
-        """Nothing, as `save`."""
+        """Does nothing, as `save`."""
 
     def _encoded(self, point):
-        """As Optuna has it."""
+        """The point in Optuna's values: choices as JSON."""
         axes = self.space.axes.items()
         return {key: json.dumps(point[key]) if axis[0] == "choices" else point[key] for key, axis in axes}
 
@@ -106,7 +106,7 @@ class Suggestions(Searcher):
 
 
 def _value(axis, suggested):
-    """A choice, or a number of the range with six digits, so that a table has all of it."""
+    """A choice, or a number of the range rounded to six digits, as tables print it."""
     if axis[0] == "choices":
         return json.loads(suggested)
     return min(max(rounded(suggested), axis[1]), axis[2])
@@ -115,5 +115,5 @@ def _value(axis, suggested):
 def _domain(axis):
     kind, *span = axis
     if kind == "choices":
-        return tune.choice([json.dumps(value) for value in span[0]])  # Optuna knows no lists and sections
+        return tune.choice([json.dumps(value) for value in span[0]])  # Optuna has no lists and sections
     return {"uniform": tune.uniform, "loguniform": tune.loguniform}[kind](*span)

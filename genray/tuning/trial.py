@@ -13,14 +13,14 @@ from genray.tuning.grid import stated_trials
 
 
 def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
-    """The function that Tune calls in a process of its own.
+    """The function that Tune calls in a separate process.
 
-    A run folder that is there already is gone on with: a finished one is only reported, an unfinished one continues
-    from its newest checkpoint. Its epochs are reported again, so that a scheduler decides as it did before.
+    An existing run is resumed: a finished one is only reported, an unfinished one continues from its newest
+    checkpoint. Its epochs are reported again, so that a scheduler decides as before.
 
     Args:
-        tuned: {"point": {"trial": name, ...}}, what Tune varies.
-        configs: name -> plain configuration, of a grid that states its trials.
+        tuned: {"point": {"trial": name, ...}}, the point that Tune sets.
+        configs: name -> plain configuration; empty in a search.
         storage: folder or URI of the runs.
         runtime: as in `genray.train`.
         train, evaluate: `genray.train` and `genray.evaluate`.
@@ -61,7 +61,7 @@ def _judged(folder, config, arguments, evaluate):
 
 
 class _Reporter:
-    """Tells Tune of every evaluated epoch once."""
+    """Reports every evaluated epoch to Tune once."""
 
     def __init__(self):
         self.last = {"epoch": 0}

@@ -1,4 +1,4 @@
-"""Shows what a user wants to see of a grid: how far it is, how long it will take, which trial ended how."""
+"""Shows the progress of a grid, the time left, and how each trial ended."""
 
 import re
 from pathlib import Path
@@ -12,21 +12,21 @@ from genray.tuning.resources import Needs
 
 
 def trial_name(trial) -> str:
-    """Of a Tune trial: that of its run folder."""
+    """Name of a Tune trial: that of its run folder."""
     return trial.config["point"]["trial"]
 
 
 def cause(error) -> str:
-    """The last line of a trial's traceback: the error itself, without the name of a class of ours."""
+    """The last line of a trial's traceback: the error itself, without a class name of genray."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"^genray\.errors\.\w+: ", "", lines[-1])[:300] if lines else type(error).__name__
 
 
 def _reason(trial):
-    """Why a Tune trial failed the last time."""
+    """The error of a Tune trial's last failure."""
     try:
         return cause(Path(trial.error_file).read_text())
-    except (OSError, TypeError, ValueError):  # Tune has kept none
+    except (OSError, TypeError, ValueError):  # Tune has written none
         return "no reason was kept"
 
 
@@ -35,7 +35,7 @@ class TrialCallback(tune.Callback):
 
     Args:
         needs: of the grid.
-        folder: of its runs; what was done before takes no time of this attempt.
+        folder: of its runs; work of earlier attempts takes no time.
     """
 
     def __init__(self, needs: Needs, folder: str):
@@ -53,7 +53,7 @@ class TrialCallback(tune.Callback):
         self.progress = Progress()
         self.progress.phase(f"{self.number} trials,", 100, self._percent(), unit="%")
 
-    def __getstate__(self):  # Tune keeps a copy of it on disk, where a terminal has no place
+    def __getstate__(self):  # Tune pickles the callback; a terminal cannot be pickled
         return {name: value for name, value in vars(self).items() if name != "progress"}
 
     def _reached(self, name, epoch):

@@ -20,7 +20,7 @@ from genray.runtime.ray.private_cluster import private_ray
 
 NAMESPACE = "genray"
 CONNECT_TIMEOUT_S = 5
-# Ray says the same of a wrong token as of a wrong port.
+# Ray gives the same error for a wrong token as for a wrong port.
 TOKEN_HINT = "one with tokens wants RAY_AUTH_MODE=token and its token, in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
 SHUTDOWN_TIMEOUT_S = 30
 # Unreferenced objects are freed at once and not in batches: the next weights then reuse mapped pages, which halves the

@@ -30,7 +30,7 @@ class EvaluationWorker(ModelWorker):
 
 
 def run_on_workers(
-    first, todo, model, images, labels, num_classes, *, workers, address=None, device="auto", limits=None
+    first, queue, model, images, labels, num_classes, *, workers, address=None, device="auto", limits=None
 ):
     """Yields (task, result) as workers finish them, in any order; the connection to Ray ends with the generator.
 
@@ -39,7 +39,7 @@ def run_on_workers(
 
     Args:
         first: tasks taken from the queue, at least one.
-        todo: a `TaskQueue`, which gives more as results are finished.
+        queue: a `TaskQueue`, which gives more as results are finished.
         num_classes: as in `run_task`.
         model: on the CPU; copied to every worker.
         images, labels: tensors; shared by the workers of a node.
@@ -61,12 +61,12 @@ def run_on_workers(
             number,
             held,
             start=lambda: remote.remote(*shared, num_classes, 1, device),
-            arguments=lambda task: (task, todo.request),
+            arguments=lambda task: (task, queue.request),
             name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",
             limits=limits or Limits(),
             may_grow=may_grow,
         )
         try:
-            yield from pool.results(first, todo.take)
+            yield from pool.results(first, queue.take)
         except LearnerError as error:
             raise LearnerError(f"{one_line(error, 1000)}; --resume keeps what is finished") from None

@@ -35,8 +35,8 @@ def predicted_on_workers(
     """Yields (index of the first image, labels) of blocks as workers finish them, in any order.
 
     Args:
-        model, images, batch_size: as of `predicted`, the model on the CPU.
-        workers, address, device, limits: as of `run_on_workers`.
+        model, images, batch_size: as in `predicted`, the model on the CPU.
+        workers, address, device, limits: as in `run_on_workers`.
 
     Raises:
         PlacementError: no cluster answers, or it has room for no worker.
