@@ -14,7 +14,9 @@ def main(args):
         print("\n".join(f"{name:<{width}}  {first_comment(path)}" for name, path in found.items()))
         return
     if args.what == "copy":
-        target = Path(args.folder) / f"{Path(args.name.removesuffix('.yaml')).name}.yaml"
+        target = Path(args.folder)
+        if target.suffix != ".yaml":
+            target /= f"{Path(args.name.removesuffix('.yaml')).name}.yaml"
         text = preset_text(args.name)
     else:
         from genray.run.starter import starter_config
@@ -42,7 +44,7 @@ def parse_args(argv):
     what.add_parser("list", help="names, and what each is")
     copy = what.add_parser("copy", help="one of them, as a file of yours")
     copy.add_argument("name", metavar="NAME", help="as listed: paper/cifar10_resnet18_generalist")
-    copy.add_argument("folder", metavar="DIR", nargs="?", default=".", help="where to (default: here)")
+    copy.add_argument("folder", metavar="DIR|FILE.yaml", nargs="?", default=".", help="(default: here)")
     init = what.add_parser("init", help="a new one, with the sizes of your images filled in")
     init.add_argument("folder", metavar="FOLDER_OF_IMAGES", help="with train/<class>/ and test/<class>/, path or URI")
     init.add_argument("output", metavar="FILE.yaml", nargs="?", default="images.yaml", help="(default: images.yaml)")

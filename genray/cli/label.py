@@ -18,7 +18,8 @@ def main(args):
 
     if args.workers is not None and not args.address:
         keep_on_loopback()
-    options = {key: value for key, value in vars(args).items() if key not in ("model", "output", "data", "debug")}
+    others = {"model", "output", "data", "debug", "network"}
+    options = {key: value for key, value in vars(args).items() if key not in others}
     written = label(args.model, args.output, args.data, **options)
     print(f"the labelled images are in {without_secrets(written)}")
 

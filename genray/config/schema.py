@@ -109,7 +109,7 @@ class ModelConfig(Section):
         if self.new_head and self.weights is None:
             yield "new_head: has no effect without model.weights"
         if self.batch_norm and self.name != "small_cnn":
-            yield f"batch_norm: expected false for {self.name}, which has BatchNorm anyway, got true"
+            yield f"batch_norm: has no effect with {self.name}; it is for small_cnn"
 
 
 class TrainingConfig(Section):

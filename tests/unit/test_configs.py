@@ -51,10 +51,11 @@ def test_all_presets_are_packaged(monkeypatch):
     assert {f"presets/{name}.yaml" for name in presets()} <= set(packaged)
 
 
-def test_a_copy_reads_as_the_preset_does(tmp_path, capsys):
+@pytest.mark.parametrize("target, name", [("mine", "mine/cifar10_resnet18_generalist.yaml"), ("my.yaml", "my.yaml")])
+def test_a_copy_reads_as_the_preset_does(target, name, tmp_path, capsys):
     """And its editor finds the schema."""
-    assert genray_configs("copy", "paper/cifar10_resnet18_generalist", tmp_path / "mine") == 0
-    file = tmp_path / "mine" / "cifar10_resnet18_generalist.yaml"
+    assert genray_configs("copy", "paper/cifar10_resnet18_generalist", tmp_path / target) == 0
+    file = tmp_path / name
     assert str(file) in capsys.readouterr().out
     assert load_config(file) == load_config(ROOT / "configs/paper/cifar10_resnet18_generalist.yaml")
     schema = file.read_text().splitlines()[0].removeprefix("# yaml-language-server: $schema=")
@@ -97,7 +98,7 @@ def test_nothing_is_overwritten_and_mistakes_are_one_line(tmp_path, capsys):
         (("copy", "digts", tmp_path), "(did you mean digits?)"),
         (("init", tmp_path / "absent", tmp_path / "new.yaml"), "absent"),
         (("init", tmp_path, tmp_path / "digits.yaml"), "exists"),
-        (("copy", "digits", tmp_path / "digits.yaml"), "cannot be written"),
+        (("copy", "digits", tmp_path / "digits.yaml" / "below"), "cannot be written"),
     ]:
         assert genray_configs(*words) == 2, words
         error = capsys.readouterr().err

@@ -236,7 +236,8 @@ def test_pseudo_labels_are_the_models_classes(labelled, digits):
 
 def test_labels_of_files_give_the_same_run_data(labelled):
     storage, file = labelled
-    table = genray.label(storage / "teacher", storage / "rest.parquet", f"npz:{file}", examples=30)
+    table = storage / "rest.parquet"
+    main(parse_args([str(storage / "teacher"), f"--output={table}", f"--data=npz:{file}", "--examples=30"]))
     splits = [
         prepare(load_config(None, [*RUN, f"data.extra={{source: {s}, path: {p}, examples: 30}}"])).splits["train"]
         for s, p in (("npz", file), ("parquet", table))
