@@ -101,8 +101,12 @@ def _npz(request, class_names):
         came = "none" if labels is None else f"{labels.shape} {labels.dtype}"
         raise DataError(f"{request.path}: expected an array label of {available} whole numbers, came {came}")
     labels = torch.from_numpy(labels.astype(np.int64)) if class_names else None
-    pseudo = np.broadcast_to(others.get("pseudo", np.zeros(1)).astype(bool), available).copy()
-    return available, lambda count: (shape, partial(read, count)), labels, torch.from_numpy(pseudo)
+    pseudo = others.get("pseudo", np.zeros(1, bool))
+    if pseudo.dtype.kind not in "biu" or pseudo.shape not in ((), (1,), (available,)):
+        came = f"{pseudo.shape} {pseudo.dtype}"
+        raise DataError(f"{request.path}: expected an array pseudo of {available} truth values, came {came}")
+    pseudo = torch.from_numpy(np.broadcast_to(pseudo.astype(bool), available).copy())
+    return available, lambda count: (shape, partial(read, count)), labels, pseudo
 
 
 def _parquet(request, class_names):

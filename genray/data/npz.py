@@ -21,14 +21,15 @@ def stored_arrays(path: str) -> tuple[int, tuple[int, int, int], Callable[[int],
 
     Returns:
         M, (C, H, W), a function that reads the first so many images, (count, C, H, W) uint8, and name -> array of those
-        that have one dimension at most.
+        that have one dimension at most, or are called label or pseudo.
 
     Raises:
         DataError: unreadable, or there is not one such array.
     """
     with _opened(path) as archive:
         headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
-        flat = [name for name, (shape, *_) in headers.items() if shape is not None and len(shape) < 2]
+        flat = [name for name, (shape, *_) in headers.items() if shape is not None]
+        flat = [name for name in flat if len(headers[name][0]) < 2 or name in ("label", "pseudo")]
         others = {name: _array(archive, name) for name in flat}
     found = [name for name, (shape, _, dtype) in headers.items() if dtype == np.uint8 and len(shape) in (3, 4)]
     if len(found) != 1:
