@@ -20,7 +20,7 @@ from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task, as
 from genray.evaluation.robust import correct_flags
 from genray.evaluation.suite import CASCADE, OWN, build_evaluation_attack
 
-FORWARDS_A_PASS = 3  # a backward pass to the images and what it keeps cost about two forward passes
+FORWARDS_A_PASS = 3  # a backward pass to the images costs about two forward passes
 PILOT_STEPS, LEAST_PILOTS, MOST_PILOTS = 10, 10, 100
 PILOT_FLOPS = 3e10  # of one forward pass of the examples of the pilot
 UNSEEN = 0.6  # share of the correctly classified that resist the first member, without a pilot
@@ -186,7 +186,7 @@ class TimeLeft:
         if task.attack == NATURAL:
             self.right[task.block] = int(flags.sum())
 
-    # --- what is left -----------------------------------------------------------------------------------------------
+    # --- estimates --------------------------------------------------------------------------------------------------
 
     def share(self) -> float:
         """Finished fraction of the work, 0 to 1."""

@@ -89,7 +89,7 @@ class _Wanted(Section):
     norms: Annotated[tuple[Norm, ...], AsTuple, Field(min_length=1)] = option(NORMS, "of the balls")
     epsilon: _Radii = option(_Radii, "norm: radius")
     step_size: dict[str, Exact] = option(dict, "norm: step size", gt=0)
-    engine: Literal[tuple(ENGINES)] | None = option(  # type: ignore[valid-type]  # the names stand once
+    engine: Literal[tuple(ENGINES)] | None = option(  # type: ignore[valid-type]  # one list of names
         None, "who runs the members of AutoAttack"
     )
 

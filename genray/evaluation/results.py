@@ -27,7 +27,7 @@ def accuracy(flags) -> dict:
     """An accuracy with its 95 % Wilson interval, all fractions.
 
     Args:
-        flags: (N,), N >= 1; True where the prediction was right.
+        flags: (N,), N >= 1; True for correct predictions.
     """
     correct, examples = int(flags.sum()), len(flags)
     low, high = wilson_interval(correct, examples)

@@ -69,7 +69,7 @@ def total(bundles) -> dict:
 
 
 def largest_fraction(fits) -> float:
-    """The largest of 1, 1/2, 1/3, ... 1/100 for which `fits(fraction)` is true; 1 where it never is."""
+    """The largest of 1, 1/2, 1/3, ... 1/100 for which `fits(fraction)` is true; 1 if none."""
     each = ((UNIT // n) / UNIT for n in range(1, 101))
     return next((fraction for fraction in each if fits(fraction)), 1.0)
 

@@ -172,7 +172,7 @@ def prepare(
         setup = setup.with_initial_weights()
         for note in setup.notes[len(notes) :] if progress else ():
             progress.say(note)
-    network = setup.build_network()  # raises where the images do not fit the model
+    network = setup.build_network()  # raises if the images do not fit the model
     if is_other(config.model.name) or plan.smallest_batch == 1:
         _try_training(network, setup)
     if (workers := [name for name, learner in config.base_learners.items() if learner.workers != 1]) and (

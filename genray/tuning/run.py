@@ -111,7 +111,7 @@ def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None,
     grid = needs.grid
     wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
     check_visible(folder)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command, and --resume goes on
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command; --resume continues
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = str(int(debug))
