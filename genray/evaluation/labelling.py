@@ -80,7 +80,10 @@ def _read(text, image_column, size, examples):
         raise ConfigError(f"--data: expected one of {', '.join(SOURCES)}, with :PATH, got {text!r}")
     reading = Reading(Progress())
     request = DataRequest(source, path or None, image_column, None, True, size, examples, reading=reading)
-    found = open_images(request)[0].decode("unlabelled", reading)
+    try:
+        found = open_images(request)[0].decode("unlabelled", reading)
+    except DataError as error:  # which names the fields of a run
+        raise DataError(str(error).replace("data.path", "--data").replace("data.train_examples", "examples")) from None
     reading.report()
     return found
 

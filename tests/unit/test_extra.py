@@ -371,9 +371,10 @@ def test_more_than_there_are_and_rst_without_marks(capsys, tmp_path):
         (["x.npy"], "x.npy: expected the name of a file that ends in .npz or .parquet"),
         (["there.npz"], "there.npz: exists; choose another --output, or --overwrite"),
         (["x.npz", "--data", "cifar10"], "--data: expected one of npz, parquet, image_folder"),
-        (["x.npz", "--data", "npz:/no/such"], "data.path: expected a readable .npz file, came /no/such"),
+        (["x.npz", "--data", "npz:/no/such"], "error: --data: expected a readable .npz file, came /no/such"),
         (["x.npz", "--data", "npz:there.npz"], "images: expected the shape of the model's, (1, 8, 8) (C, H, W), came"),
-        (["x.npz", "--examples", "9999"], "examples: expected 1 to "),
+        (["x.npz", "--examples", "9999"], "error: examples: expected 1 to "),
+        (["x.npz", "--data", "npz:grey.npz", "--examples", "13"], "error: examples: expected 1 to 12 "),
         (["x.npz", "--batch-size", "0"], "batch_size: expected a whole number at least 1, got 0"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
@@ -381,6 +382,7 @@ def test_more_than_there_are_and_rst_without_marks(capsys, tmp_path):
 def test_label_bad_input(labelled, tmp_path, monkeypatch, capsys, arguments, says):
     monkeypatch.chdir(tmp_path)
     np.savez("there.npz", image=RGB)
+    np.savez("grey.npz", image=GREY)
     line = [str(labelled[0] / "teacher"), "--output", *arguments]
     assert run_command(main, parse_args(line)) == 2
     assert says in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "x.npz").exists()
