@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the whole plan of a run, in words."""
+"""The plan of a run as text, for `--dry-run`."""
 
 import os
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str], measured: 
     Args:
         setup: the prepared run.
         parameters: trainable scalars of the network.
-        places: one line for each actor, saying where it goes.
-        measured: as `measured_lines` gives them.
+        places: a line for each actor's placement.
+        measured: result of `measured_lines`.
     """
     plan, config = setup.plan, setup.config
     splits = ", ".join(f"{len(split)} {name}" for name, split in setup.splits.items())
@@ -75,7 +75,7 @@ def measured_lines(setup: RunSetup, runtime: str) -> list[str]:
 
 
 def duration_text(seconds: float) -> str:
-    """About so long, with two digits."""
+    """A duration as text, with two digits."""
     unit, size = next((unit, size) for unit, size in UNITS if seconds < 100 * size or unit == "days")
     return f"{seconds / size:,.0f} {unit}" if seconds >= 100 * size else f"{seconds / size:.2g} {unit}"
 

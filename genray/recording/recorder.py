@@ -24,15 +24,15 @@ from genray.types import ThreatModel, WeightSnapshot, fraction_text
 
 
 class RunRecorder:
-    """Keeps the books of one run; both runtimes call it with the same things in the same order.
+    """Records one run; both runtimes make the same calls in the same order.
 
-    Files are written beside the training (see `Writer`); the newest state is kept in memory too, so that a run can go
-    back to it whatever became of the disk.
+    Files are written in another thread (see `Writer`); the newest state is kept in memory too, so that a run can go
+    back to it without the disk.
 
     Args:
         setup: the run.
-        folder: where everything goes.
-        progress: what the user sees.
+        folder: of the run.
+        progress: the display.
         state: the checkpoint of a resumed run.
         on_epoch: called with the record of each finished epoch; with those that are replayed after a fault, too.
     """
@@ -55,7 +55,7 @@ class RunRecorder:
         self.go_back()
 
     def go_back(self) -> dict | None:
-        """Takes the books back to the newest state, and returns that; None for the beginning of the run."""
+        """Resets the records to the newest state and returns it; None for the beginning of the run."""
         state = decode_state(self.newest) if self.newest else None
         books = json.loads(state["books"]) if state else {}
         self.records = books.get("records", [])
@@ -68,7 +68,7 @@ class RunRecorder:
         return state
 
     def begin(self, devices: list[str]):
-        """Training begins, or begins again after `go_back`.
+        """Begins training, or begins it again after `go_back`.
 
         Args:
             devices: names of the devices in use, for the records.
@@ -96,14 +96,14 @@ class RunRecorder:
     # --- while training ---------------------------------------------------------------------------------------
 
     def window_done(self, window, stats: dict, scores: dict | None, theta_g=None, own=None):
-        """Books one window.
+        """Records one window.
 
         Args:
             window: the `Window`.
             stats: learner name -> `WindowStats`.
             scores: {"natural": (correct, examples), ...} of theta_g, where the window ended with an evaluation.
             theta_g: callable giving the evaluated `WeightSnapshot`; called only when it is the best so far.
-            own: learner name -> scores of its own model, where those are wanted.
+            own: learner name -> scores of its own model, if the run evaluates them.
         """
         for name, stat in stats.items():
             self.pending[name].append(stat)
@@ -180,7 +180,7 @@ class RunRecorder:
     # --- weights ------------------------------------------------------------------------------------------------
 
     def write_model(self, name, snapshot, epoch, rates=None, learner=None):
-        """Writes a snapshot as a plain state dict with what is needed to build and judge the model."""
+        """Writes a snapshot as a state dict with the metadata to build and evaluate the model."""
         network = self.setup.build_network()
         FlatWeights(network).load(snapshot)
         description = {
@@ -211,20 +211,20 @@ class RunRecorder:
             "best": vars(self.best) if self.best else None,
             "books": json.dumps(books),
         }
-        self.newest = None  # its memory first: what follows takes as much again
+        self.newest = None  # frees its memory first: encoding takes as much again
         step, data, keep = window.stop, encode_state(state), self.setup.config.checkpoint.keep
         self.newest, self.newest_step = data, step
         self.writer.put("checkpoint", lambda: self.folder.write_state(step, data, keep))
 
     def save(self):
-        """A run that ends early: waits for its last checkpoint, as long as runtime.grace_period_s allows."""
+        """Waits for the last checkpoint of a run that ends early, at most runtime.grace_period_s."""
         try:
             self.writer.flush(self.setup.config.runtime.grace_period_s)
         except StorageError as error:
             self.progress.say(f"warning: {error}")
 
     def models_to_judge(self, last, learners: dict) -> dict:
-        """What the final table shows: the chosen theta_g (the last one where none could be chosen), the last one and
+        """The models of the final table: the chosen theta_g (the last one if none was evaluated), the last one and
         every base learner. All are written, for mixtures after the run too.
 
         Args:
@@ -292,7 +292,7 @@ class RunRecorder:
 
 
 def _with_union(flags):
-    """With the examples that are right under every attack, where there are several."""
+    """Adds the examples that are correct under every attack, if there are several."""
     return flags if len(flags) == 2 else {**flags, "union": np.logical_and.reduce(list(flags.values()))}
 
 

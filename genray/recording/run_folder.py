@@ -46,19 +46,19 @@ class RunFolder:
 
     @property
     def location(self) -> str:
-        """Where it is, for messages: without credentials."""
+        """Path or URI for messages, without credentials."""
         return str(self.storage)
 
     # --- opening ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def lock(self):
-        """Keeps other processes from working on this run, on a local or shared file system; a dead process lets go.
+        """Locks the run against other processes, on a local or shared file system; the lock ends with its process.
 
-        Object storage knows no locks, so nothing is done there.
+        Object storage has no locks, so nothing is done there.
 
         Raises:
-            RunFolderError: another process has it, or the folder cannot be written.
+            RunFolderError: another process holds it, or the folder cannot be written.
         """
         if not self.storage.is_local:
             yield
@@ -79,18 +79,18 @@ class RunFolder:
         finally:
             Path(file.lock_file).unlink(missing_ok=True)
             file.release()
-            for empty in made:  # nothing came of the run
+            for empty in made:  # the run wrote nothing
                 with suppress(OSError):
                     empty.rmdir()
 
     def check_free(self, overwrite: bool = False):
-        """Whether a new run may start here.
+        """Checks that a new run may start here.
 
         Args:
-            overwrite: a run that is there is to be replaced, by `create`.
+            overwrite: `create` will replace an existing run.
 
         Raises:
-            RunFolderError: a run is there already, or what is to be replaced is none.
+            RunFolderError: a run exists already, or the folder to replace is not a run's.
         """
         if not self.storage.exists("config.yaml"):
             return
@@ -108,8 +108,8 @@ class RunFolder:
         self.replaces = True
 
     def remove_replaced(self):
-        """Removes the run that is to be replaced; files that are not of a run stay. Its configuration goes last, so
-        that the folder is a run's until nothing is left of it."""
+        """Removes the run to replace, without files that are not of a run. Its configuration is removed last, so
+        that the folder counts as a run's until then."""
         for name in FILES if self.replaces else ():
             if self.storage.exists(name):
                 self.storage.delete(name)
@@ -124,10 +124,10 @@ class RunFolder:
         self.storage.write("config.yaml", yaml.safe_dump(record, sort_keys=False, width=110).encode())
 
     def check_resumable(self, config, follows=()):
-        """Whether the run that is there is this run.
+        """Checks that the existing run has this configuration.
 
         Args:
-            config: of the run that is to go on.
+            config: of the run to resume.
             follows: its fields, as "section.field", that are not known before the data is.
 
         Raises:
@@ -150,10 +150,10 @@ class RunFolder:
             raise RunFolderError(f"{self.location}: cannot resume with another configuration: {difference}")
 
     def finished(self, config, follows=()) -> dict | None:
-        """The final record of this run, or None where it has not ended.
+        """The final record of this run, or None if it has not ended.
 
         Raises:
-            RunFolderError: another run is there, as `check_resumable`.
+            RunFolderError: the folder has another run, as in `check_resumable`.
         """
         if not self.is_complete(config):
             return None
@@ -164,16 +164,16 @@ class RunFolder:
             return None
 
     def is_complete(self, config) -> bool:
-        """Whether everything that a finished run writes is there: one file may have failed where others did not."""
+        """Whether all files of a finished run exist: writing one of them may have failed."""
         files = ("results.json", "config.yaml", "metrics.jsonl", "model.pt", "model_last.pt")
         return all(map(self.storage.exists, (*files, *(f"{LEARNERS}/{name}.pt" for name in config.base_learners))))
 
     def _stored(self):
-        """The plain configuration of the run that is there."""
+        """The plain configuration of the existing run."""
         return parse_yaml(self.storage.read("config.yaml").decode(), "config.yaml")
 
     def check_data(self, identity: dict):
-        """Whether the run that is there is on these images; one that does not say is.
+        """Checks that the existing run is on these images; a run without `data.json` passes.
 
         Raises:
             RunFolderError: on others; the message names the first part that differs.
@@ -213,7 +213,7 @@ class RunFolder:
         self.storage.write(name, model_bytes(state_dict, model_metadata))
 
     def write_state(self, step: int, data: bytes, keep: int):
-        """A checkpoint of the whole run (`encode_state`); older ones beyond `keep` go once it is in place."""
+        """Writes a checkpoint of the run (`encode_state`), then removes older ones beyond `keep`."""
         name = _state_name(step)
         self.storage.write(f"checkpoints/{name}", data)
         older = [state for state in self._states() if state < name]
@@ -221,13 +221,13 @@ class RunFolder:
             self.storage.delete(f"checkpoints/{state}")
 
     def read_newest_state(self, say=None) -> dict | None:
-        """The newest checkpoint that is whole, or None where there is none.
+        """The newest undamaged checkpoint, or None without checkpoints.
 
         Args:
-            say: callable that shows the user a line: which damaged ones were passed over.
+            say: callable that prints a line for each damaged one.
 
         Raises:
-            CheckpointError: there are checkpoints, but no whole one.
+            CheckpointError: all checkpoints are damaged.
             StorageError: the storage does not answer.
         """
         damaged = []
@@ -262,8 +262,7 @@ def model_bytes(state_dict: dict, model_metadata: dict) -> bytes:
 
 
 def _resumed_part(plain):
-    """What has to stay when a run goes on: all but where it computes, where its data lies, what it keeps and when it
-    gives up."""
+    """The fields that a resumed run must not change: all but devices, data paths, kept checkpoints and `runtime`."""
     learners = {
         name: {key: value for key, value in learner.items() if key not in ("resources", "workers")}
         for name, learner in plain["base_learners"].items()
@@ -276,7 +275,7 @@ def _resumed_part(plain):
 
 
 def versions(devices: list[str]) -> dict:
-    """Versions of what computed a result."""
+    """Versions of the packages that compute a result."""
     found = {"python": platform.python_version(), "devices": devices, "genray": genray.__version__}
     for package in ("torch", "torchvision", "ray"):
         try:
@@ -296,7 +295,7 @@ def encode_state(state: dict) -> bytes:
 
 
 def decode_state(data: bytes) -> dict:
-    """What `encode_state` was given.
+    """The state that `encode_state` encoded.
 
     Raises:
         CheckpointError: not a whole checkpoint of this format.
@@ -304,7 +303,7 @@ def decode_state(data: bytes) -> dict:
     try:
         check_seal(data)
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
+    except Exception as error:  # torch raises many types for a broken file
         raise CheckpointError(f"not a readable checkpoint: {one_line(error)}") from None
     if not isinstance(content, dict) or content.pop("format", None) != STATE_FORMAT:
         raise CheckpointError(f"not a {STATE_FORMAT} checkpoint")
@@ -318,12 +317,12 @@ def _to_bytes(content):
 
 
 def _as_tensors(value):
-    """Arrays become tensors, which is what `weights_only` loading knows."""
+    """Arrays as tensors, the only arrays that `weights_only` loading reads."""
     if isinstance(value, dict):
         return {key: _as_tensors(item) for key, item in value.items()}
     if not hasattr(value, "__array_interface__"):
         return value
-    # torch.save compares addresses: those of empty arrays are those of other arrays, that of an empty tensor is 0.
+    # torch.save compares addresses: an empty array may have that of another array, an empty tensor has 0.
     return from_array(value) if value.size else torch.empty_like(from_array(value))
 
 

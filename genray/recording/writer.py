@@ -1,4 +1,4 @@
-"""Writing while the work goes on: a file that cannot be written delays neither the work nor another file."""
+"""Writes files in another thread: a file that cannot be written delays neither the caller nor other files."""
 
 import heapq
 import itertools
@@ -13,19 +13,19 @@ LISTED = 10  # files that an error names
 
 
 class Writer:
-    """Writes files in a thread of its own, each again and again until it succeeds, with pauses of its own.
+    """Writes files in a thread; retries each until it succeeds, with its own pauses.
 
-    A newer write under the same key takes the place of one that waits, so an outage keeps one of each kind in memory.
+    A newer write of the same key replaces a waiting one, so an outage keeps one of each key in memory.
 
     Args:
-        say: callable that shows the user a line.
+        say: callable that prints a line.
     """
 
     def __init__(self, say):
         self.say = say
         self.changed = threading.Condition()
         self.waiting = {}  # key -> newest callable
-        self.errors = {}  # key -> why its last attempt failed
+        self.errors = {}  # key -> error of its last attempt
         self.queue = []  # heap of (time of the next attempt, number, key, pause if it fails)
         self.numbers = itertools.count()
         self.running = self.hurry = False
@@ -33,7 +33,7 @@ class Writer:
     def put(self, key: str, write):
         """Has `write()` called soon; it must write a file whole or not at all."""
         with self.changed:
-            if key not in self.waiting:  # one that waits keeps its turn: storage slower than the run starves none
+            if key not in self.waiting:  # a waiting key keeps its place, so that slow storage delays none forever
                 self._queue(key, 0.0, FIRST_PAUSE_S)
             self.waiting[key] = write
             self.changed.notify_all()
@@ -65,7 +65,7 @@ class Writer:
     def _work(self):
         while True:
             with self.changed:
-                if not self.waiting:  # all done, or given up
+                if not self.waiting:  # all done or abandoned
                     self.running = False
                     self.changed.notify_all()
                     return
@@ -81,7 +81,7 @@ class Writer:
                     self._book(key, write, error, PAUSE_AT_THE_END_S if self.hurry else pause)
 
     def _book(self, key, write, error, pause):
-        """What comes of an attempt: done, or to be done again."""
+        """Records the result of an attempt: done, or queued again."""
         if error is not None:
             if _reason(error) not in map(_reason, self.errors.values()):
                 self.say(f"warning: {error}; kept in memory and tried again")
@@ -92,12 +92,12 @@ class Writer:
             self.say("storage: writes again")
         if self.waiting[key] is write:
             del self.waiting[key]
-        else:  # a newer one came meanwhile
+        else:  # a newer write was added meanwhile
             self._queue(key, 0.0, FIRST_PAUSE_S)
 
 
 def write_all(storage, files: dict[str, bytes]):
-    """Writes files once, each whatever became of the others.
+    """Writes files once, each even if others fail.
 
     Args:
         storage: a `Storage`.
@@ -124,7 +124,7 @@ def _attempt(write):
 
 
 def _with_reasons(errors):
-    """Names of files, grouped by the reason why they are not written; of those with one reason the first's error."""
+    """Names of unwritten files, grouped by reason, with the first error of each group."""
     groups = {}
     for name, error in errors.items():
         groups.setdefault(_reason(error), (error, []))[1].append(name)
