@@ -22,6 +22,7 @@ def main(args):
 
 def parse_args(argv):
     parser = Parser("genray config schema", prog="genray.config", description=__doc__)
-    parser.add_argument("what", choices=["schema", "grid-schema", "reference"])
+    kinds = ["schema", "grid-schema", "reference"]
+    parser.add_argument("what", choices=kinds, metavar="|".join(kinds))
     parser.set_defaults(debug=False)
     return parser.parse_args(argv)
