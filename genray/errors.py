@@ -1,8 +1,8 @@
 """Every error genray raises on purpose.
 
-An *input* error (exit code 2) is the user's to mend: the message is one line a problem and names the field or
+An *input* error (exit code 2) is one that the user corrects: the message is one line a problem and names the field or
 file, what was expected and what came. Every other error (exit code 1) means that the run itself failed.
-All of them survive pickling, because they travel from Ray actors to the driver.
+All of them survive pickling, because Ray sends them from actors to the driver.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from typing import Any
 def one_line(error: Any, length: int = 300) -> str:
     """An error's message, or a text, without line breaks.
 
-    Where it is longer than `length` characters, the middle goes: the cause stands at the end.
+    A text longer than `length` characters loses its middle: the cause is at the end.
     """
     text = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
     if len(text) <= length:
@@ -57,13 +57,13 @@ class RunFolderError(InputError):
 
 
 class StorageError(RunFolderError):
-    """A file of a run could not be written or read while the run was on; the input was not to blame."""
+    """A file could not be written or read during a run; the input was right."""
 
     exit_code = 1
 
 
 class PlacementError(InputError):
-    """The machine or cluster cannot hold the run; the message says what is missing."""
+    """The machine or cluster lacks resources for the run; the message names them."""
 
 
 class LearnerError(GenrayError):
@@ -74,8 +74,8 @@ class LostError(LearnerError):
     """A process of the run died, hangs or is out of reach; the run can go on from its last state.
 
     Attributes:
-        who: which process, as the configuration names it.
-        why: what is known about it.
+        who: name of the process, as in the configuration.
+        why: the reason, as far as known.
         signal: of a process that crashed by itself, such as "SIGSEGV"; empty where it was killed, hangs or is away.
     """
 

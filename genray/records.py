@@ -1,6 +1,6 @@
-"""Every record that genray writes as JSON and reads back: what its fields hold, and one line for what does not fit.
+"""Every record that genray writes as JSON and reads back, and one line for what does not fit.
 
-A record may hold more than stands here, as newer versions write it. Older versions did not write the fields that have a
+A record may have other fields too, as newer versions write them. Older versions did not write the fields that have a
 default.
 """
 
@@ -15,7 +15,7 @@ from genray.errors import InputError, one_line
 
 
 class Damaged(InputError):
-    """A file is not the record it should be; the message says in one line where, what was expected and what came."""
+    """A file is not a valid record; the message is one line: the field, what was expected and what came."""
 
 
 def _fraction(words, fits):
@@ -194,7 +194,7 @@ class EvaluatedData(Record):
 
 
 class EvaluationProtocol(Record):
-    """What was measured and how; `engines` says of each column of each norm who ran it."""
+    """The protocol of an evaluation; `engines` is the engine of each column in each norm."""
 
     data: EvaluatedData
     threats: Annotated[list[AttackedBall], Field(min_length=1)]
@@ -209,7 +209,7 @@ class EvaluationProtocol(Record):
 
 
 class EvaluationRequest(Record):
-    """`request.json` of an evaluation: what is evaluated and how; fingerprints of the model and the images."""
+    """`request.json` of an evaluation: its arguments, and fingerprints of the model and the images."""
 
     protocol: EvaluationProtocol | None = None
     model: str
@@ -316,7 +316,7 @@ class TrialRecord(Record):
 
 
 class GridRecord(Record):
-    """`grid.json`: the trials of a grid; of a search, where it puts them."""
+    """`grid.json`: the trials of a grid, or the space of a search."""
 
     source: Any = None
     trials: Named[TrialRecord]
@@ -324,14 +324,14 @@ class GridRecord(Record):
 
 
 class SuggestedTrials(RootModel[Named[TrialRecord]]):
-    """A file of `suggested`: a trial that a searcher made up."""
+    """A file of `suggested`: a trial that a searcher suggested."""
 
 
 def check(model, plain) -> Any:
-    """Plain data as it is, where it is such a record.
+    """Returns the plain data of a record, unchanged.
 
     Raises:
-        Damaged: it is not; the first mistake as a line.
+        Damaged: it is not such a record; the first mistake as a line.
     """
     try:
         _, problems = collect(model, plain)

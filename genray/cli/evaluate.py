@@ -205,7 +205,7 @@ def parse_args(argv):
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="who runs AutoAttack's members: genray (linf, l2), pyautoattack (l1), genray-bf16",
+        help="code of AutoAttack's members: genray (linf, l2), pyautoattack (l1), genray-bf16",
     )
     parser.add_argument(
         "--workers", type=at_least(0), metavar="N", help="Ray actors, 0 for one a device (default: this process)"

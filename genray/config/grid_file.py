@@ -90,7 +90,7 @@ class Evaluate(Section):
     epsilon: Radii | None = option(None, "norm: radius; null: the run's own, else the papers'")
     step_size: Radii | None = option(None, "norm: step size; null: epsilon / 4")
     examples: int | None = option(None, "the first n test images; null: all", ge=1, unit="images")
-    engine: Text | None = option(None, "who runs the members of AutoAttack; null: the default")
+    engine: Text | None = option(None, "code of AutoAttack's members; null: the default")
     block_size: int | None = option(None, "examples a block; null: the default", ge=1, unit="images")
     seed: int = option(0, "of all random numbers", ge=0)
 
@@ -162,7 +162,7 @@ class GridFile(Section):
     uniform: dict[str, Range] = option(dict, "config key: [low, high]")
     loguniform: dict[str, Range] = option(dict, "config key: [low, high] above 0, uniform in the logarithm")
     samples: int = option(1, "draws from choices, uniform and loguniform", ge=1, unit="trials")
-    search: Literal["grid", "random", "optuna"] | None = option(None, "who makes the points; null: random, if drawn")
+    search: Literal["grid", "random", "optuna"] | None = option(None, "how points are made; null: random, if drawn")
     search_seed: int = option(0, "of the draws", ge=0)
     seeds: Annotated[list[Seed], Field(min_length=1)] = option(lambda: [0], "each trial is run with each of them")
     metric: Text = option("score", "score, natural or pgdN: reported after every evaluated epoch")

@@ -90,7 +90,7 @@ class _Wanted(Section):
     epsilon: _Radii = option(_Radii, "norm: radius")
     step_size: dict[str, Exact] = option(dict, "norm: step size", gt=0)
     engine: Literal[tuple(ENGINES)] | None = option(  # type: ignore[valid-type]  # one list of names
-        None, "who runs the members of AutoAttack"
+        None, "code of AutoAttack's members"
     )
 
 

@@ -1,4 +1,4 @@
-"""A report of what was found."""
+"""Builds a report of the runs, evaluations and grids found."""
 
 from collections import Counter, defaultdict
 from fractions import Fraction
@@ -22,13 +22,13 @@ MOST_RUNS = 12  # runs whose curves are drawn one by one
 
 
 def build_report(found: Found, gallery: Gallery | None, no_gallery: str, with_plots: bool) -> Report:
-    """Everything that can be said of what was found.
+    """The report of everything found.
 
     Args:
-        found: what lay in the folders; problems that turn up here are added to it.
+        found: content of the folders; new problems are added to it.
         gallery: the images, or None.
-        no_gallery: why there are none; "" where nobody wanted any.
-        with_plots: matplotlib is there.
+        no_gallery: why there are none; "" if none was asked for.
+        with_plots: whether matplotlib is installed.
     """
     make = _Make(found, with_plots)
     sections = [

@@ -11,7 +11,7 @@ CAUTION = "CAUTION: "  # how a note begins that a reader must not overlook
 class Figure:
     """Attributes:
     name: of its files.
-    caption: what it shows, for those too who do not see it.
+    caption: its content, also for readers of the text alone.
     files: ending -> content.
     in_page: the page of HTML shows it; False for what that shows in another way.
     """

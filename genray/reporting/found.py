@@ -1,4 +1,4 @@
-"""What lies in folders: runs, evaluations, mixtures and grids, and what is wrong with the rest, a line each."""
+"""Finds runs, evaluations, mixtures and grids in folders, and a line for each that is damaged."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: its folder, its record, its model's fingerprint, and the run below which it lies."""
+    """A finished evaluation: its folder, its record, its model's fingerprint, and the run whose folder it is in."""
 
     place: Storage
     record: dict
@@ -72,7 +72,7 @@ class Found:
     """Attributes:
     runs, evaluations, studies: what can be shown.
     grids: (path, its trials).
-    problems: (path, why it is left out, or shown only in part).
+    problems: (path, reason why it is left out or incomplete).
     """
 
     runs: list[Run] = field(default_factory=list)

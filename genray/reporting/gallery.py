@@ -32,7 +32,7 @@ KINDS = ("easy", "hard", "first", "second")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models: what it is called, its network, and the configuration of its run."""
+    """One of the two models: name, network, and the configuration of its run."""
 
     name: str
     network: torch.nn.Module
@@ -107,7 +107,7 @@ def side_of(text: str) -> Side:
 
 
 def _run_of(place):
-    """The run folder that a place is or lies in; None where it lies in none."""
+    """The run folder that a place is or is in; None if it is in none."""
     while not place.is_file("config.yaml"):
         above = place.parent
         if above.root == place.root:
