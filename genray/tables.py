@@ -211,10 +211,10 @@ def as_html(table: Table) -> str:
 
 def _width(table):
     """Characters of a row, about: labels are wrapped, intervals are small."""
-    labels = [min(18, max(11, *(len(row.labels[i]) for row in table.rows))) if i == 0 else
+    labels = [min(18, max([11, *(len(row.labels[i]) for row in table.rows)])) if i == 0 else
               max(map(len, (head, *(row.labels[i] for row in table.rows))))
               for i, head in enumerate(table.label_heads)]  # fmt: skip
-    cells = [max(len(head), *(max(len(row.cells[i].number), 0.8 * len(row.cells[i].between)) for row in table.rows))
+    cells = [max([len(head), *(max(len(row.cells[i].number), 0.8 * len(row.cells[i].between)) for row in table.rows)])
              for i, head in enumerate(table.heads)]  # fmt: skip
     return sum(labels) + sum(cells) + 2 * len(labels + cells)
 

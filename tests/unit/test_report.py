@@ -637,6 +637,15 @@ def test_whatever_stands_in_a_file_the_report_is_made(lab, tmp_path, name):
         assert all(reason and "\n" not in reason for _, reason in found.problems), (place, value)
 
 
+def test_an_evaluation_without_attacks_has_a_page(lab, tmp_path):
+    content = json.loads((lab / "digits/evaluation/results.json").read_text())
+    for threat in content["protocol"]["threats"]:
+        threat["attacks"] = []
+    shutil.copy(lab / "digits/evaluation/request.json", tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    Page(as_page(build_report(find([tmp_path]), None, "", False)))
+
+
 def test_nothing_usable_is_an_error_and_nothing_is_written(lab, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder in (lab / "wrong" / "foreign", tmp_path / "empty", tmp_path / "absent", ROOT / "README.md"):
