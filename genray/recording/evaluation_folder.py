@@ -52,6 +52,10 @@ class EvaluationFolder:
         self.storage = check_place(place, resume, overwrite)
         if resume and self.storage.exists("request.json"):
             self._check_same(identity)
+        elif resume and self.storage.names("blocks"):
+            raise RunFolderError(
+                f"{self.storage}: expected request.json, which says what its blocks are of, it is gone"
+            )
         self.identity, self.begun, self.replaces = identity, False, overwrite
         self.writer = Writer(say)
 
@@ -76,7 +80,7 @@ class EvaluationFolder:
         """The result of a task; None if the file was damaged, and then the task is done again."""
         try:
             return BlockResult.of_record(json.loads(self.storage.read(f"blocks/{task.key}.json")))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def write(self, task: Task, result: BlockResult):

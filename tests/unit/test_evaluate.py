@@ -335,6 +335,7 @@ def test_finished_blocks_are_not_done_again_and_damaged_ones_are(model, digits, 
     blocks[0].unlink()
     blocks[4].write_bytes(b"")
     blocks[7].write_bytes(b'{"flags": 3}')
+    blocks[9].write_bytes(b"[" * 100_000)
     (out / "results.json").unlink()
     half = out / "blocks" / f"{blocks[0].name}.tmp-742388f4"  # of a process that was killed while it wrote
     half.write_bytes(b'{"fla')
@@ -346,7 +347,7 @@ def test_finished_blocks_are_not_done_again_and_damaged_ones_are(model, digits, 
 
     monkeypatch.setattr("genray.evaluation.job.run_task", counted)
     genray.evaluate(model, *digits, **QUICK, output=str(out), resume=True)
-    assert sorted(done) == sorted(blocks[i].stem for i in (0, 4, 7))
+    assert sorted(done) == sorted(blocks[i].stem for i in (0, 4, 7, 9))
     assert (out / "results.json").read_bytes() == final
     assert sorted((out / "blocks").iterdir()) == blocks  # and nothing else
 

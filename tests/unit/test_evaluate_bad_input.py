@@ -208,6 +208,8 @@ def test_output(capsys, tmp_path, trained_run):
         (out / "request.json").write_bytes(content)
         says = "request.json is damaged or not of genray: "
         check(capsys, tmp_path, says, *line, "--resume")
+    (out / "request.json").unlink()
+    check(capsys, tmp_path, "out: expected request.json, which says what its blocks are of", *of_other)
 
 
 def test_output_that_cannot_be(capsys, tmp_path, trained_run):
