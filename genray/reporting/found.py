@@ -5,7 +5,7 @@ from pathlib import Path
 
 from genray import records
 from genray.config import RunConfig, load_stored_config
-from genray.config.load import parse_yaml
+from genray.config.load import yaml_mapping
 from genray.errors import GenrayError, one_line
 from genray.reporting.trials import Trials, read_trials
 from genray.storage import Storage, without_secrets
@@ -163,7 +163,7 @@ class _Search:
 
     def _run(self, path, storage, names, grid, point):
         try:
-            plain = parse_yaml(storage.read("config.yaml").decode(), "config.yaml")
+            plain = yaml_mapping(storage.read("config.yaml"), "the file")
             config = load_stored_config(plain)
         except (GenrayError, ValueError, TypeError, AttributeError, RecursionError) as error:
             self.problem(path, f"config.yaml is not of a genray run: {one_line(error)}")

@@ -158,6 +158,8 @@ def lab(trained_run, digits, tmp_path_factory):
     for name, content in (("foreign", "services: {web: {image: nginx}}"), ("bomb", "a: &a [*a]"), ("bytes", "\0\xff")):
         (wrong / name).mkdir()
         (wrong / name / "config.yaml").write_text(content)
+    (wrong / "void").mkdir()
+    (wrong / "void" / "config.yaml").write_text("# nothing")
     (wrong / "nan").mkdir()
     (wrong / "nan" / "results.json").write_text('{"splits": {"test": {"rows": NaN}}}')
     (wrong / "begun" / "blocks").mkdir(parents=True)
@@ -576,13 +578,14 @@ def test_evaluations_side_by_side_are_one_row(trained_run, digits, tmp_path):
 def test_what_is_wrong_is_one_line_each_and_the_rest_is_made(lab, made, page):
     lines = made[1].stderr.splitlines()
     wrong = {line.split(": ")[1].rpartition("/")[2]: line for line in lines if "/wrong/" in line}
-    assert len(lines) == sum("/wrong/" in line for line in lines) == 8
+    assert len(lines) == sum("/wrong/" in line for line in lines) == 9
     assert "results.json is damaged" in wrong["torn"] and "its table is left out" in wrong["torn"]
     assert sum("half" in line for line in lines) == 2
     assert any("metrics.jsonl: line 4 is damaged" in line for line in lines)
     assert any("unfinished: 3 of 30 epochs; only its curves" in line for line in lines)
     for name in ("foreign", "bomb", "bytes"):
         assert "config.yaml is not of a genray run" in wrong[name]
+    assert "config.yaml is not of a genray run: the file: expected key: value lines, got NoneType" in wrong["void"]
     assert "results.json is damaged or not of genray: run: missing" in wrong["nan"]
     assert "unfinished evaluation: 0 blocks are done" in wrong["begun"]
     text = " ".join("".join(page.text).split())
