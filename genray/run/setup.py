@@ -194,7 +194,8 @@ def _try_training(network, setup):
     model, images, number = setup.config.model, setup.splits["train"].images, min(2, setup.plan.smallest_batch)
     try:
         with torch.random.fork_rng(devices=[]):
-            found = network.train()(torch.zeros(number, *images.shape[1:])).shape
+            x = torch.zeros(number, *images.shape[1:], device=next(network.parameters()).device)
+            found = network.train()(x).shape
     except ConfigError:
         raise
     except Exception as error:  # the network's own code
