@@ -60,11 +60,18 @@ class ParquetShard:
         return names.renumbered(labels, own, self.path)
 
     def marks(self, column: str) -> torch.Tensor:
-        """(rows,) bool, a column of truth values; false where there is none."""
-        if column not in self.schema.names or not pa.types.is_boolean(self.schema.field(column).type):
+        """(rows,) bool, a column of truth values; false if there is none.
+
+        Raises:
+            DataError: the column holds something else.
+        """
+        if column not in self.schema.names:
             return torch.zeros(self.num_rows, dtype=torch.bool)
+        kind = self.schema.field(column).type
+        if not pa.types.is_boolean(kind) and not pa.types.is_integer(kind):
+            raise DataError(f"{self.path}: column {column}: expected truth values, got {kind}")
         with readable(f"{self.path}: expected a readable Parquet file"):
-            return torch.tensor(self._file.read(columns=[column]).column(column).fill_null(False).to_numpy())
+            return torch.tensor(self._file.read(columns=[column]).column(column).fill_null(0).to_numpy() != 0)
 
     def first_image(self, column: str) -> bytes | None:
         """The encoded first image; next to nothing else is read."""

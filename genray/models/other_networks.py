@@ -188,6 +188,10 @@ def _own(factory, data, options):
 
 
 def _import(module_name, attribute):
+    if module_name.partition(".")[0] in {*sys.stdlib_module_names, *sys.builtin_module_names} - {"__main__"}:
+        raise ConfigError(
+            f"model.name: expected a factory of networks, got one of Python's own modules: {module_name!r}"
+        )
     try:
         found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

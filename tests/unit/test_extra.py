@@ -150,7 +150,7 @@ def write_parquet(file, some=slice(None), names=None, **columns):
 
 
 def test_parquet(tmp_path):
-    write_parquet(tmp_path / "b.parquet", slice(5, 12), pseudo=MARKS[5:])
+    write_parquet(tmp_path / "b.parquet", slice(5, 12), pseudo=MARKS[5:].astype(int))  # 0 and 1 are truth values too
     write_parquet(tmp_path / "a.parquet", slice(0, 5))
     images, labels, marks, _ = with_extra(source="parquet", path=tmp_path)
     assert np.array_equal(images, GREY) and np.array_equal(labels, LABELS)

@@ -336,6 +336,7 @@ WRONG = {
     "timm": ("model.name=timm:resnt18", "model.name: expected a network of timm.list_models(), got 'resnt18'"),
     "torchvision": ("model.name=torchvision:nope", "model.name: expected one of torchvision.models, got 'nope'"),
     "module": ("model.name=not_there.x:f", "model.name: expected a module that can be imported, got 'not_there.x'"),
+    "standard library": ("model.name=subprocess:run", "expected a factory of networks, got one of Python's own"),
     "attribute": ("model.name=own_networks:f", "model.name: expected own_networks to have f"),
     "no module": ("model.name=own_networks:nothing", "to return a torch.nn.Module, got int"),
     "logits": ("model.name=own_networks:wrong", "to return logits of shape (2, 3) for 2 images, got (2, 4)"),
