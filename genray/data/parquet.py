@@ -71,7 +71,8 @@ class ParquetShard:
         if not pa.types.is_boolean(kind) and not pa.types.is_integer(kind):
             raise DataError(f"{self.path}: column {column}: expected truth values, got {kind}")
         with readable(f"{self.path}: expected a readable Parquet file"):
-            return torch.tensor(self._file.read(columns=[column]).column(column).fill_null(0).to_numpy() != 0)
+            marks = self._file.read(columns=[column]).column(column).cast("int64").fill_null(0)
+            return torch.tensor(marks.to_numpy() != 0)
 
     def first_image(self, column: str) -> bytes | None:
         """The encoded first image; next to nothing else is read."""

@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT, SMALL_RUN, run_outcome, wait_for
 
 import genray
-from genray import evaluate, export, report, train, tune
+from genray.cli import evaluate, export, report, train, tune
 from genray.cli.parser import run_command
 from genray.storage import Storage
 

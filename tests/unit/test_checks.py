@@ -304,9 +304,9 @@ def test_images_normalised_outside(model, digits):
 def test_findings_about_numbers_and_points_stand_below_their_norm(model, digits, monkeypatch):
     from genray.evaluation import job
 
-    def too_far(*args, **kwargs):
-        real, description = build(*args, **kwargs)
-        return lambda model, x, y, indices: x + 1.5 * kwargs["epsilon"] * torch.where(x > 0.5, -1, 1), description
+    def too_far(name, settings):
+        step = 1.5 * settings.threat.radius
+        return lambda model, x, y, indices: x + step * torch.where(x > 0.5, -1, 1), build(name, settings)[1]
 
     build = job.build_evaluation_attack
     monkeypatch.setattr(job, "build_evaluation_attack", too_far)
@@ -322,8 +322,8 @@ def test_findings_about_numbers_and_points_stand_below_their_norm(model, digits,
 def test_numbers_reach_the_record(model, digits, monkeypatch):
     from genray.evaluation import job
 
-    def weak(name, **kwargs):
-        attack, description = build(name, **kwargs)
+    def weak(name, settings):
+        attack, description = build(name, settings)
         return (lambda model, x, y, indices: x.clone()) if name == "pgd100" else attack, description
 
     build = job.build_evaluation_attack

@@ -103,4 +103,4 @@ def test_a_process_that_crashes_says_by_which_signal_and_where(tmp_path):
     process.send_signal(signal.SIGSEGV)
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGSEGV
-    assert "Fatal Python error: Segmentation fault" in err and "local_run.py" in err  # below it whatever ran
+    assert "Fatal Python error: Segmentation fault" in err and "genray/runtime/local.py" in err  # below it whatever ran

@@ -263,7 +263,7 @@ def test_the_saved_model_is_the_row_of_the_table(study, parts, tmp_path, capsys)
     assert float(right.double().mean()) == rows["gamma 0.4"]["natural"]["value"]
     line = [file, "--data", "digits", "--epsilon", "0.1", *QUICK, "--output", tmp_path / "again"]
     assert command(*line) == 0
-    record = read(tmp_path / "again")
+    record = json.loads((tmp_path / "again" / "results.json").read_text())
     assert record["norms"]["linf"]["columns"]["pgd20"]["value"] == rows["gamma 0.4"]["robust"]["value"]
     metadata = torch.load(file, weights_only=True)["metadata"]
     assert metadata["mixture"] == {"natural": "0.6", "linf": "0.4"} and metadata["batch_norm"] == "mix"

@@ -351,11 +351,11 @@ class Watched:
         return self.real.craft(name, *args)
 
 
-def test_what_a_step_wants_is_what_it_crafts():
+def test_what_a_step_wants_is_what_it_crafts(setups):
     """`wanted` is asked for by others; an objective that says nothing wants all."""
     assert Objective(None).wanted(("a", "b"), None) == ("a", "b")
-    for case, (name, overrides) in CASES.items():
-        learner = learner_of(prepared(overrides), name)
+    for case, (name, _) in CASES.items():
+        learner = learner_of(setups[case], name)
         watched = Watched(learner.crafter)
         learner.crafter = watched
         for step in range(4):
