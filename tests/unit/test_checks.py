@@ -315,7 +315,7 @@ def test_findings_about_numbers_and_points_stand_below_their_norm(model, digits,
     assert finding.startswith("pgd20: points outside the ball: norm 1.5") and finding.endswith("(blocks 0, 1)")
     lines = record_table(record).splitlines()
     at = lines.index(f"  ! {finding}")
-    assert lines[at - 4].startswith("linf, epsilon 0.1") and lines[at + 1].startswith("l2, epsilon 0.1")
+    assert lines[at - 4].startswith("linf 0.1") and lines[at + 1].startswith("l2 0.1")
     assert record["norms"]["l2"]["findings"] != []
 
 
