@@ -175,3 +175,21 @@ def genray_command():
         return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=folder, **kwargs)
 
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """Each of pytest-xdist's processes, which get equal stretches of the list, begins with a part of the Ray tests."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    modules: dict = {}
+    for item in items:
+        if item.get_closest_marker("ray"):
+            modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    others = [item for item in items if not item.get_closest_marker("ray")]
+    others.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    size, ordered = -(-len(items) // processes), []
+    for i in range(processes):
+        mine = [item for module in list(modules.values())[i::processes] for item in module]
+        rest = max(0, size - len(mine))
+        ordered += mine + others[:rest]
+        others = others[rest:]
+    items[:] = ordered + others
