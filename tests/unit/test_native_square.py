@@ -111,7 +111,7 @@ def test_same_points_as_the_package(norm, queries, some):
     theirs = package_points(model, x, y, norm, queries)
     numbers = torch.Generator().manual_seed(3)
     moves = (Squares if norm == "linf" else Patterns)(x, EPSILON[norm], numbers, norm)
-    run = module._Run(model, model, moves, y)
+    run = module._SearchState(model, model, moves, y)
     with torch.no_grad():
         points = run(queries)
     points[run.at] = run.images
