@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 
-from genray.config.arguments import Place, checked
 from genray.errors import CheckpointError, ConfigError, one_line
 from genray.interop.checkpoint_file import ModelFile, read_file
 from genray.interop.checkpoint_layouts import load_into, read_metadata
@@ -13,24 +12,8 @@ from genray.models.other_networks import allow_import
 from genray.storage import Storage
 
 
-@checked
-def load_model(path: Place, device="cpu", *, network=None, trust: bool = False) -> torch.nn.Module:
-    """Loads the model of a genray run.
-
-    Args:
-        path: a run folder, or a `model.pt` in one: a local path or a URI.
-        device: torch device of the model.
-        network: the factory of a network of one's own, as in `genray.train(network=...)`.
-        trust: import the factory that the file names; the file decides what code runs.
-
-    Returns:
-        The network in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
-
-    Raises:
-        ConfigError: torch has no such device.
-        CheckpointError: absent, corrupt, or not written by genray (for other files: `build_model`, `load_into`).
-        RunFolderError: the URI cannot be understood, or the storage does not answer.
-    """
+def load_model(path, device="cpu", *, network=None, trust: bool = False) -> torch.nn.Module:
+    """As `genray.load_model`, which describes and checks the arguments."""
     place = _device(device)
     return model_of(read_file(model_file(Storage(path))), network, trust).to(place)
 
