@@ -119,7 +119,7 @@ def _attempt(write):
     try:
         write()
     except Exception as error:  # storage libraries raise many kinds
-        return one_line(error)
+        return one_line(error, 1000)  # its name and cause have been shortened by themselves, each with a path in it
     return None
 
 
