@@ -264,8 +264,8 @@ def report(
         paths: folders of runs, evaluations, mixtures and grids, or their parent folders.
         output: folder or URI; an earlier report is overwritten, nothing else is.
         formats: a list, or one string "html,md", of html, md, csv, tex, png, svg; all but svg by default.
-        gallery: two models, each a run folder, RUN:LEARNER or a model file in a run; None for theta_g and the robust
-            base learner of the first run that has both; () for no gallery.
+        gallery: two models, each a run folder or a model file in a run; None for theta_g and the robust base learner
+            of the first run that has both; () for no gallery. A gallery needs matplotlib.
         images: at most so many test images are attacked for the gallery.
 
     Returns:

@@ -40,7 +40,7 @@ def parse_args(argv):
         "--gallery",
         nargs=2,
         metavar="MODEL",
-        help="two models to compare on images: RUN, RUN:LEARNER or a file in a run",
+        help="two models to compare on images: RUN or a model file in a run",
     )
     parser.add_argument("--no-gallery", action="store_true", help="attack no images")
     parser.add_argument(

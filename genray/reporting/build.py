@@ -10,7 +10,6 @@ from genray.reporting import plots, run_plots
 from genray.reporting.comparison import READING, Comparison, comparison_table, comparisons
 from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
 from genray.reporting.found import Found
-from genray.reporting.gallery import Gallery, draw_gallery
 from genray.reporting.mixtures import draw_parts, mixture_table
 from genray.reporting.paper import tables_of
 from genray.reporting.record_tables import attacks_table, models_table, time_table, versions_line
@@ -21,19 +20,19 @@ from genray.tables import head_of, printable
 MOST_RUNS = 12  # runs whose curves are drawn one by one
 
 
-def build_report(found: Found, gallery: Gallery | None, no_gallery: str, with_plots: bool) -> Report:
+def build_report(found: Found, gallery: Figure | None, no_gallery: str, with_plots: bool) -> Report:
     """The report of everything found.
 
     Args:
         found: content of the folders; new problems are added to it.
-        gallery: the images, or None.
-        no_gallery: why there are none; "" if none was asked for.
+        gallery: the figure of images, or None.
+        no_gallery: reason for None; "" if no gallery was asked for.
         with_plots: whether matplotlib is installed.
     """
     make = _Make(found, with_plots)
     sections = [
         make.accuracy(), make.trade_off(), make.grids(), make.runs(), make.radii(), make.studies(), make.time(),
-        _gallery_section(gallery, no_gallery, with_plots), make.published(), make.protocols(), make.left_out(),
+        make.gallery(gallery, no_gallery), make.published(), make.protocols(), make.left_out(),
     ]  # fmt: skip
     if not with_plots:
         sections.insert(1, ReportSection("plots", "Plots", [Notes((MISSING,))]))
@@ -223,6 +222,10 @@ class _Make:
             )
         return section
 
+    def gallery(self, gallery, why_not):
+        blocks = [gallery] * bool(gallery) + [Notes((f"no gallery: {why_not}",))] * bool(why_not)
+        return ReportSection("gallery", "Images and predictions", blocks)
+
     def published(self):
         data = dict.fromkeys(comparison.setting.data for comparison in self.comparisons)
         return ReportSection(
@@ -304,21 +307,3 @@ def _study_caption(study, split, name):
         return f"{of}accuracy over gamma with 95 % intervals."
     chosen = "; star: chosen on the validation images" if study.results["chosen"] else ""
     return f"{of}robust over natural accuracy of the mixtures; filled points are Pareto-optimal{chosen}."
-
-
-def _gallery_caption(gallery):
-    return (
-        f"Each: image, magnified perturbation, attacked image, of the first {gallery.examined} test images; "
-        f"{gallery.attack}; a → b: prediction without and under attack."
-    )
-
-
-def _gallery_section(gallery, why_not, with_plots):
-    section = ReportSection("gallery", "Images and predictions")
-    if gallery:
-        section.blocks.append(gallery)
-        if with_plots and any(gallery.cards.values()):
-            section.blocks.append(Figure("gallery", _gallery_caption(gallery), draw_gallery(gallery), in_page=False))
-    elif why_not:
-        section.blocks.append(Notes((f"no gallery: {why_not}",)))
-    return section

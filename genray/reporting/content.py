@@ -1,4 +1,4 @@
-"""What a report consists of, whatever it is written as: sections of tables, figures, galleries and notes."""
+"""The content of a report, for every file format: sections of tables, figures and notes."""
 
 from dataclasses import dataclass, field
 
@@ -13,13 +13,11 @@ class Figure:
     name: of its files.
     caption: its content, also for readers of the text alone.
     files: ending -> content.
-    in_page: the page of HTML shows it; False for what that shows in another way.
     """
 
     name: str
     caption: str
     files: dict
-    in_page: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ReportSection:
     """Attributes:
     key: of its place in the page.
     title: one line.
-    blocks: Tables, Figures, Notes, Galleries and Sections below this one.
+    blocks: `Table`, `Figure`, `Notes` and `ReportSection` objects.
     """
 
     key: str

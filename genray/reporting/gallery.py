@@ -1,11 +1,8 @@
-"""Test images with the predictions of two models: easy, hard, and adversarial for one and not for the other.
+"""A figure of test images with the predictions of two models: easy, hard, and adversarial for one of the two only.
 
-The layout is that of the slides' picture. Images and attack are those of the run's own evaluation: the same test
-images, threat model, steps and random numbers.
+The images and the attack are those of the first model's run: same test images, threat model, steps and random numbers.
 """
 
-import io
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +18,12 @@ from genray.evaluation.robust import pgd_name
 from genray.evaluation.sources import data_of
 from genray.interop.load import load_model
 from genray.recording.run_folder import LEARNERS
-from genray.reporting.style import draw, label_text
+from genray.reporting.content import Figure
+from genray.reporting.style import VERMILION, draw, label_text
 from genray.storage import Storage, without_secrets
 from genray.tables import printable
 
-A_KIND = 5  # images shown of each kind
+A_KIND = 4  # images of each kind
 BLOCK = 50
 KINDS = ("easy", "hard", "first", "second")
 
@@ -40,74 +38,39 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Card:
-    """One image: (C, H, W) arrays in [0, 1] of the image, its magnified perturbation and the attacked image; what
-    both models say of the image and of the attacked one."""
+class Example:
+    """A test image (C, H, W) in [0, 1] and its attacked copy; the predictions of both models for each of the two."""
 
     index: int
     label: str
     image: torch.Tensor
-    perturbation: torch.Tensor
     attacked: torch.Tensor
     clean: tuple[str, str]
     under_attack: tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Attributes:
-    names: of the two models.
-    examined: the first so many test images were looked at.
-    attack: in words.
-    cards: kind -> at most five.
-    """
-
-    names: tuple[str, ...]
-    examined: int
-    attack: str
-    cards: dict[str, list[Card]]
-
-    def heading(self, kind: str) -> tuple[str, str]:
-        """Title and explanation of a kind."""
-        first, second = self.names
-        only = "{0} is fooled by the attack on itself; {1} is right on that image, and under the attack on itself."
-        return {
-            "easy": ("Easy", "Both models are right, and stay right under attack."),
-            "hard": ("Hard", "At least one model is wrong without any attack."),
-            "first": (f"Adversarial for {first}", only.format(first, second)),
-            "second": (f"Adversarial for {second}", only.format(second, first)),
-        }[kind]
-
-
 def side_of(text: str) -> Side:
-    """A model from what a user writes: a run folder (its theta_g), RUN:LEARNER, or a model file in a run folder.
+    """A model from the text of a user: a run folder (its theta_g), or a model file in a run folder.
 
     Raises:
         InputError: it is not one of these.
     """
-    place, learner = Storage(text), ""
-    if not place.exists() and ":" in text:
-        head, _, learner = text.rpartition(":")
-        place = Storage(head)
+    place = Storage(text)
     run = _run_of(place)
     if run is None or not place.exists():
         shown = without_secrets(text)
-        raise CheckpointError(f"--gallery: expected a run folder, RUN:LEARNER or a model file in a run, got {shown!r}")
+        raise CheckpointError(f"--gallery: expected a run folder or a model file in a run, got {shown!r}")
     try:
         config = load_stored_config(yaml_mapping(run.read("config.yaml"), str(run / "config.yaml")))
     except (ConfigError, TypeError, ValueError):
         raise CheckpointError(f"{run / 'config.yaml'}: not of a genray run") from None
-    if learner and learner not in config.base_learners:
-        names = ", ".join(config.base_learners)
-        raise CheckpointError(f"--gallery: expected a base learner of {place} ({names}), got {learner!r}")
-    file = place / f"{LEARNERS}/{learner}.pt" if learner else place
-    what = learner or ("theta_g" if place.root == run.root else place.name.removesuffix(".pt"))
+    what = "theta_g" if place.root == run.root else place.name.removesuffix(".pt")
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
-    return Side(printable(f"{config.name}: {what}", 60), load_model(file, device), config)
+    return Side(printable(f"{config.name}: {what}", 60), load_model(place, device), config)
 
 
 def _run_of(place):
-    """The run folder that a place is or is in; None if it is in none."""
+    """The run folder that contains a place; None without one."""
     while not place.is_file("config.yaml"):
         above = place.parent
         if above.root == place.root:
@@ -117,31 +80,28 @@ def _run_of(place):
 
 
 def default_sides(runs) -> tuple[str, str] | None:
-    """theta_g and the (first) robust base learner of the first run that has both."""
+    """theta_g and the first robust base learner of the first run that has the files of both."""
     for run in runs:
         robust = [name for name, learner in run.config.base_learners.items() if learner.is_robust]
-        names = robust or list(run.config.base_learners)
-        files = ["model.pt", *(f"{LEARNERS}/{name}.pt" for name in names[:1])]
+        name = [*robust, *run.config.base_learners][0]
+        files = ["model.pt", f"{LEARNERS}/{name}.pt"]
         if run.results and len(run.config.base_learners) > 1 and all(map(run.place.is_file, files)):
-            return run.place.uri, f"{run.place.uri}:{names[0]}"
+            return run.place.uri, (run.place / files[1]).uri
     return None
 
 
-def make_gallery(first: str, second: str, most: int, progress) -> Gallery:
-    """Looks at test images of the first model's run, in their order, until every kind is full.
+def make_gallery(first: str, second: str, most: int, progress) -> Figure:
+    """Attacks test images of the first model's run, in their order, until the figure has all kinds of images.
 
     Args:
-        first, second: as `side_of` takes them.
-        most: at most so many images.
+        first, second: the models, as in `side_of`.
+        most: largest number of images to attack.
         progress: a `Progress`.
 
     Raises:
         InputError: a model or the images cannot be read, or do not fit each other.
     """
     sides = [side_of(first), side_of(second)]
-    if sides[0].config is not sides[1].config and sides[0].config.name == sides[1].config.name:
-        short = [side.name.rpartition(": ")[2] for side in sides]
-        sides = [Side(n, s.network, s.config) for n, s in zip(short, sides)] if len(set(short)) > 1 else sides
     config = sides[0].config
     data = load_image_data(**{**data_of(config), "download": False}, decode=("test",))  # a report fetches nothing
     _check_fits(sides, data)
@@ -150,14 +110,20 @@ def make_gallery(first: str, second: str, most: int, progress) -> Gallery:
     attack = build_attack(config.evaluation.attack)
     while examined < number and min(map(len, found.values())) < A_KIND:
         stop = min(number, examined + BLOCK)
-        for kind, score, card in _look(sides, data, range(examined, stop), attack):
-            found[kind].append((score, card))
+        for kind, example in examples_of(sides, data, range(examined, stop), attack):
+            found[kind] += [example] if len(found[kind]) < A_KIND else []
         progress.steps(stop)
         examined = stop
-    ball = config.evaluation.attack
-    words = f"{pgd_name(ball)}, {ball.norm}, epsilon {float(ball.epsilon):.6g}"
-    cards = {kind: _best(of) for kind, of in found.items()}
-    return Gallery(tuple(side.name for side in sides), examined, words, cards)
+    ball, names = config.evaluation.attack, [side.name for side in sides]
+    rows = [(kind, example) for kind in KINDS for example in found[kind]]
+    caption = (
+        f"Each: image, change by the attack (grey: none; magnified), attacked image, of the first {examined} test "
+        f"images; {pgd_name(ball)}, {ball.norm}, epsilon {float(ball.epsilon):.6g}. 1: {names[0]}; 2: {names[1]}; a → "
+        "b: prediction without and under attack. Easy: both are right, also under attack; hard: one is wrong without "
+        "any attack; adversarial for a model: the attack on it fools it, and the other one is right on that image and "
+        "under the attack on itself."
+    )
+    return Figure("gallery", printable(caption, 900), draw_examples(rows, ball))
 
 
 def _check_fits(sides, data):
@@ -173,91 +139,64 @@ def _check_fits(sides, data):
 
 @torch.no_grad()
 def _predict(side, x):
-    """(n, K) probabilities."""
+    """(n, K) logits."""
     with full_precision():
-        return side.network(x.to(device_of(side.network))).softmax(1).cpu()
+        return side.network(x.to(device_of(side.network))).cpu()
 
 
-def _look(sides, data, indices, attack):
-    """Attacks test images with both models; yields (kind, how good an example: the lower, `Card`)."""
+def examples_of(sides, data, indices, attack):
+    """Attacks test images with both models; yields (kind, `Example`)."""
     config, names = sides[0].config, [printable(name, 24) for name in data.class_names]
-    settings = config.evaluation.attack
     x, y = data.test.images[indices.start : indices.stop].float() / 255, data.test.labels[indices.start : indices.stop]
     attacked = []
     for side in sides:
-        device, draw_ = device_of(side.network), ExampleDraw(config.seed, pgd_name(settings), indices)
+        device = device_of(side.network)
+        draws = ExampleDraw(config.seed, pgd_name(config.evaluation.attack), indices)
         with full_precision():
-            attacked.append(attack(side.network, x.to(device), y.to(device), draw_).detach().cpu())
-    clean = [_predict(side, x) for side in sides]
-    under = [[_predict(side, images) for side in sides] for images in attacked]  # [attack on][model]
+            attacked.append(attack(side.network, x.to(device), y.to(device), draws).detach().cpu())
+    clean = [_predict(side, x).argmax(1) for side in sides]
+    under = [[_predict(side, images).argmax(1) for side in sides] for images in attacked]  # [attack on][model]
     for i, label in enumerate(y.tolist()):
-
-        def card(victim, i=i, label=label):
-            said = ([names[int(of[i].argmax())] for of in model] for model in (clean, under[victim]))
-            image, moved = x[i], attacked[victim][i]
-            return Card(indices[i], names[label], image, _magnified(moved - image, settings), moved, *map(tuple, said))
-
-        right = [bool(of[i].argmax() == label) for of in clean]
-        holds = [[bool(of[i].argmax() == label) for of in models] for models in under]
-        own = [float(under[k][k][i, label]) for k in (0, 1)]
-        if all(right) and holds[0][0] and holds[1][1]:
-            yield "easy", -min(own), card(0)
-        elif not all(right):
-            yield "hard", sum(float(of[i, label]) for of in clean), card(0)
-        for kind, me, other in (("first", 0, 1), ("second", 1, 0)):
-            if all(right) and not holds[me][me] and holds[me][other] and holds[other][other]:
-                yield kind, own[me], card(me)
+        right = [int(of[i]) == label for of in clean]
+        holds = [[int(of[i]) == label for of in models] for models in under]
+        found = []
+        if not all(right):
+            found = [("hard", 0)]
+        elif holds[0][0] and holds[1][1]:
+            found = [("easy", 0)]
+        else:
+            for kind, me, other in (("first", 0, 1), ("second", 1, 0)):
+                found += [(kind, me)] if not holds[me][me] and holds[me][other] and holds[other][other] else []
+        for kind, victim in found:
+            said = (tuple(names[int(of[i])] for of in models) for models in (clean, under[victim]))
+            yield kind, Example(indices[i], names[label], x[i], attacked[victim][i], *said)
 
 
-def _magnified(delta, attack):
-    """Grey where nothing is changed; the largest change that is allowed (linf) or made becomes black or white."""
-    largest = float(attack.epsilon) if attack.norm == "linf" else float(delta.abs().max())
-    return (0.5 + delta / (2 * largest)).clamp(0, 1) if largest else torch.full_like(delta, 0.5)
-
-
-def _best(found):
-    """The best of each class, then their second best, and so on."""
-    seen, rated = Counter(), []
-    for score, card in sorted(found, key=lambda pair: (pair[0], pair[1].index)):
-        rated.append((seen[card.label], score, card.index, card))
-        seen[card.label] += 1
-    return [card for *_, card in sorted(rated, key=lambda entry: entry[:3])[:A_KIND]]
-
-
-def png_of(image: torch.Tensor) -> bytes:
-    """A (C, H, W) image in [0, 1] as a PNG file; of other than one or three channels, the first."""
-    from PIL import Image
-
-    pixels = _pixels(image)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _pixels(image):
-    channels = image if len(image) in (1, 3) else image[:1]
-    return channels.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-
-
-def draw_gallery(gallery: Gallery) -> dict:
-    """The whole gallery as one figure: {"png": bytes, "svg": bytes}."""
-    kinds = [kind for kind in KINDS if gallery.cards[kind]]
+def draw_examples(rows: list[tuple[str, Example]], attack) -> dict:
+    """The images of (kind, `Example`), one a row with the predictions beside it: {"png": bytes, "svg": bytes}."""
+    titles = dict(zip(KINDS, ("Easy", "Hard", "Adversarial for 1", "Adversarial for 2")))
 
     def paint(axes):
         axes = axes if isinstance(axes, list) else [axes]
         for axis in axes:
             axis.axis("off")
-        for row, kind in enumerate(kinds):
-            for column, card in enumerate(gallery.cards[kind]):
-                axis = axes[row * A_KIND + column]
-                strip = torch.cat([card.image, card.perturbation, card.attacked], 2)
-                pixels = _pixels(strip)
-                axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255,
-                            interpolation="nearest")  # fmt: skip
-                said = [f"{n}: {c} → {u}" for n, c, u in zip(gallery.names, card.clean, card.under_attack)]
-                axis.set_title("\n".join([label_text(f"label {card.label}"), *(label_text(s, 40) for s in said)]),
-                               fontsize=6.5, loc="left")  # fmt: skip
-            axes[row * A_KIND].text(-0.02, 0.5, label_text(gallery.heading(kind)[0], 40), rotation=90, fontsize=7,
-                                    ha="right", va="center", transform=axes[row * A_KIND].transAxes)  # fmt: skip
+        for axis, (kind, example) in zip(axes, rows):
+            parts = [example.image, _magnified(example.attacked - example.image, attack), example.attacked]
+            strip = torch.cat(parts, 2)[: 3 if len(example.image) == 3 else 1].permute(1, 2, 0).numpy()
+            axis.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_anchor("W")
+            axis.text(1.04, 0.95, f"{titles[kind]}: label {label_text(example.label)}", va="top", fontsize=7,
+                      transform=axis.transAxes)  # fmt: skip
+            for number, said in enumerate(zip(example.clean, example.under_attack)):
+                wrong = {"color": VERMILION} if set(said) != {example.label} else {}
+                axis.text(1.04, 0.6 - 0.35 * number, f"{number + 1}: {label_text(said[0])} → {label_text(said[1])}",
+                          va="top", fontsize=7, transform=axis.transAxes, **wrong)  # fmt: skip
 
-    return draw(paint, width=12, height=1.5 * max(1, len(kinds)), rows=max(1, len(kinds)), columns=A_KIND)
+    number = max(1, len(rows))
+    return draw(paint, width=4.4, height=0.75 * number, rows=number)
+
+
+def _magnified(delta, attack):
+    """Grey without a change; the largest change that is allowed (linf) or made is black or white."""
+    largest = float(attack.epsilon) if attack.norm == "linf" else float(delta.abs().max())
+    return (0.5 + delta / (2 * largest)).clamp(0, 1) if largest else torch.full_like(delta, 0.5)

@@ -1,11 +1,9 @@
 """A report as one page of HTML that needs nothing else, and as Markdown."""
 
-import base64
 from html import escape
 from pathlib import Path
 
 from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
-from genray.reporting.gallery import KINDS, Gallery, png_of
 from genray.reporting.style import inline_svg
 from genray.tables import Table, as_html, as_markdown, markdown_text, notes_html, printable
 
@@ -63,7 +61,7 @@ def _blocks(section, level):
     parts, figures = [], []
     for number, block in enumerate([*section.blocks, None]):
         if isinstance(block, Figure):
-            figures += [_figure(block, f"{section.key}-{number}")] if block.in_page else []
+            figures.append(_figure(block, f"{section.key}-{number}"))
             continue
         if figures:
             parts.append(f'<div class="figures">{"".join(figures)}</div>')
@@ -72,8 +70,6 @@ def _blocks(section, level):
             parts.append(_marked(as_html(block)))
         elif isinstance(block, Notes):
             parts.append(_marked(notes_html(block.lines)))
-        elif isinstance(block, Gallery):
-            parts.append(_gallery(block))
         elif isinstance(block, ReportSection):
             parts.append(_section(block, level + 1))
     return "".join(parts)
@@ -87,45 +83,6 @@ def _marked(html):
 def _figure(figure, prefix):
     alt = escape(figure.caption)
     return f"<figure>{inline_svg(figure.files['svg'], prefix, alt)}<figcaption>{alt}</figcaption></figure>"
-
-
-def _gallery(gallery):
-    parts = [
-        f'<p class="lead">{escape(" and ".join(gallery.names))} on the first {gallery.examined} test images; '
-        f"{escape(gallery.attack)}. Each card: the image, what the attack adds (grey: nothing; magnified until "
-        "the largest change is black or white), the attacked image. Underlined predictions are wrong.</p>"
-    ]
-    for kind in KINDS:
-        title, explanation = gallery.heading(kind)
-        cards = "".join(_card(card, gallery.names) for card in gallery.cards[kind])
-        none = f"<p>None among the {gallery.examined} images.</p>"
-        parts.append(f"<h3>{escape(title)}</h3><p class=lead>{escape(explanation)}</p>")
-        parts.append(f'<div class="cards">{cards}</div>' if cards else none)
-    return "".join(parts)
-
-
-def _card(card, names):
-    label = escape(card.label)
-    images = [
-        (card.image, f"test image {card.index}, label {label}"),
-        (card.perturbation, "what the attack adds, magnified"),
-        (card.attacked, "the attacked image"),
-    ]
-    strip = "".join(f'<img src="{_data_uri(png_of(image))}" alt="{alt}">' for image, alt in images)
-    said = "".join(
-        f"<dt>{escape(name)}</dt><dd>{_said(clean, card.label)} → {_said(under, card.label)}</dd>"
-        for name, clean, under in zip(names, card.clean, card.under_attack)
-    )
-    return f'<div class="card"><div class="strip">{strip}</div><p>Label: <b>{label}</b></p><dl>{said}</dl></div>'
-
-
-def _said(prediction, label):
-    text = escape(prediction)
-    return text if prediction == label else f'<span class="wrong" title="wrong">{text}</span>'
-
-
-def _data_uri(png):
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------

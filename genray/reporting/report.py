@@ -32,11 +32,7 @@ def make_report(paths, output, formats=None, gallery=None, images=300) -> tuple[
         with_plots = True
     except MissingMatplotlib:
         with_plots = False
-    progress = Progress()
-    try:
-        shown, why_not = _gallery(found, gallery, images, progress)
-    finally:
-        progress.close()
+    shown, why_not = _gallery(found, gallery, images) if with_plots else (None, "")
     made = build_report(found, shown, why_not, with_plots)
     write_files(storage, before, files_of(made, formats))
     return made, found.problems
@@ -52,21 +48,25 @@ def _checked_formats(formats):
     return tuple(formats)
 
 
-def _gallery(found, wanted, images, progress):
-    """(gallery or None, why there is none). Models that are asked for have to be there; by default they need not."""
-    if wanted is not None and len(wanted) == 0:
+def _gallery(found, wanted, images):
+    """(figure or None, reason for None). The models that a user names must exist; the default ones may be absent."""
+    wanted = wanted if wanted is None else [*map(str, wanted)]
+    if wanted is not None and len(wanted) not in (0, 2):
+        raise RunFolderError(f"--gallery: expected two models, got {len(wanted)}")
+    if wanted == []:
         return None, ""
-    if wanted is not None:
-        if len(wanted) != 2:
-            raise RunFolderError(f"--gallery: expected two models, got {len(wanted)}")
-        return make_gallery(*map(str, wanted), images, progress), ""
-    sides = default_sides(found.runs)
+    sides = wanted or default_sides(found.runs)
     if sides is None:
         return None, "no finished run here holds model.pt and the models of its base learners"
+    progress = Progress()
     try:
         return make_gallery(*sides, images, progress), ""
     except InputError as error:
+        if wanted:
+            raise
         return None, one_line(error)
+    finally:
+        progress.close()
 
 
 def report_grid(folder) -> tuple[Trials, StorageError | None]:

@@ -33,11 +33,11 @@ from genray.errors import InputError, StorageError
 from genray.evaluation.published import TABLES
 from genray.recording.table import results_table
 from genray.records import RunResults
-from genray.reporting import run_plots
+from genray.reporting import gallery, run_plots
 from genray.reporting.build import build_report
 from genray.reporting.comparison import comparison_table, comparisons
 from genray.reporting.found import find
-from genray.reporting.gallery import KINDS, Side, _best, _look, default_sides, make_gallery, side_of
+from genray.reporting.gallery import KINDS, Side, default_sides, examples_of, make_gallery, side_of
 from genray.reporting.page import as_page
 from genray.reporting.paper import paper_table
 from genray.reporting.plots import heat_map
@@ -766,35 +766,37 @@ def test_without_matplotlib_there_are_tables_and_a_page(lab, tmp_path, monkeypat
 # --- the gallery ------------------------------------------------------------------------------------------------------
 
 
-def test_the_gallery_shows_what_the_models_say(lab, digits):
+def test_the_gallery_shows_what_the_models_say(lab, digits, monkeypatch):
     """Against the networks themselves; images, kinds and sizes of perturbations as they are promised."""
     runs = find([lab / "digits"]).runs
     first, second = default_sides(runs)
-    assert (first, second) == (str(lab / "digits"), f"{lab / 'digits'}:linf")
+    assert (first, second) == (str(lab / "digits"), str(lab / "digits/learners/linf.pt"))
 
     class Silent:
         def phase(self, *args, **kwargs): ...
         def steps(self, done): ...
 
-    gallery = make_gallery(first, second, 100, Silent())
+    drawn, draw = [], gallery.draw_examples
+    monkeypatch.setattr(gallery, "draw_examples", lambda rows, attack: drawn.extend(rows) or draw(rows, attack))
+    figure = make_gallery(first, second, 100, Silent())
     models = [genray.load_model(lab / "digits"), genray.load_model(lab / "digits/learners/linf.pt")]
-    assert gallery.names == ("theta_g", "linf") and gallery.examined <= 100
-    assert sum(map(len, gallery.cards.values())) >= 8
-    for kind, cards in gallery.cards.items():
-        assert len(cards) <= 5
-        for card in cards:
-            x, label = digits[0][card.index].float() / 255, str(int(digits[1][card.index]))
-            assert torch.equal(card.image, x) and card.label == label
-            delta = card.attacked - card.image
-            assert delta.abs().max() <= 0.1 + 1e-6 and card.attacked.min() >= 0 and card.attacked.max() <= 1
-            assert torch.allclose(card.perturbation, 0.5 + delta / 0.2, atol=1e-5)
-            with torch.no_grad():
-                said = [[str(int(m(image[None]).argmax())) for m in models] for image in (x, card.attacked)]
-            assert (tuple(said[0]), tuple(said[1])) == (card.clean, card.under_attack)
-            right = [word == label for word in (*card.clean, *card.under_attack)]
-            wanted = {"easy": [True] * 3, "first": [True, True, False, True], "second": [True, True, True, False]}
-            assert right[:3] == wanted[kind] if kind == "easy" else kind == "hard" or right == wanted[kind]
-            assert kind != "hard" or not all(right[:2])
+    kinds = [kind for kind, _ in drawn]
+    assert len(kinds) >= 8 and all(kinds.count(kind) <= 4 for kind in KINDS) and kinds == sorted(kinds, key=KINDS.index)
+    assert figure.files["png"].startswith(b"\x89PNG") and "1: digits: theta_g; 2: digits: linf" in figure.caption
+    svg = figure.files["svg"].decode()
+    for kind, example in drawn:
+        x, label = digits[0][example.index].float() / 255, str(int(digits[1][example.index]))
+        assert torch.equal(example.image, x) and example.label == label
+        assert f"label {label}" in svg and f"1: {example.clean[0]} → {example.under_attack[0]}" in svg
+        delta = example.attacked - example.image
+        assert delta.abs().max() <= 0.1 + 1e-6 and example.attacked.min() >= 0 and example.attacked.max() <= 1
+        with torch.no_grad():
+            said = [tuple(str(int(m(image[None]).argmax())) for m in models) for image in (x, example.attacked)]
+        assert said == [example.clean, example.under_attack]
+        right = [word == label for word in (*example.clean, *example.under_attack)]
+        wanted = {"easy": [True] * 3, "first": [True, True, False, True], "second": [True, True, True, False]}
+        assert right[:3] == wanted[kind] if kind == "easy" else kind == "hard" or right == wanted[kind]
+        assert kind != "hard" or not all(right[:2])
 
 
 class OnePixel(torch.nn.Module):
@@ -810,13 +812,13 @@ class OnePixel(torch.nn.Module):
 
 
 def kinds_of(sides, pixels):
-    """Kind -> indices of one-pixel images (in per cent), all of class 1, as the gallery would show them."""
+    """Kind -> indices of one-pixel images (in per cent), all of class 1."""
     images = torch.tensor(pixels, dtype=torch.float).mul(2.55).round().byte().reshape(-1, 1, 1, 1)
     test = Split(images, torch.ones(len(pixels), dtype=torch.int64))
     data, found = types.SimpleNamespace(test=test, class_names=("0", "1")), {kind: [] for kind in KINDS}
-    for kind, score, card in _look(sides, data, range(len(pixels)), lambda network, x, y, draw: x + network.step):
-        found[kind].append((score, card))
-    return {kind: [card.index for card in _best(of)] for kind, of in found.items()}
+    for kind, example in examples_of(sides, data, range(len(pixels)), lambda network, x, y, draw: x + network.step):
+        found[kind].append(example.index)
+    return found
 
 
 def test_kinds_of_images_by_hand():
@@ -824,20 +826,20 @@ def test_kinds_of_images_by_hand():
     config = load_config(None, ["evaluation.attack.epsilon=0.2"])
     sides = [Side("a", OnePixel(0.40, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
     found = kinds_of(sides, [95, 50, 30, 63, 58, 62, 90])
-    assert sorted(found["easy"]) == [0, 6], "95 and 90 stay above 40 and 60"
-    assert sorted(found["hard"]) == [1, 2, 4], "below 60 or 40 without any attack"
+    assert found["easy"] == [0, 6], "95 and 90 stay above 40 and 60"
+    assert found["hard"] == [1, 2, 4], "below 60 or 40 without any attack"
     assert found["first"] == [], "no image of the first's attack (43, 42) is above 60 for the second"
-    assert sorted(found["second"]) == [3, 5], "63 and 62 less 5 are below 60, and above 40, also less 20"
-    assert kinds_of(sides[::-1], [95, 50, 30, 63, 58, 62, 90])["first"] == [5, 3]
+    assert found["second"] == [3, 5], "63 and 62 less 5 are below 60, and above 40, also less 20"
+    assert kinds_of(sides[::-1], [95, 50, 30, 63, 58, 62, 90])["first"] == [3, 5]
     sides = [Side("a", OnePixel(0.50, -0.20), config), Side("b", OnePixel(0.60, -0.05), config)]
     assert kinds_of(sides, [68])["first"] == [], "68 less 20 fools the first, but the second too, though 63 does not"
 
 
 def test_a_gallery_of_what_is_not_there(lab, tmp_path):
     for text, message in (
-        (lab / "nothing", "expected a run folder, RUN:LEARNER or a model file in a run"),
-        (f"{lab / 'digits'}:l2", r"expected a base learner of .* \(natural, linf\), got 'l2'"),
-        (tmp_path, "expected a run folder, RUN:LEARNER or a model file in a run"),
+        (lab / "nothing", "expected a run folder or a model file in a run"),
+        (lab / "digits/learners/l2.pt", "expected a run folder or a model file in a run"),
+        (tmp_path, "expected a run folder or a model file in a run"),
     ):
         with pytest.raises(InputError, match=message):
             side_of(str(text))
