@@ -121,6 +121,7 @@ class RunResults(Record):
             yield wrong("models.global", "an accuracy under protocol.attack", [*found])
 
 
+RADII = ("radius_mean", "radius_spread")  # of `WindowStats`, with a radius per example
 TIMES = ("seconds", "attack_seconds", "averaging_seconds", "transfer_seconds", "waiting_seconds")  # of `WindowStats`
 
 
@@ -136,6 +137,8 @@ class LearnerEpoch(Record):
     averaging_seconds: Finite = 0
     transfer_seconds: Finite = 0
     waiting_seconds: Finite = 0
+    radius_mean: Finite | None = None
+    radius_spread: Finite | None = None
     __pydantic_extra__: dict[str, float]
 
     def problems(self):

@@ -27,6 +27,7 @@ def build_attack(config, loss: str = "cross_entropy") -> GradientAttack | Adapti
     """
     fields = {name: value for name, value in vars(config).items() if value is not None}
     fields |= {"epsilon": float(config.epsilon), "loss": loss}
+    fields.pop("radius_clip", None)  # it needs the whole batch (`radii.py`)
     adaptive = fields.pop("algorithm", "pgd") == "apgd"
     if not adaptive:
         fields["step_size"] = float(config.step_size)

@@ -24,7 +24,7 @@ class AdaptiveAttack:
     """
 
     norm: str
-    epsilon: float
+    epsilon: float | torch.Tensor
     num_steps: int
     start: str = "zero"
     mode: str = "eval"
@@ -34,11 +34,12 @@ class AdaptiveAttack:
     @torch.no_grad()
     def __call__(self, model, x, y, draw):
         """As `GradientAttack.__call__`."""
-        batch, start = AttackBatch(x, y, self.norm, self.epsilon), starting_point(self, x, draw)
+        batch, start = AttackBatch(x, y, self.norm, None), starting_point(self, x, draw)
+        radius = self.epsilon.flatten(1).to(x.dtype) if isinstance(self.epsilon, torch.Tensor) else self.epsilon
         everyone = torch.arange(len(y), device=y.device)
         with temporary_mode(model, training=self.mode == "train"):
             climb = self._climb(batch, everyone, loss_target(self.loss, model, x, y), self._loss, model)
-            climb.ascend(batch.layout.rows(start), self.epsilon, self.num_steps, exits=False)
+            climb.ascend(batch.layout.rows(start), radius, self.num_steps, exits=False)
         # l1's steps end in the box but for rounding.
         return batch.layout.images(climb.best_point.clamp(0, 1))
 

@@ -41,9 +41,14 @@ class FriendlyAttack(GradientAttack):
                     noise = noise[going] if self.step_noise else noise
                     if len(at) == 0:
                         break
-                stepped = adversarial[at] + self.step_size * ball.step(gradient, self.sparsity) + noise
-                adversarial[at] = ball.project(x[at], stepped, self.epsilon)
+                stepped = adversarial[at] + _of(self.step_size, at) * ball.step(gradient, self.sparsity) + noise
+                adversarial[at] = ball.project(x[at], stepped, _of(self.epsilon, at))
         return adversarial
+
+
+def _of(value, at):
+    """The rows of a value that differs by example."""
+    return value[at] if isinstance(value, torch.Tensor) else value
 
 
 def _gradient_and_logits(model, x, target, loss):

@@ -17,7 +17,7 @@ class GradientAttack:
 
     Attributes:
         norm: "linf", "l2" or "l1".
-        epsilon, step_size: on the [0, 1] pixel scale.
+        epsilon, step_size: on the [0, 1] pixel scale; a number, or (N, 1, 1, 1), one an example (`radii.py`).
         num_steps: K >= 1.
         start: "uniform" in the ball, "gaussian" or "zero".
         mode: the model's mode while attacked; "train" lets BatchNorm statistics move, as some papers' code does.
@@ -27,8 +27,8 @@ class GradientAttack:
     """
 
     norm: str
-    epsilon: float
-    step_size: float
+    epsilon: float | torch.Tensor
+    step_size: float | torch.Tensor
     num_steps: int
     start: str = "uniform"
     mode: str = "eval"

@@ -15,7 +15,7 @@ from genray.config.extra import ExtraConfig
 from genray.config.model import Entries, RunName, Section, Text, option, required
 from genray.config.objectives import Objective
 from genray.config.optimizers import SGD, Optimizer
-from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, Schedule
+from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, RealPair, Schedule
 
 Norm = Literal["linf", "l2", "l1"]
 Texts = Annotated[tuple[Text, ...], AsTuple]
@@ -157,8 +157,17 @@ class AttackConfig(Section):
         0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0, unit="pixel scale [0, 1]"
     )
 
+    radius_clip: RealPair | None = option(
+        None,
+        "a radius per example: epsilon and step_size times mean(g) / g, clipped to this [smallest, largest], divided by "
+        "the batch's mean; g: L2 norm of the cross-entropy's gradient at the image; null: epsilon for all",
+        gt=0,
+    )
+
     def problems(self) -> Iterable[str]:
         yield from linf_radius_problems(self)
+        if self.radius_clip and not self.radius_clip[0] <= 1 <= self.radius_clip[1]:
+            yield f"radius_clip: expected [smallest, largest] around 1, got {list(self.radius_clip)}"
         if self.algorithm == "pgd" and self.step_size is None:
             yield 'step_size: missing, expected a number such as "8/255" above 0 (algorithm pgd needs it)'
         for name in ("step_size", "tau"):
@@ -246,8 +255,9 @@ class BaseLearnerConfig(Section):
             if key != wanted and getattr(self, key) is not None:
                 cure = f"it needs {wanted}" if wanted else "remove it"
                 yield f"{key}: has no effect with objective {objective}; {cure}"
-        if self.attacks and any(attack.tau is not None for attack in self.attacks.values()):
-            yield f"attacks: expected no tau with objective {objective}, which takes all steps of each attack"
+        for field, why in (("tau", "takes all steps of each attack"), ("radius_clip", "has one radius a norm")):
+            if self.attacks and any(getattr(attack, field) is not None for attack in self.attacks.values()):
+                yield f"attacks: expected no {field} with objective {objective}, which {why}"
         if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:
             yield "attacks: expected one mode for all of them"
         if (

@@ -120,4 +120,5 @@ Exact = Annotated[
 ]
 AsTuple = BeforeValidator(lambda raw: tuple(raw) if isinstance(raw, list) else raw)
 Pair = Annotated[tuple[int, int], AsTuple]
+RealPair = Annotated[tuple[Real, Real], AsTuple]
 Numbers = Annotated[tuple[Real, ...], AsTuple, Field(min_length=1)]

@@ -1,6 +1,7 @@
 """Norm balls: for each norm a random start, a steepest step and a projection on ball and box (methods D2 to D5).
 
-All functions work on batches (N, ...) and treat each example on its own. Images live in [0, 1].
+All functions work on batches (N, ...) and treat each example on its own. Images live in [0, 1]. `epsilon` is a number,
+or one an example: a tensor (N, 1, ..., 1).
 """
 
 import math
@@ -20,10 +21,21 @@ def _l2(v):
     return v.flatten(1).norm(dim=1)
 
 
+def _as(epsilon, like):
+    """One radius an example in the type of `like`; a number as it is."""
+    return epsilon.to(like.dtype) if isinstance(epsilon, torch.Tensor) else epsilon
+
+
+def _flat(epsilon, like):
+    """The same as (N,)."""
+    return _as(epsilon, like).flatten() if isinstance(epsilon, torch.Tensor) else epsilon
+
+
 # --- Linf ---------------------------------------------------------------------------------------------------------
 
 
 def linf_start(x, epsilon, draw):
+    epsilon = _as(epsilon, x)
     return draw.uniform(x) * (2 * epsilon) - epsilon
 
 
@@ -32,6 +44,7 @@ def linf_step(gradient, sparsity):
 
 
 def linf_project(x, adversarial, epsilon):
+    epsilon = _as(epsilon, x)
     return torch.minimum(torch.maximum(adversarial, x - epsilon), x + epsilon).clamp_(0, 1)
 
 
@@ -41,7 +54,7 @@ def linf_project(x, adversarial, epsilon):
 def l2_start(x, epsilon, draw):
     """A random direction with a radius uniform in [0, epsilon]."""
     direction = draw.normal(x)
-    radius = draw.uniform(x.flatten(1)[:, :1]).flatten() * epsilon
+    radius = draw.uniform(x.flatten(1)[:, :1]).flatten() * _flat(epsilon, x)
     return direction * _per_example(radius / _l2(direction).clamp_min(1e-12), x)
 
 
@@ -55,7 +68,8 @@ def l2_step(gradient, sparsity):
 def l2_project(x, adversarial, epsilon):
     """Rescales to the ball, then clips to the box (as the authors' AutoAttack does; the clip only shortens)."""
     delta = adversarial - x
-    factor = (epsilon / _l2(delta).clamp_min(1e-12)).clamp_max(1.0)
+    # By the reciprocal, which is how torch divides a number by a tensor: equal radii give the bits of one number.
+    factor = (_l2(delta).clamp_min(1e-12).reciprocal() * _flat(epsilon, x)).clamp_max(1.0)
     return (x + delta * _per_example(factor, x)).clamp_(0, 1)
 
 
@@ -88,13 +102,13 @@ def l1_shrinkage(x, move, epsilon):
     Args:
         x: (n, d) in [0, 1].
         move: (n, d) of any size.
-        epsilon: radius of the ball round x.
+        epsilon: radius of the ball round x, or one an example.
 
     Returns:
         (n, d) of the opposite sign of `move`: min(max(multiplier, what is beyond the wall), |move|). It is exactly
         -move where nothing is left of the move.
     """
-    size = move.abs()
+    size, epsilon = move.abs(), _flat(epsilon, move)
     room = indicator(torch.ge, move, 0.0).sub_(x).abs_()
     beyond = (size - room).clamp_min_(0)
     cut = torch.maximum(_shrink_multiplier(size, beyond, epsilon)[:, None], beyond)

@@ -95,7 +95,7 @@ class BaseLearner:
         began = time.perf_counter()
         rested = 0.0 if self.rests_since is None else began - self.rests_since
         self.stopwatch.begin(stop - start)
-        accumulator = StatsAccumulator(self.process_group, self.device)
+        accumulator, self.crafter.radii = StatsAccumulator(self.process_group, self.device), None
         while self.step < stop:
             accumulator.add(*self._take_step(self.step))
             self.step += 1
@@ -110,7 +110,8 @@ class BaseLearner:
         times = self.stopwatch.seconds("attack"), self.stopwatch.seconds("averaging"), self.transferred
         self.rests_since, self.transferred = time.perf_counter(), 0.0
         seconds = self.rests_since - began
-        return WindowStats(start, stop, *sums, rate, seconds, *times, max(0.0, rested - times[-1]))
+        radii = {} if self.crafter.radii is None else self.crafter.mean_radii()
+        return WindowStats(start, stop, *sums, rate, seconds, *times, max(0.0, rested - times[-1]), **radii)
 
     def _take_step(self, step):
         """Takes one optimiser step and updates both averages. Nothing waits for the device, except gloo on CPU.
@@ -155,7 +156,7 @@ class BaseLearner:
         def craft(name):
             if name not in crafted:
                 with self.stopwatch.part("attack"):
-                    crafted[name] = self.crafter.craft(name, self.passes, batch, shard)
+                    crafted[name] = self.crafter.craft(name, self.passes, batch, shard, self.process_group)
             return crafted[name]
 
         def craft_outside(name):

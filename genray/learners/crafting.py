@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from genray.attacks import FriendlyAttack, StreamDraw
+from genray.attacks.radii import radius_factors, steepness, with_radii
 from genray.core.rng import generator, host_generator
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
@@ -71,13 +72,19 @@ class Crafter:
 
     Attributes:
         attacks: name -> attack.
+        radii: with a radius per example, (3,) sums over batches: their number, the mean and the standard deviation of
+            their radii; None before the first.
     """
 
     def __init__(self, name: str, plan: RunPlan, objective: Objective):
         self.name, self.plan, self.objective = name, plan, objective
-        self.attacks = objective.build_attacks(plan.config.base_learners[name].all_attacks)
+        self.configs = plan.config.base_learners[name].all_attacks
+        self.attacks = objective.build_attacks(self.configs)
+        self.radii: torch.Tensor | None = None
 
-    def craft(self, attack_name: str, passes: Execution, batch: Batch, shard: Shard) -> torch.Tensor:
+    def craft(
+        self, attack_name: str, passes: Execution, batch: Batch, shard: Shard, process_group: ProcessGroup
+    ) -> torch.Tensor:
         """Adversarial images of one shard of a batch.
 
         Args:
@@ -85,12 +92,32 @@ class Crafter:
             passes: the `Execution` of the network under attack.
             batch: the examples of the shard.
             shard: their position in the whole batch.
+            process_group: the processes that have the other shards.
         """
         attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
         key: tuple[str | int, ...] = (self.name, "attack", batch.step, *([number] if number else []))
         values = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
         draw = StreamDraw(generator(batch.x.device, self.plan.config.seed, *key), shard)
-        return attack(passes.attacked(attack.mode), batch.x, batch.y, draw, **values)
+        network, clip = passes.attacked(attack.mode), next(iter(self.configs.values())).radius_clip
+        if clip:  # then there is one attack
+            attack = self._with_radii(attack, clip, network, batch, shard, process_group)
+        if not len(shard) and attack.mode == "eval":
+            return batch.x
+        return attack(network, batch.x, batch.y, draw, **values)
+
+    def _with_radii(self, attack, clip, network, batch, shard, process_group):
+        """The attack with a radius per example. Their mean is that of the whole batch, in every process."""
+        mine = steepness(network, batch.x, batch.y, training=attack.mode == "train")
+        factors = radius_factors(process_group.whole(mine, shard), clip)
+        radii = attack.epsilon * factors
+        sums = torch.stack([torch.ones_like(radii[0]), radii.mean(), radii.std(correction=0)])
+        self.radii = sums if self.radii is None else self.radii + sums
+        return with_radii(attack, shard.of(factors))
+
+    def mean_radii(self) -> dict:
+        """Mean and standard deviation of a batch's radii, on average over the batches since `radii` was None."""
+        number, mean, spread = self.radii.tolist()
+        return {"radius_mean": mean / number, "radius_spread": spread / number}
 
     def wanted(self, step: int) -> tuple:
         """Names of the attacks that the objective needs in a step, given its current state."""
@@ -147,7 +174,7 @@ class SharedCrafting:
         with passes.as_it_is():
             for attack in wanted:
                 some = batch.of(shard)
-                made = crafter.craft(attack, passes, some, shard) if len(shard) else some.x
+                made = crafter.craft(attack, passes, some, shard, self.process_group)
                 images[attack] = self.process_group.whole(made, shard, self.sources[name].memory_format)
         return images
 

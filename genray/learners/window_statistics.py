@@ -17,6 +17,7 @@ class WindowStats:
         averaging_seconds: the learner's average and its share of theta_g; the rest are its optimiser steps.
         transfer_seconds: before the window, copying its share out of the device's memory and theta_g into it.
         waiting_seconds: since its last window, apart from that: for theta_g, for other learners, for its next call.
+        radius_mean, radius_spread: with a radius per example, mean and standard deviation of a batch's radii.
     """
 
     start: int
@@ -30,6 +31,8 @@ class WindowStats:
     averaging_seconds: float = 0.0
     transfer_seconds: float = 0.0
     waiting_seconds: float = 0.0
+    radius_mean: float | None = None
+    radius_spread: float | None = None
 
 
 class StatsAccumulator:

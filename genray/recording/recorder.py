@@ -17,7 +17,7 @@ from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encod
 from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
 from genray.recording.writer import Writer
-from genray.records import TIMES
+from genray.records import RADII, TIMES
 from genray.run.cost import run_cost, table_in_steps
 from genray.run.setup import RunSetup
 from genray.types import ThreatModel, WeightSnapshot, fraction_text
@@ -153,12 +153,14 @@ class RunRecorder:
         self.writer.put("metrics.jsonl", lambda: self.folder.write_metrics(records))
 
     def _learner_record(self, name, parts):
-        examples = sum(p.num_examples for p in parts)
+        examples, steps = sum(p.num_examples for p in parts), sum(p.stop - p.start for p in parts)
+        with_radii = parts[0].radius_mean is not None
         return {
             "loss": sum(p.loss_sum for p in parts) / examples,
             "train_accuracy": sum(p.num_correct for p in parts) / examples,
             "learning_rate": parts[-1].learning_rate,
             **{name: round(sum(getattr(p, name) for p in parts), 4) for name in TIMES},
+            **{name: sum(getattr(p, name) * (p.stop - p.start) for p in parts) / steps for name in RADII if with_radii},
         }
 
     def _own_record(self, scores):

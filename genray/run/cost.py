@@ -34,7 +34,7 @@ def attack_passes(learner: BaseLearnerConfig) -> Passes:
     """To make the adversarial images of one image in a step; with `tau` (FAT) as if it took all steps."""
     objective, attacks = learner.objective, learner.all_attacks.values()
     number = len(attacks)
-    every = sum((Passes(0, a.num_steps, a.algorithm == "apgd") for a in attacks), Passes())
+    every = sum((Passes(0, a.num_steps + bool(a.radius_clip), a.algorithm == "apgd") for a in attacks), Passes())
     if objective.name in ("adversarial", "rst", "trades") and not objective.beta:
         return Passes()
     if objective.name == "msd":  # one gradient a step, and a candidate of each norm

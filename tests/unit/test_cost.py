@@ -82,7 +82,9 @@ def distinct_learners():
     found = {}
     for name in PRESETS:
         for learner in map(shortened, load(name).base_learners.values()):
-            how = {key: (a.algorithm, a.mode, a.tau is None) for key, a in learner.all_attacks.items()}
+            how = {
+                key: (a.algorithm, a.mode, a.tau is None, bool(a.radius_clip)) for key, a in learner.all_attacks.items()
+            }
             objective = learner.objective.model_dump(mode="json")
             found.setdefault(json.dumps([objective, how, bool(learner.awp)]), (name, learner))
     return list(found.values())
@@ -108,6 +110,7 @@ OTHERS = {
     "RST with beta = 0": [f"{L}.objective={{name: rst, beta: 0}}", "data.extra={source: npz, path: x}"],
     "MART with beta = 0 and AWP": [f"{L}.objective={{name: mart, beta: 0}}", f"{L}.awp.gamma=0.01"],
     "APGD": [f"{L}.attack={{algorithm: apgd, norm: linf, epsilon: 0.2, num_steps: 3}}"],
+    "radius per example": [f"{L}.attack.radius_clip=[0.5, 1.5]"],
     "MAX of one norm": several("max", 3),
     "MAX of APGD and AWP": [*several("max", 2, 3, algorithm="apgd"), f"{L}.awp.gamma=0.01"],
     "AVG with unequal attacks": several("avg", 1, 2, 4),

@@ -57,6 +57,7 @@ CASES = {
     "e_at": ("linf", [*SEVERAL, f"{L}.objective=e_at"]),
     "msd": ("linf", [*SEVERAL, f"{L}.objective=msd", f"{L}.attacks.a.num_steps=5", f"{L}.attacks.b.num_steps=5"]),
     "rst": ("linf", [ONE, RST, f"{L}.objective=rst"]),
+    "radius per example": ("linf", [ONE, f"{L}.attack.radius_clip=[0.5, 1.5]"]),
     "own order, bf16, adam": (
         "linf",
         [ONE, f"{L}.data_order=own", "compute.precision=bf16", f"{L}.optimizer=adam", f"{L}.lr=0.001"],
@@ -209,6 +210,7 @@ MANY = [
     f"base_learners.l2={{objective: max, lr: 0.01, attacks: {{a: {PGD}, b: {LINF}}}}}",
     f"base_learners.eat={{objective: e_at, lr: 0.01, data_order: own, attacks: {{a: {PGD}, b: {APGD}}}}}",
     f"{L}.attack.tau=1",
+    f"{L}.attack.radius_clip=[0.5, 1.5]",
     f"{L}.objective=trades",
     f"{L}.awp.gamma=0.01",
     f"{L}.augmentation={{flip: true}}",

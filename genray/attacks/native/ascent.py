@@ -45,9 +45,10 @@ class Climb:
         self.ascend((self.x + epsilon * (noise / (length + TINY))).clamp_(0, 1), epsilon, NUM_STEPS)
 
     def ascend(self, start, epsilon, num_steps, exits=True):
-        """Steps from `start` (n, d) in a ball of radius `epsilon`; with `exits` broken examples are settled."""
+        """Steps from `start` (n, d) in a ball of radius `epsilon`, a number or (n, 1); with `exits` broken examples are
+        settled."""
         self.epsilon, self.point, self.num_steps = epsilon, start, num_steps
-        self.step_size = torch.full_like(start[:, :1], self.first_step * epsilon)
+        self.step_size = torch.ones_like(start[:, :1]) * (self.first_step * epsilon)
         self._evaluate(exits)
         # The gradient as a copy: a compiled network overwrites what it gave at its next pass (CUDA graphs).
         self.best_point, self.best_gradient, self.best_loss = self.point, self.gradient.clone(), self.value
