@@ -57,7 +57,7 @@ def parse_args(argv):
     parser.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="folder of the grid's folder")
     parser.add_argument("--resume", action="store_true", help="go on; what is finished is not done again")
     parser.add_argument("--overwrite", action="store_true", help="begin a grid of this name anew; its runs are removed")
-    parser.add_argument("--report", action="store_true", help="only write the tables and plots of what is there")
+    parser.add_argument("--report", action="store_true", help="only write the tables of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_intermixed_args(argv)

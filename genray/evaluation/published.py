@@ -105,12 +105,12 @@ def published_row(table: str, method: str) -> dict:
         KeyError: the row is unknown.
     """
     with open(FOLDER / f"{table}.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["method"] == method:
-                keys = {name: COLUMN_OF.get(name) or COLUMN_OF.get(name.lower().replace("_", "")) for name in row}
-                values = {key: float(row[name]) for name, key in keys.items() if key}
-                return {"row": f"published {method}", "values": values}
-    raise KeyError(f"{table}: {method}")
+        row = next((row for row in csv.DictReader(file) if row["method"] == method), None)
+    if row is None:
+        raise KeyError(f"{table}: {method}")
+    keys = {name: COLUMN_OF.get(name) or COLUMN_OF.get(name.lower().replace("_", "")) for name in row}
+    values = {key: float(row[name]) for name, key in keys.items() if key}
+    return {"row": f"published {method}", "values": values}
 
 
 def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:

@@ -13,13 +13,13 @@ def results_table(results: dict) -> str:
 def table_of(results: dict) -> Table:
     """The final table: one row a model, accuracies in per cent with 95 % intervals."""
     protocol, models = results["protocol"], results["models"]
-    attacks = list(next(iter(models.values())))
-    notes = [f"{protocol['examples']} test images; accuracy in % with its {protocol['interval']} interval"]
+    attacks = list(dict.fromkeys(name for by_attack in models.values() for name in by_attack))
+    notes = [f"{protocol['examples']} test images; accuracy in % with its 95 % Wilson interval"]
     notes += extra_lines(protocol.get("extra"))
     if protocol["selected_on"] == "test":
         notes.append("NOTE: the checkpoint was chosen on the test images (evaluation.select_on: test)")
     rows = [
-        TableRow((_model_name(name, results),), tuple(accuracy_cell(record[a]) for a in attacks))
+        TableRow((_model_name(name, results),), tuple(accuracy_cell(record.get(a)) for a in attacks))
         for name, record in models.items()
     ]
     heads = tuple(_head(attack, protocol) for attack in attacks)
@@ -41,7 +41,7 @@ def _head(attack, protocol):
     if attack in ("natural", "union"):
         return attack
     ball = protocol.get("other_norms", {}).get(attack, protocol)
-    return f"{attack.removesuffix('_' + ball['norm'])} {ball['threat_model']}"
+    return f"{attack.removesuffix('_' + ball['norm'])} {ball.get('threat_model') or ball['norm']}"
 
 
 def _model_name(name, results):

@@ -1,18 +1,20 @@
 """Builds a report of the runs, evaluations and grids found."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
 from genray.errors import ConfigError
 from genray.evaluation.published import published_row
+from genray.recording.table import table_of
 from genray.reporting import plots, run_plots
 from genray.reporting.comparison import READING, Comparison, comparison_table, comparisons
 from genray.reporting.content import CAUTION, Figure, Notes, Report, ReportSection
 from genray.reporting.found import Found
-from genray.reporting.mixtures import draw_parts, mixture_table
+from genray.reporting.mixtures import draw_split, mixture_table
 from genray.reporting.paper import tables_of
-from genray.reporting.record_tables import attacks_table, models_table, time_table, versions_line
+from genray.reporting.record_tables import attacks_table, time_table, versions_line
 from genray.reporting.style import MISSING
 from genray.reporting.trials import trials_table
 from genray.tables import head_of, printable
@@ -143,7 +145,9 @@ class _Make:
         for number, run in enumerate(self.alone, 1):
             part = ReportSection(f"run-{number}", self.names[run.path])
             if run.results:
-                part.blocks.append(models_table(run, number))
+                table, test = table_of(run.results), run.results["protocol"]
+                title = f"{run.name}: all models on {test['examples']} test images, {test['norm']} {test['epsilon']}"
+                part.blocks.append(replace(table, name=f"run_{number}_models", title=printable(title)).ranked())
             if run.records and number <= MOST_RUNS:
                 curves = partial(run_plots.epochs, run)
                 part.blocks += self.figure(f"run_{number}_epochs", _epochs_caption(run), curves)
@@ -197,7 +201,7 @@ class _Make:
             for split in study.results["splits"]:
                 part.blocks.append(mixture_table(study.results, split, f"mixtures_{number}_{split}").ranked())
                 if self.with_plots:
-                    for name, files in draw_parts(study.results, split).items():
+                    for name, files in draw_split(study.results, split).items():
                         caption = printable(_study_caption(study, split, name), 600)
                         part.blocks.append(Figure(f"mixtures_{number}_{split}_{name}", caption, files))
             section.blocks.append(part)

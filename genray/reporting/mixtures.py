@@ -1,10 +1,7 @@
-"""The natural/robust curve of a run's mixtures as a table, a CSV and figures."""
+"""The natural/robust curve of a run's mixtures as a table and figures."""
 
-import csv
-import io
 import json
 from fractions import Fraction
-from functools import partial
 
 from genray.evaluation.mixture_sweep import CHOSEN_ON
 from genray.reporting.style import (
@@ -19,7 +16,7 @@ from genray.reporting.style import (
     label_text,
     legend_below,
 )
-from genray.tables import Table, TableRow, accuracy_cell, head_of, printable
+from genray.tables import Table, TableRow, accuracy_cell, as_csv, head_of, printable
 from genray.types import ThreatModel
 
 AGAIN = f"{MISSING} and --resume draw them without measuring again"
@@ -27,13 +24,15 @@ KINDS = {"base learner": ("s", GREY), "theta_g": ("D", VERMILION)}
 
 
 def mixture_files(results: dict) -> dict[str, bytes]:
-    """`results.json`, `curve.csv` and, where matplotlib is installed, a plot a split."""
-    files = {"results.json": (json.dumps(results, indent=1) + "\n").encode(), "curve.csv": curve_csv(results).encode()}
-    try:
-        for split in results["splits"]:
-            files |= {f"curve_{split}.{ending}": drawn for ending, drawn in draw_curve(results, split).items()}
-    except MissingMatplotlib:
-        pass
+    """`results.json`, and of each split a CSV table and, where matplotlib is installed, the figures."""
+    files = {"results.json": (json.dumps(results, indent=1) + "\n").encode()}
+    for split in results["splits"]:
+        files[f"curve_{split}.csv"] = as_csv(mixture_table(results, split)).encode()
+        try:
+            for name, drawn in draw_split(results, split).items():
+                files |= {f"curve_{split}_{name}.{ending}": content for ending, content in drawn.items()}
+        except MissingMatplotlib:
+            pass
     return files
 
 
@@ -78,72 +77,38 @@ def mixture_table(results: dict, split: str, name: str = "mixtures") -> Table:
     return Table(name, title, ("model", "marks"), heads, tuple(rows), tuple(notes))
 
 
-def curve_csv(results: dict) -> str:
-    """One line a split, model and column."""
-    learners = results["learners"]
-    buffer = io.StringIO()
-    out = csv.writer(buffer, lineterminator="\n")
-    heads = ["split", "kind", "model", *(f"weight_{name}" for name in learners), "norm", "column"]
-    out.writerow([*heads, "accuracy", "low", "high", "examples", "pareto", "chosen"])
-    for split, part in results["splits"].items():
-        for row in part["rows"]:
-            weights = [(row["weights"] or {}).get(name, "") for name in learners]
-            marks = [int(row.get("pareto", False)), int(row["name"] == results["chosen"])]
-            cells = [("", "natural", row["natural"])]
-            cells += [(norm, name, v) for norm, by_name in row["columns"].items() for name, v in by_name.items()]
-            for norm, column, accuracy in [*cells, ("", "robust", row["robust"])]:
-                out.writerow([split, row["kind"], row["name"], *weights, norm, column, *accuracy.values(), *marks])
-    return buffer.getvalue()
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def draw_curve(results: dict, split: str) -> dict[str, bytes]:
-    """A figure of one split: file ending -> content, "png" and "svg".
-
-    Left, where the run has gamma: accuracies over gamma with their 95 % intervals. Right: robust over natural accuracy.
+def draw_split(results: dict, split: str) -> dict[str, dict]:
+    """The figures of one split, each {"png": bytes, "svg": bytes}: "over_gamma", accuracies over gamma with their 95 %
+    intervals (where the run has gamma), and "against", robust over natural accuracy.
 
     Raises:
         MissingMatplotlib: matplotlib is not installed.
     """
-    parts = _parts(results, split)
-
-    def paint(axes):
-        panels = axes if len(parts) > 1 else [axes]
-        for panel, part in zip(panels, parts.values()):
-            part(panel)
-            if panel.get_legend_handles_labels()[1]:
-                panel.legend(loc="lower left")
-        protocol = results["splits"][split]["protocol"]
-        threats = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in protocol["threats"])
-        chosen = f"; * chosen on {CHOSEN_ON}" if results["chosen"] else ""
-        title = f"{protocol['data']['examples']} {split.upper()} images, {threats}{chosen}"
-        panels[0].figure.suptitle(f"{label_text(results['run'])}: {title}", fontsize=8)
-
-    return draw(paint, width=9 if len(parts) > 1 else 4.8, height=3.9, columns=len(parts))
-
-
-def draw_parts(results: dict, split: str) -> dict[str, dict]:
-    """The same, each part a figure of its own, for a page: "over_gamma" (where the run has gamma) and "against"."""
-
-    def below(axes, part):
-        part(axes)
-        legend_below(axes)
-
-    return {name: draw(partial(below, part=part), height=4) for name, part in _parts(results, split).items()}
-
-
-def _parts(results, split):
-    """name -> what paints it on axes."""
-    rows, gamma_of = results["splits"][split]["rows"], results["gamma_of"]
-    mixtures = [row for row in rows if row["kind"] == "mixture"]
-    others = [row for row in rows if row["kind"] in KINDS]
-    parts = {}
+    part, gamma_of, chosen = results["splits"][split], results["gamma_of"], results["chosen"]
+    mixtures = [row for row in part["rows"] if row["kind"] == "mixture"]
     if gamma_of:
         mixtures.sort(key=lambda row: Fraction(row["weights"][gamma_of]))
-        parts["over_gamma"] = lambda axes: _over_gamma(axes, mixtures, gamma_of)
-    return {**parts, "against": lambda axes: _against(axes, mixtures, others, gamma_of, results["chosen"])}
+    others = [row for row in part["rows"] if row["kind"] in KINDS]
+    protocol = part["protocol"]
+    threats = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in protocol["threats"])
+    title = f"{label_text(results['run'])}: {protocol['data']['examples']} {split.upper()} images, {threats}"
+
+    def figure(paint, note=""):
+        def whole(axes):
+            paint(axes)
+            axes.set_title(title + note, fontsize=8)
+            legend_below(axes)
+
+        return draw(whole, height=4)
+
+    star = f"; * chosen on {CHOSEN_ON}" if chosen else ""
+    against = figure(lambda axes: _against(axes, mixtures, others, gamma_of, chosen), f"; full: Pareto-optimal{star}")
+    if not gamma_of:
+        return {"against": against}
+    return {"over_gamma": figure(lambda axes: _over_gamma(axes, mixtures, gamma_of)), "against": against}
 
 
 def _columns(row):
@@ -179,5 +144,5 @@ def _against(axes, mixtures, others, is_curve, chosen):
         axes.plot(*place(row), marker, color=color, markersize=5, label=label_text(row["name"]), zorder=0)
     names = list(_columns(mixtures[0]))
     robust = f"accuracy under {names[0]}" if len(names) == 1 else "robust accuracy (see the table)"
-    axes.set(xlabel="natural accuracy, %", ylabel=f"{robust}, %", title="full: Pareto-optimal")
+    axes.set(xlabel="natural accuracy, %", ylabel=f"{robust}, %")
     axes.margins(0.15)

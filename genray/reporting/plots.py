@@ -58,18 +58,6 @@ def _with_bars(axes, point, **look):
     axes.errorbar(point.natural, point.robust, **bars, linestyle="", elinewidth=0.8, zorder=2, **look)
 
 
-def trials_scatter(trials: Trials) -> dict:
-    """One point a method or place of a grid; up is the last measure, AutoAttack's or the union where there is one."""
-    up = trials.measures[-1]
-    points = [
-        Point(trials.place_of(row), *(100 * row[m][0] for m in ("natural", up)),
-              *(100 * row[m][1] if row[m][1] else None for m in ("natural", up)))
-        for row in groups(trials)
-        if row["natural"] and row[up]
-    ]  # fmt: skip
-    return scatter(points, head_of(up))
-
-
 def heat_map(trials: Trials, measure: str) -> dict:
     """A two-way grid: rows and columns are its two fields, cells the mean over seeds in per cent.
 

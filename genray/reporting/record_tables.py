@@ -1,28 +1,9 @@
-"""Tables of what runs and evaluations say of themselves: all models of a run, where time went, how it was measured."""
+"""Tables of runs and evaluations: the seconds of each learner, and the protocol of each attack."""
 
 from genray.reporting import run_plots
 from genray.reporting.found import Run
-from genray.tables import Cell, Table, TableRow, accuracy_cell, head_of, printable
+from genray.tables import Cell, Table, TableRow, head_of, printable
 from genray.types import ThreatModel
-
-
-def models_table(run: Run, number: int) -> Table:
-    """All models of a finished run at the end of training: theta_g, the last one, the base learners."""
-    models, protocol = run.results["models"], run.results["protocol"]
-    columns = list(dict.fromkeys(name for by_attack in models.values() for name in by_attack))
-    names = {"global": f"theta_g, epoch {run.results['best_epoch']} (model.pt)", "global_last": "theta_g, last epoch"}
-    rows = [
-        TableRow((names.get(name, f"base learner {name}"),), tuple(
-            accuracy_cell(by_attack.get(c)) for c in columns))
-        for name, by_attack in models.items()
-    ]  # fmt: skip
-    title = f"{run.name}: all models on {protocol['examples']} test images, {protocol['norm']} {protocol['epsilon']}"
-    notes = (
-        f"accuracy in %, 95 % Wilson intervals; {protocol['attack']}; seed {run.results['seed']}",
-        f"checkpoint chosen on {protocol['selected_on']} images",
-    )
-    heads = tuple(map(head_of, columns))
-    return Table(f"run_{number}_models", printable(title), ("model",), heads, tuple(rows), notes).ranked()
 
 
 def time_table(measured: dict) -> Table:

@@ -3,18 +3,15 @@
 import os
 
 from genray.config.model import did_you_mean
-from genray.console import say
-from genray.errors import ConfigError, InputError, RunFolderError, StorageError, one_line
+from genray.errors import InputError, RunFolderError, StorageError, one_line
 from genray.recording.progress import Progress
 from genray.recording.writer import write_all
 from genray.reporting.build import build_report
 from genray.reporting.content import Report
 from genray.reporting.found import find
 from genray.reporting.gallery import default_sides, make_gallery
-from genray.reporting.plots import heat_map, trials_scatter
 from genray.reporting.style import MissingMatplotlib, require_matplotlib
-from genray.reporting.trials import Trials, read_trials
-from genray.reporting.trials import files_of as trial_files
+from genray.reporting.trials import Trials, markdown, read_trials, trials_csv
 from genray.reporting.write import DEFAULT_FORMATS, FORMATS, files_of, open_output, write_files
 from genray.storage import Storage
 
@@ -70,25 +67,14 @@ def _gallery(found, wanted, images):
 
 
 def report_grid(folder) -> tuple[Trials, StorageError | None]:
-    """Writes a grid's tables into its folder, and its plots where matplotlib is.
-
-    Args:
-        folder: of the grid.
+    """Writes the tables of a grid, `trials.csv` and `table.md`, into its folder.
 
     Returns:
         (the `Trials`, an error that lists the files that could not be written, or None).
     """
     trials = read_trials(folder)
-    files = trial_files(trials, folder)
     try:
-        if trials.measures:
-            files["scatter.png"] = trials_scatter(trials)["png"]
-        for measure in trials.measures:
-            files[f"heat_{measure.replace('/', '_')}.png"] = heat_map(trials, measure)["png"]
-    except ConfigError as error:
-        say(f"note: {error}")
-    try:
-        write_all(Storage(folder), files)
+        write_all(Storage(folder), {"trials.csv": trials_csv(trials), "table.md": markdown(trials).encode()})
     except StorageError as error:
         return trials, StorageError(f"{error}; --report writes them again")
     return trials, None

@@ -1,4 +1,4 @@
-"""What came out of a grid: one row a trial, mean and spread over seeds, as files and as tables."""
+"""The results of a grid: one row a trial, mean and spread over seeds, as files and as tables."""
 
 import csv
 import io
@@ -6,9 +6,6 @@ import json
 import statistics
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from genray import records
 from genray.errors import RunFolderError
@@ -139,31 +136,13 @@ def groups(trials: Trials) -> list[dict]:
     return found
 
 
-def files_of(trials: Trials, folder: Any) -> dict[str, bytes]:
-    """`trials.parquet` and `trials.csv`: one row a trial with its whole configuration; `table.md`."""
-    configs = stated_trials(Storage(folder))
-    columns = list(dict.fromkeys(key for row in trials.rows for key in row))
-    table = {key: [row.get(key) for row in trials.rows] for key in columns}
-    mixed = {
-        key: values if _one_kind(values) else [None if v is None else str(v) for v in values]
-        for key, values in table.items()
-    }
-    config = [json.dumps(configs[row["trial"]]["config"]) for row in trials.rows]
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({**mixed, "config": config}), buffer)
+def trials_csv(trials: Trials) -> bytes:
+    """One row a trial; accuracies are fractions."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, dict.fromkeys(key for row in trials.rows for key in row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(trials.rows)
-    return {
-        "trials.parquet": buffer.getvalue(),
-        "trials.csv": text.getvalue().encode(),
-        "table.md": markdown(trials).encode(),
-    }
-
-
-def _one_kind(values):
-    return len({float if isinstance(v, (int, float)) else type(v) for v in values if v is not None}) <= 1
+    return text.getvalue().encode()
 
 
 def varying(trials: Trials) -> list[str]:

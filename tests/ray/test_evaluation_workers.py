@@ -75,7 +75,7 @@ def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray
     for name, extra in (("local", []), ("worker", ["--workers", "1"])):
         argv = [*line, "--split", "test", "--output", str(tmp_path / name), *extra]
         assert run_command(main, parse_args(argv)) == 0
-    for name in ("results.json", "curve.csv", "test/natural=0.7,linf=0.3/results.parquet"):
+    for name in ("results.json", "curve_test.csv", "test/natural=0.7,linf=0.3/results.parquet"):
         assert (tmp_path / "worker" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 

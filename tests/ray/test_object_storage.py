@@ -126,7 +126,7 @@ def test_mixtures_beside_the_run(run, local):
     for place in (str(local / "mine"), run.uri):
         done(evaluate, place, *line)
         done(evaluate, place, "--save-mixture", "0.3")
-    for name in ("results.json", "curve.csv"):
+    for name in ("results.json", "curve_test.csv"):
         assert (run / "mixtures").read(name) == (local / "mine" / "mixtures" / name).read_bytes()
     saved = "mixtures/natural=0.7,linf=0.3.pt"
     ours, theirs = genray.load_model(run / saved).state_dict(), genray.load_model(local / "mine" / saved).state_dict()

@@ -240,18 +240,19 @@ def test_the_choice_is_of_the_validation_images_and_printed_so(study):
 
 
 def test_csv_holds_every_number(study):
-    results, lines = read(study), list(csv.DictReader((study / "curve.csv").open()))
-    assert len(lines) == 2 * 4 * 3
-    for line in lines:
-        row = by_name(results, line["split"])[line["model"]]
-        where = {"natural": row["natural"], "robust": row["robust"], "pgd20": row["columns"]["linf"]["pgd20"]}
-        accuracies = {key: float(line[name]) for key, name in (("value", "accuracy"), ("low", "low"), ("high", "high"))}
-        assert accuracies.items() <= where[line["column"]].items() and line["examples"] == "40"
-        assert line["weight_linf"] == (row["weights"] or {"linf": ""})["linf"]
-        assert (line["pareto"], line["chosen"]) == (
-            str(int(row.get("pareto", False))),
-            str(int(row["name"] == results["chosen"])),
-        )
+    results = read(study)
+    for split in ("validation", "test"):
+        lines, rows = list(csv.DictReader((study / f"curve_{split}.csv").open())), by_name(results, split)
+        assert [line["model"] for line in lines] == list(rows) and len(lines) == 4
+        for line in lines:
+            row = rows[line["model"]]
+            for head, found in (("NAT", row["natural"]), ("PGD20", row["columns"]["linf"]["pgd20"])):
+                written = line[head], line[f"{head}_low"], line[f"{head}_high"]
+                assert written == (f"{100 * found['value']:.2f}", *(f"{100 * found[k]:.1f}" for k in ("low", "high")))
+            assert ("P" in line["marks"], "*" in line["marks"]) == (
+                row.get("pareto", False),
+                row["name"] == results["chosen"],
+            )
 
 
 def test_the_saved_model_is_the_row_of_the_table(study, parts, tmp_path, capsys):
@@ -271,13 +272,14 @@ def test_the_saved_model_is_the_row_of_the_table(study, parts, tmp_path, capsys)
 
 def test_the_plot_is_stamped_with_its_split(study):
     for split in ("validation", "test"):
-        svg = (study / f"curve_{split}.svg").read_text()
-        assert f"digits: 40 {split.upper()} images, linf 0.1; * chosen on validation" in svg
-        assert all(text in svg for text in ("gamma 0.4", "gamma (weight of linf)", "theta_g (model.pt)"))
-        assert (study / f"curve_{split}.png").read_bytes().startswith(b"\x89PNG")
+        svg = (study / f"curve_{split}_against.svg").read_text()
+        assert f"digits: 40 {split.upper()} images, linf 0.1; full: Pareto-optimal; * chosen on validation" in svg
+        assert "gamma 0.4" in svg and "theta_g (model.pt)" in svg
+        assert "gamma (weight of linf)" in (study / f"curve_{split}_over_gamma.svg").read_text()
+        assert (study / f"curve_{split}_against.png").read_bytes().startswith(b"\x89PNG")
 
 
-FILES = ("results.json", "curve.csv", "curve_test.png", "curve_test.svg")
+FILES = ("results.json", "curve_test.csv", "curve_test_against.png", "curve_test_over_gamma.svg")
 
 
 def test_resume_does_no_block_twice_and_gives_the_same_bytes(trained_run, study, tmp_path, monkeypatch, capsys):
@@ -328,13 +330,13 @@ def test_another_point_is_added_to_those_that_are_there(trained_run, study, tmp_
 def test_without_matplotlib_the_table_comes_anyway(trained_run, study, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     shutil.copytree(study, out)
-    for file in out.glob("curve_*"):
+    for file in (*out.glob("curve_*.png"), *out.glob("curve_*.svg")):
         file.unlink()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert command(trained_run, "--mixtures", "0,0.4,1", *QUICK, "--output", out, "--resume") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("no plots: matplotlib is not installed; pip install 'genray[plot]'")
-    assert any("gamma 0.4" in line for line in lines) and not list(out.glob("curve_*"))
+    assert any("gamma 0.4" in line for line in lines) and not list(out.glob("curve_*.[ps]*g"))
 
 
 # --- BatchNorm -----------------------------------------------------------------------------------------------------
@@ -410,7 +412,7 @@ def test_three_learners_without_validation_images(three_run, parts, tmp_path, ca
         lowest = min(value["value"] for columns in row["columns"].values() for value in columns.values())
         assert row["robust"]["value"] <= lowest, "the union"
     assert "survives every attack in every norm" in out
-    assert (tmp_path / "out" / "curve_test.svg").exists()
+    assert (tmp_path / "out" / "curve_test_against.svg").exists()
 
 
 def test_a_run_without_learners_files_gives_those_of_its_checkpoint(three_run, tmp_path, capsys):
