@@ -136,6 +136,69 @@ def every_write_made():
         yield
 
 
+# A killed raylet refuses connections, so it is noticed soon; a slow one is left alone.
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 60_000,
+    "health_check_failure_threshold": 5,
+}
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One Ray for all tests of this process that can share it: a head with 4 CPUs; tests may add nodes."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "_system_config": QUICK_TO_NOTICE})
+    yield made
+    disconnect()
+    made.shutdown()
+
+
+@pytest.fixture
+def on_ray(cluster):
+    """Connects this process to `cluster`, where it is not already: runs then use it. A test leaves nothing in it."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address=cluster.address, log_to_driver=False, namespace="genray")
+    wait_for(lambda: left() == [], "the end of the test before", seconds=60)
+    yield cluster
+    wait_for(lambda: left() == [], "free CPUs and the end of all actors", seconds=120)
+
+
+@pytest.fixture
+def no_ray():
+    """For tests that start a Ray of their own."""
+    disconnect()
+    yield
+    disconnect()
+
+
+def disconnect():
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def left() -> list:
+    """What runs have left in the Ray that this process is connected to: placement groups, taken CPUs, actors."""
+    import ray
+    from ray.util import placement_group_table
+
+    groups = [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    taken = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)
+    titles = (b"ray::BaseLearner", b"ray::Evaluat", b"ray::Global", b"ray::Labelling")
+    return groups + [taken] * (taken > 0) + actors(*titles)
+
+
+def actors(*titles, below=None) -> list[int]:
+    """Actor processes below this one, or below another, by the beginnings of their command lines."""
+    return sorted(pid for pid in descendants(below or os.getpid()) if command_of(pid).startswith(titles))
+
+
 @pytest.fixture
 def small_run():
     """Overrides of the digits run that make it a matter of seconds."""
