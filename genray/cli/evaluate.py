@@ -128,8 +128,7 @@ def _evaluate(args, model, examples, epsilon, where, data):
 
     return evaluate(
         model,
-        examples.images,
-        examples.labels,
+        *examples.take(),
         attacks=args.attacks.split(","),
         norms=args.norms.split(","),
         epsilon=epsilon,

@@ -33,7 +33,7 @@ def with_extra(train: Split, data: DataConfig, class_names, reading: Reading) ->
         DataError: the extra images are absent, unreadable or do not fit the training images, or all of them do not fit
             into memory.
     """
-    extra, shape = data.extra, tuple(train.images.shape[1:])
+    extra, shape = data.extra, train.shape
     if extra is None:
         return train
     path = extra.path or (data.path if data.source == "svhn" else None)

@@ -4,8 +4,6 @@ import hashlib
 
 import torch
 
-from genray.data.splits import Split
-
 _AT_ONCE = 4096  # images
 _DIGITS = 16
 
@@ -27,37 +25,48 @@ def digests(images: torch.Tensor) -> list[bytes]:
     return found
 
 
-def fingerprint(images: torch.Tensor, labels: torch.Tensor, found: list[bytes] | None = None, *, ordered=False) -> str:
+def fingerprint(images: torch.Tensor, labels: torch.Tensor, *, ordered=False) -> str:
     """16 hexadecimal digits that stand for images of one shape with their labels.
 
     Args:
         images: as of `digests`.
         labels: (N,) integers.
-        found: the digests, where they are known.
         ordered: whether the same images in another order are others.
     """
-    pairs = zip(digests(images) if found is None else found, labels.tolist(), strict=True)
-    entries = [image + label.to_bytes(8, "big", signed=True) for image, label in pairs]
-    whole = hashlib.sha256(repr((len(entries), tuple(images.shape[1:]))).encode())
-    whole.update(b"".join(entries if ordered else sorted(entries)))
+    return _mark(tuple(images.shape[1:]), labels, digests(images), ordered)
+
+
+def _mark(shape, labels, found, ordered):
+    whole = hashlib.sha256(repr((len(labels), shape)).encode())
+    numbers = (int(label).to_bytes(8, "big", signed=True) for label in labels.cpu().numpy())
+    entries = (image + number for image, number in zip(found, numbers, strict=True))
+    for entry in entries if ordered else sorted(entries):
+        whole.update(entry)
     return whole.hexdigest()[:_DIGITS]
 
 
-def identify(splits: dict[str, Split]) -> tuple[dict, list[str]]:
+def identify(splits: dict) -> tuple[dict, list[str]]:
     """What the images of a run are.
 
     Args:
-        splits: "train", "validation" and "test", decoded.
+        splits: "train", "validation" and "test" -> `Split`, decoded.
 
     Returns:
         {split: {"examples", "fingerprint"}}, and what there is to say about it: test images that are among the training
         images.
     """
-    found = {name: digests(split.images) for name, split in splits.items()}
-    record = {}
+    test, record = list(splits["test"].home.digests()), {}
+    among, again = set(test), set()
+
+    def seen(found):
+        for digest in found:
+            if digest in among:
+                again.add(digest)
+            yield digest
+
     for name, split in splits.items():
-        mark = fingerprint(split.images, split.labels, found[name], ordered=name != "test")
+        found = test if name == "test" else seen(split.home.digests())
+        mark = _mark(split.shape, split.labels, found, name != "test")
         record[name] = {"examples": len(split), "fingerprint": mark}
-    seen = {*found["train"], *found["validation"]}
-    repeated = sum(digest in seen for digest in found["test"])
-    return record, [f"{repeated} of {len(found['test'])} test images are training images too"] if repeated else []
+    repeated = sum(digest in again for digest in test)
+    return record, [f"{repeated} of {len(test)} test images are training images too"] if repeated else []

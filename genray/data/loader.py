@@ -66,8 +66,7 @@ class BatchLoader:
             )
         self.batch_size = batch_size
         self.device = torch.device(device)
-        split = split.to(self.device)
-        self._images, self._labels, self._labelled = split.images, split.labels, split.labelled
+        self._split = split.to(self.device)
         self._seed = seed
         self._augmentation_key = augmentation_key
         self._augmentation = augmentation
@@ -103,8 +102,7 @@ class BatchLoader:
         Raises:
             ValueError: negative step.
         """
-        chosen = self._chosen(step)
-        images, labels = self._images[chosen], self._labels[chosen]
+        images, labels = (part.to(self.device) for part in self._split.take(self._chosen(step)))
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
             images = self._augmentation(images, rng.generator(self.device, *key))
@@ -113,7 +111,8 @@ class BatchLoader:
 
     def labelled(self, step: int) -> torch.Tensor | None:
         """Which labels of that minibatch are the data set's own: (B,) bool on the device, or None where all are."""
-        return None if self._labelled is None else self._labelled[self._chosen(step)]
+        labelled = self._split.labelled
+        return None if labelled is None else labelled[self._chosen(step)].to(self.device)
 
     def _chosen(self, step):
         if step < 0:
@@ -126,7 +125,7 @@ class BatchLoader:
         """(N,) int64 indices of one epoch, kept until another epoch is asked for."""
         if epoch != self._order_epoch:
             order = self._draw_order(epoch)
-            if self.device.type == "cuda":  # pinned memory lets the copy run without waiting
+            if self._split.home.device.type == "cuda":  # pinned memory lets the copy run without waiting
                 order = order.pin_memory()
-            self._order, self._order_epoch = order.to(self.device, non_blocking=True), epoch
+            self._order, self._order_epoch = order.to(self._split.home.device, non_blocking=True), epoch
         return self._order

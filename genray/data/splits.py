@@ -1,52 +1,73 @@
-"""Examples in memory, and the split that holds some of them out for validation."""
+"""Labelled images, and the split that holds some of them out for validation."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from genray.core import rng
-from genray.core.memory import check_memory, free_on
+from genray.core.flat import from_array
+from genray.data.homes import Home, Resident, Which
 from genray.errors import DataError
 
-_MOVED_AT_ONCE = 4096  # examples
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Split:
     """Labelled images.
 
     Attributes:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64, class numbers from 0.
+        home: where the images are; a tensor (N, C, H, W) uint8 is made a `Resident`.
+        labels: (N,) int64, class numbers from 0, on the home's device.
         labelled: (N,) bool, whether a label is the data's own and no pseudo-label; None where all are.
 
     Raises:
         ValueError: dtypes or shapes differ from these.
     """
 
-    images: torch.Tensor
+    home: Home
     labels: torch.Tensor
     labelled: torch.Tensor | None = None
 
-    def __post_init__(self):
+    def __init__(self, images: Home | torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor | None = None):
+        given = images if isinstance(images, torch.Tensor) else None
         for name, tensor, dtype, dims in (
-            ("images", self.images, torch.uint8, 4),
-            ("labels", self.labels, torch.int64, 1),
-            ("labelled", self.labelled, torch.bool, 1),
+            ("images", given, torch.uint8, 4),
+            ("labels", labels, torch.int64, 1),
+            ("labelled", labelled, torch.bool, 1),
         ):
-            if tensor is None and name == "labelled":
+            if tensor is None:
                 continue
             if tensor.dtype != dtype or tensor.dim() != dims:
                 raise ValueError(
                     f"{name}: expected {dtype} with {dims} dimensions, got {tensor.dtype} with {tensor.dim()}"
                 )
-        for name in ("labels", "labelled"):
-            tensor = getattr(self, name)
-            if tensor is not None and self.images.shape[0] != tensor.shape[0]:
-                raise ValueError(f"{name}: expected one an image ({self.images.shape[0]}), got {tensor.shape[0]}")
+            if len(tensor) != len(images):
+                raise ValueError(f"{name}: expected one an image ({len(images)}), got {len(tensor)}")
+        home = Resident(images) if isinstance(images, torch.Tensor) else images
+        for name, value in (("home", home), ("labels", labels), ("labelled", labelled)):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    def __reduce__(self) -> Any:
+        """Labels as arrays, which a node's processes share in the object store."""
+        labelled = None if self.labelled is None else self.labelled.numpy()
+        return _of_arrays, (self.home, self.labels.numpy(), labelled)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.home.shape
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All images as one tensor, for few of them."""
+        return self.home.take(slice(None))
+
+    def take(self, which: Which = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (M, C, H, W) uint8 and labels (M,) of these examples, all by default; not to be written to."""
+        return self.home.take(which), self.labels[which]
 
     def first(self, n: int, field: str = "num_examples") -> "Split":
         """The first n examples in stored order, sharing memory with this split.
@@ -55,35 +76,32 @@ class Split:
             DataError: n is below 1 or above the number of examples; the message names `field`.
         """
         check_count(n, len(self), field)
-        return self._part(slice(n))
+        return self.select(slice(n))
 
-    def select(self, indices: torch.Tensor) -> "Split":
-        """A copy of the examples at `indices`, (M,) int64, in that order."""
-        return self._part(indices)
+    def select(self, which: Which) -> "Split":
+        """The examples `which`, (M,) int64 or a slice, in that order."""
+        return self._with(self.home.select(which), which)
 
     def keep(self, indices: torch.Tensor) -> "Split":
         """The examples at `indices`, (M,) int64 and rising, in the memory of this split, which is lost by that."""
-        for start in range(0, len(indices), _MOVED_AT_ONCE):
-            some = indices[start : start + _MOVED_AT_ONCE]
-            self.images[start : start + len(some)] = self.images[some]
-        labelled = None if self.labelled is None else self.labelled[indices]
-        return Split(self.images[: len(indices)], self.labels[indices], labelled)
+        return self._with(self.home.keep(indices), indices)
 
     def to(self, device) -> "Split":
-        """The same on a device; sharing memory where it is there already.
+        """The same on a device, if its images can live there; sharing memory where it is there already.
 
         Raises:
             DataError: it does not fit there.
         """
-        device = torch.device(device)
-        if device.type != self.images.device.type:
-            check_memory(self.images.nbytes, f"{len(self)} images on {device}", free_on(device))
-        parts = (self.images, self.labels, self.labelled)
-        return Split(*(None if part is None else part.to(device) for part in parts))
+        home = self.home.to(torch.device(device))
+        labelled = None if self.labelled is None else self.labelled.to(home.device)
+        return Split(home, self.labels.to(home.device), labelled)
 
-    def _part(self, which) -> "Split":
-        labelled = None if self.labelled is None else self.labelled[which]
-        return Split(self.images[which], self.labels[which], labelled)
+    def _with(self, home, which):
+        return Split(home, self.labels[which], None if self.labelled is None else self.labelled[which])
+
+
+def _of_arrays(home, labels, labelled):
+    return Split(home, from_array(labels), None if labelled is None else from_array(labelled))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +131,12 @@ class ImageData:
     @property
     def in_channels(self) -> int:
         """1 for grey images, 3 for RGB."""
-        return self.train.images.shape[1]
+        return self.train.shape[0]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        height, width = self.train.images.shape[2:]
-        return height, width
+        return self.train.shape[1:]
 
 
 def check_count(n: int, available: int, field: str) -> None:

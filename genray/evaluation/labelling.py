@@ -71,7 +71,7 @@ def _left_out(config):
             "--data: missing, expected SOURCE:PATH, because the model is of no run that left out training images "
             "(data.train_examples)"
         )
-    return load_image_data(**data_of(config), decode=("train",), progress=Progress()).train.images[first:]
+    return load_image_data(**data_of(config), decode=("train",), progress=Progress()).train.take(slice(first, None))[0]
 
 
 def _read(text, image_column, size, examples):

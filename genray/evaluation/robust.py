@@ -71,8 +71,8 @@ def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device, na
         {"natural": (n,) bool, "pgd<steps>": (n,) bool} on the CPU.
     """
     name = name or pgd_name(attack_config)
-    x = split.images[start:stop].to(device).float().div_(255)
-    y = split.labels[start:stop].to(device)
+    images, y = (part.to(device) for part in split.take(slice(start, stop)))
+    x = images.float().div_(255)
     natural = correct_flags(model, x, y)
     robust = natural.clone()
     keep = natural.nonzero().flatten()

@@ -143,8 +143,7 @@ def look_at_data(origin, class_names, test, source) -> list[str]:
     count = origin.data.get("test_images")
     if type(count) is not int or not 0 < count <= len(test):
         return []
-    first = test.first(count)
-    if fingerprint(first.images, first.labels) == origin.data.get("test_fingerprint"):
+    if fingerprint(*test.take(slice(count))) == origin.data.get("test_fingerprint"):
         return []
     own = origin.data.get("source")
     return [f"the images are not the test images of the model's run ({own}); they are of {source}"]
@@ -222,7 +221,8 @@ def _checkpoint(options, file, data):
 
 def _open_choice(names, normalizations, build, examples, is_silent) -> str:
     """The finding about a file that fits several networks: the options that select each."""
-    x, y = as_pixels(examples.images), examples.labels
+    images, y = examples.take()
+    x = as_pixels(images)
     found = []
     for name, normalize in product(names, normalizations):
         words = [f"--arch {name}"] if len(names) > 1 else []

@@ -28,7 +28,7 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str], measured: 
     """
     plan, config = setup.plan, setup.config
     splits = ", ".join(f"{len(split)} {name}" for name, split in setup.splits.items())
-    shape = "x".join(str(side) for side in setup.splits["train"].images.shape[1:])
+    shape = "x".join(str(side) for side in setup.splits["train"].shape)
     of_first = " like the first image" if config.data.source in ("parquet", "image_folder") else ""
     lines = [
         f"data           {config.data.source}: {splits}; {shape}{of_first}, {len(setup.class_names)} classes",
@@ -87,7 +87,7 @@ def _data_lines(setup):
     data = setup.config.data
     columns = [f"{role} column {name}" for role, name in (("image", data.image_column), ("label", data.label_column))]
     lines = [*setup.notes, *([", ".join(columns)] if data.source == "parquet" else [])]
-    nbytes, free = sum(split.images.nbytes for split in setup.splits.values()), free_memory()
+    nbytes, free = sum(split.home.nbytes for split in setup.splits.values()), free_memory()
     there = "" if free is None else f", {bytes_text(free)} are free on this machine"
     lines += extra_lines(setup.extra)
     lines.append(f"images take {bytes_text(nbytes)} of memory{there}")

@@ -23,7 +23,7 @@ def describe_model(setup, learner: str | None = None) -> dict:
     attacks = [config.evaluation.attack, *(attack for part in learners for attack in part.all_attacks.values())]
     count = min(IMAGES, len(test))
     data = {"source": config.data.source, "test_images": count}
-    data |= {"test_fingerprint": fingerprint(test.images[:count], test.labels[:count])}
+    data |= {"test_fingerprint": fingerprint(*test.take(slice(count)))}
     return {
         "architecture": {
             k: list(v) if isinstance(v, tuple) else v for k, v in setup.architecture.items() if k != "factory"

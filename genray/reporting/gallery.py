@@ -129,7 +129,7 @@ def make_gallery(first: str, second: str, most: int, progress) -> Figure:
 def _check_fits(sides, data):
     for side in sides:
         try:
-            classes = _predict(side, data.test.images[:1].float() / 255).shape[1]
+            classes = _predict(side, data.test.take(slice(1))[0].float() / 255).shape[1]
         except RuntimeError:
             classes = None
         if classes != data.num_classes:
@@ -147,7 +147,8 @@ def _predict(side, x):
 def examples_of(sides, data, indices, attack):
     """Attacks test images with both models; yields (kind, `Example`)."""
     config, names = sides[0].config, [printable(name, 24) for name in data.class_names]
-    x, y = data.test.images[indices.start : indices.stop].float() / 255, data.test.labels[indices.start : indices.stop]
+    images, y = data.test.take(slice(indices.start, indices.stop))
+    x = images.float() / 255
     attacked = []
     for side in sides:
         device = device_of(side.network)

@@ -64,7 +64,7 @@ def _quickest(model, x):
 
 def with_random_images(setup: RunSetup) -> RunSetup:
     """A run of a few steps on random images, with all steps of every attack and without AWP's warm-up."""
-    config, shape, number = setup.config, setup.splits["train"].images.shape[1:], len(setup.class_names)
+    config, shape, number = setup.config, setup.splits["train"].shape, len(setup.class_names)
     learners = {name: _whole_steps(learner) for name, learner in config.base_learners.items()}
     images = (STEPS + 1) * config.training.batch_size
     config = config.replace(base_learners=learners, data=config.data.replace(extra=None))

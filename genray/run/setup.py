@@ -53,12 +53,12 @@ class RunSetup:
     @property
     def architecture(self) -> dict:
         """The arguments of `build_model` that give the run's network."""
-        model, images = self.config.model, self.splits["train"].images
+        model, shape = self.config.model, self.splits["train"].shape
         return {
             "name": model.name,
             "num_classes": len(self.class_names),
-            "in_channels": images.shape[1],
-            "image_size": tuple(images.shape[2:]),
+            "in_channels": shape[0],
+            "image_size": shape[1:],
             "width": model.width,
             "batch_norm": model.batch_norm,
             "mean": model.mean,
@@ -191,10 +191,10 @@ def prepare(
 
 def _try_training(network, setup):
     """A forward pass in train mode: networks of others may return something else there, BatchNorm refuses one image."""
-    model, images, number = setup.config.model, setup.splits["train"].images, min(2, setup.plan.smallest_batch)
+    model, number = setup.config.model, min(2, setup.plan.smallest_batch)
     try:
         with torch.random.fork_rng(devices=[]):
-            x = torch.zeros(number, *images.shape[1:], device=next(network.parameters()).device)
+            x = torch.zeros(number, *setup.splits["train"].shape, device=next(network.parameters()).device)
             found = network.train()(x).shape
     except ConfigError:
         raise

@@ -27,7 +27,7 @@ def starter_config(folder: str, file: str) -> str:
         DataError: the folder has no such images.
     """
     data = load_image_data("image_folder", path=folder, decode=())
-    train, (channels, *first) = len(data.train), data.train.images.shape[1:]
+    train, (channels, *first) = len(data.train), data.train.shape
     scale = min(1, LARGEST_SIDE / max(first))
     height, width = (max(1, round(side * scale)) for side in first)
     resized = "; twice the side takes four times as long" if scale < 1 else ""

@@ -53,7 +53,7 @@ def _judged(folder, config, arguments, evaluate):
     test = test if examples is None else test.first(examples, "evaluate.examples")
     data = {"source": config.data.source, "split": "test"}
     record = evaluate(
-        load_model(folder), test.images, test.labels, output=folder / "evaluation", resume=True, data=data, **arguments
+        load_model(folder), *test.take(), output=folder / "evaluation", resume=True, data=data, **arguments
     )
     columns = [(norm, c, r["value"]) for norm, part in record["norms"].items() for c, r in part["columns"].items()]
     found = {f"test_{norm}_{column}": value for norm, column, value in columns}

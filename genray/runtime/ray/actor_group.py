@@ -29,7 +29,7 @@ class ActorGroup:
         placement: bundle and resources of each actor.
         states: learner name -> state to start from, or empty.
         on_wait: as in `reserve`.
-        images: reference to the arrays of `pack`; None puts them into the object store.
+        splits: reference to the splits of `pack`; None puts them into the object store.
 
     Raises:
         PlacementError: the group could not be placed or its actors did not start in time.
@@ -39,9 +39,9 @@ class ActorGroup:
     global_learner: Any  # handles of actors
     evaluator: Any
 
-    def __init__(self, setup, placement: Placement, states: dict, on_wait=None, images=None):
+    def __init__(self, setup, placement: Placement, states: dict, on_wait=None, splits=None):
         self.setup, self.placement, self.states, self.on_wait = setup, placement, states, on_wait
-        self.images = images
+        self.splits = splits
         self.timeouts = setup.config.runtime
         self.group = self.global_learner = self.evaluator = None
         self.learners, self.ranks, self.actors, self.in_step = {}, [], [], False
@@ -60,19 +60,19 @@ class ActorGroup:
     def _start(self):
         deadline = time.monotonic() + self.timeouts.startup_timeout_s
         self.group = self.placement.group or reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
-        small, arrays = pack(self.setup)
-        arrays, small = self.images or ray.put(arrays), ray.put(small)
+        small, splits = pack(self.setup)
+        splits, small = self.splits or ray.put(splits), ray.put(small)
         workers = {name: len(places) for name, places in self.placement.learners.items()}
         self.ranks = worker_ranks(workers, self.timeouts.share_attack)
         for worker in self.ranks:
             threads = learner_threads(self.setup.config, self.setup.architecture, worker.learner)
             create = self._creator(BaseLearnerActor, self.placement.learners[worker.learner][worker.rank])
-            self.actors.append(create(worker, small, arrays, threads, self.states.get(worker.learner)))
+            self.actors.append(create(worker, small, splits, threads, self.states.get(worker.learner)))
         for name in workers:
             self.learners[name] = WorkerGroup([a for a, s in zip(self.actors, self.ranks) if s.learner == name])
         self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
         threads = evaluation_threads(self.setup.config, self.setup.architecture)
-        self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, arrays, threads)
+        self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, splits, threads)
         self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
         self._connect(max(1.0, deadline - time.monotonic()))
 

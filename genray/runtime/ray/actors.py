@@ -10,8 +10,6 @@ import torch
 
 from genray.core.allocator import keep_freed_memory
 from genray.core.determinism import use_deterministic_kernels
-from genray.core.flat import from_array
-from genray.data.splits import Split
 from genray.errors import PlacementError
 from genray.evaluation import Evaluator
 from genray.learners.base_learner import BaseLearner
@@ -27,21 +25,12 @@ ACTOR_OPTIONS: dict[str, Any] = {"concurrency_groups": {"control": 1}, "allow_ou
 
 
 def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
-    """A setup without its images, and the images as arrays: the form that is shared by a
-    node without copies."""
-    arrays = {
-        name: [None if tensor is None else tensor.numpy() for tensor in (split.images, split.labels, split.labelled)]
-        for name, split in setup.splits.items()
-    }
-    return replace(setup, splits={}, notes=(), identity={}), arrays
+    """A setup without its splits, and these, whose resident images the processes of a node share without copies."""
+    return replace(setup, splits={}, notes=(), identity={}), setup.splits
 
 
-def unpack(setup: RunSetup, arrays: dict) -> RunSetup:
+def unpack(setup: RunSetup, splits: dict) -> RunSetup:
     """The setup that `pack` took apart; its images are read-only."""
-    splits = {
-        name: Split(*(None if array is None else from_array(array) for array in parts))
-        for name, parts in arrays.items()
-    }
     allow_import(setup.config.model.name)  # the driver has imported and built it
     return replace(setup, splits=splits)
 
@@ -63,8 +52,8 @@ def actor_device(wanted: str) -> str:
 class _Worker:
     """Base class of the actors that hold a network: the device and an evaluator."""
 
-    def __init__(self, setup: RunSetup, arrays: dict, threads: int):
-        self.setup, self.threads = unpack(setup, arrays), threads
+    def __init__(self, setup: RunSetup, splits: dict, threads: int):
+        self.setup, self.threads = unpack(setup, splits), threads
         if setup.config.compute.deterministic:
             use_deterministic_kernels()
         self.device = actor_device(setup.config.device)
@@ -100,9 +89,9 @@ class BaseLearnerActor(_Worker):
     """
 
     def __init__(
-        self, worker: torch_groups.WorkerRank, setup: RunSetup, arrays: dict, threads: int, state: dict | None = None
+        self, worker: torch_groups.WorkerRank, setup: RunSetup, splits: dict, threads: int, state: dict | None = None
     ):
-        super().__init__(setup, arrays, threads)
+        super().__init__(setup, splits, threads)
         self.worker, self.own, self.everyone = worker, worker.own, worker.everyone
         train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
         options: dict[str, Any] = {"process_group": self.own, "pack": self.everyone is not None}

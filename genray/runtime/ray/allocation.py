@@ -70,6 +70,6 @@ def _measured(setup, largest) -> dict:
     return fetch(ref, "the measurement for workers: auto", timeout_s=setup.config.runtime.stall_timeout_s)
 
 
-def _probe(small, arrays):
-    setup = unpack(small, arrays)
+def _probe(small, splits):
+    setup = unpack(small, splits)
     return probe_steps(setup, actor_device(setup.config.device)).seconds

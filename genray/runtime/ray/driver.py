@@ -51,7 +51,7 @@ class _Attempts:
     def __init__(self, recorder, progress, may_grow):
         self.recorder, self.progress, self.may_grow = recorder, progress, may_grow
         self.lost = None  # placement of the group of the last attempt
-        self.images = ray.put(pack(recorder.setup)[1])  # once for all attempts
+        self.splits = ray.put(pack(recorder.setup)[1])  # once for all attempts
         self.allocator = DeviceAllocator(progress)
 
     def run(self, state):
@@ -61,7 +61,7 @@ class _Attempts:
             states = state["learners"] if state else {}
             # After a loss a node may come back, even to a cluster without an autoscaler.
             on_wait = self.progress.say if self.may_grow or self.lost else None
-            with ActorGroup(setup, placement, states, on_wait, self.images) as group:
+            with ActorGroup(setup, placement, states, on_wait, self.splits) as group:
                 self.lost = placement
                 self.recorder.begin([f"{name}: {w['name']}" for name, w in group.whereabouts.items()])
                 theta_g = Pipeline(setup, group, self.recorder, self.progress, state).run()
