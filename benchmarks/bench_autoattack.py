@@ -29,7 +29,7 @@ from genray.config.values import parse_fraction
 from genray.core.allocator import keep_freed_memory
 from genray.core.threads import threads_kept
 from genray.data.datasets import load_image_data
-from genray.evaluation.estimate import TimeLeft, look
+from genray.evaluation.estimate import TimeLeft
 from genray.evaluation.inputs import RADII
 from genray.evaluation.job import Request, run_here
 from genray.evaluation.record import join
@@ -59,7 +59,6 @@ def run(way, model, test, classes, threat, column):
         torch.set_num_threads(int(threads or most))
         todo, left, told = TaskQueue(request, len(test)), TimeLeft(request, len(test), classes), []
         began, cpu = time.perf_counter(), time.process_time()
-        left.saw(look(model, test.images, test.labels, request))
         with repeated(lambda: told.append((time.perf_counter() - began, left.left())), 1.0):
             for task, result in run_here(todo, model, test.images, test.labels, classes, "cpu"):
                 todo.finish(task, result)

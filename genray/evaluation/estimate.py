@@ -1,36 +1,25 @@
 """Estimates the time of an evaluation: cost of the attacks, number of examples that reach each, measured speed.
 
 An attack's cost for an example that resists is known in forward passes. Unknown are the seconds of a pass, the number
-of examples that resist the members before it, and how early the others are broken. A short attack gives a first
-estimate of all three; measurements of finished tasks replace it.
+of examples that resist the members before it, and how early the others are broken. The first estimate takes the seconds
+of the clean images and usual values of the others; measurements of finished tasks replace them.
 """
 
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 
-import torch
-
-from genray.attacks import ExampleDraw, GradientAttack, temporary_mode
-from genray.attacks.auto import MEMBERS, frozen
-from genray.core.determinism import full_precision
-from genray.evaluation.contract import device_of
-from genray.evaluation.engines import copies_kept, lean_copy
-from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task, as_pixels, fitting_threads
-from genray.evaluation.robust import correct_flags
-from genray.evaluation.suite import CASCADE, OWN, build_evaluation_attack
+from genray.attacks.auto import MEMBERS
+from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
+from genray.evaluation.suite import CASCADE, build_evaluation_attack
 
 FORWARDS_A_PASS = 3  # a backward pass to the images costs about two forward passes
-PILOT_STEPS, LEAST_PILOTS, MOST_PILOTS = 10, 10, 100
-PILOT_FLOPS = 3e10  # of one forward pass of the examples of the pilot
-UNSEEN = 0.6  # share of the correctly classified that resist the first member, without a pilot
+FIRST_LEAVES = 0.6  # share of the correctly classified examples that resist the first member
 PRIOR_EXAMPLES = 20  # weight of the prior, in examples
-# Share of the examples that resist a member, of those that reach it; for the first one, the pilot measures it.
+# Share of the examples that resist a member, of those that reach it.
 LEFT_BY = {"fab_t": 0.99, "square": 0.99}
 LEFT_BY_TARGETS = 0.2  # APGD-T: the share of the first member to this power: 0.92 for robust networks, less for weak
 # Cost of a broken example in that of one that resists: our code stops at once, the package completes its run.
 COST_OF_THE_FALLEN = {"genray": 0.2, "genray-bf16": 0.2, "pyautoattack": 0.6}
-WEIGHT = {}  # (engine, member) -> seconds of a pass, in those of APGD's
 PATIENCE_S = 5.0  # a smaller delay of a task is ignored
 
 
@@ -58,53 +47,6 @@ def _price(request, norm, attack, num_classes) -> float:
         return 1.0
     _, described = build_evaluation_attack(attack.removeprefix(STAGE), request.settings(norm, num_classes))
     return 1.0 + FORWARDS_A_PASS * described.passes + described.queries
-
-
-@dataclass(frozen=True)
-class Look:
-    """Measurements by a short attack before an evaluation.
-
-    Attributes:
-        seconds: of a forward pass of one example in a block.
-        standing: norm -> share of the correctly classified examples that resist.
-    """
-
-    seconds: float
-    standing: dict
-
-
-def look(model, images, labels, request: Request) -> Look | None:
-    """Attacks a few examples with PGD-10; None if no gradient-based member of AutoAttack is asked for.
-
-    Args:
-        model, images, labels, request: of the evaluation.
-    """
-    names = {name for threat in request.threats for name in request.columns(threat.norm)} - set(OWN)
-    if names <= {"square"}:  # Square also runs on models without gradients
-        return None
-    device = device_of(model)
-    with ExitStack() as state:
-        fit, flops = state.enter_context(fitting_threads(model, images, device))
-        for keep in (torch.no_grad(), temporary_mode(model, training=False), full_precision(), frozen(model)):
-            state.enter_context(keep)
-        state.enter_context(copies_kept(model))
-        fit(min(request.block_size, len(labels)))
-        number = int(min(request.block_size, MOST_PILOTS, max(LEAST_PILOTS, PILOT_FLOPS / flops)))
-        x, y = as_pixels(images[:number]).to(device), labels[:number].to(device)
-        right = correct_flags(model, x, y).to(device)
-        x, y, standing, seconds = x[right], y[right], {}, 0.0
-        if len(x) == 0:
-            return None
-        for threat in request.threats:
-            attacked = lean_copy(model) if request.engine_of(threat.norm).startswith("genray") else model
-            attack = GradientAttack(threat.norm, threat.radius, threat.radius / 4, PILOT_STEPS)
-            x = x if attacked is model else x.contiguous(memory_format=torch.channels_last)
-            attacked(x)  # the first pass of a model takes longer
-            began = time.perf_counter()
-            found = attack(attacked, x, y, ExampleDraw(request.seed, "look", list(range(len(x)))))
-            standing[threat.norm] = float(correct_flags(model, found, y).float().mean())  # waits for a GPU
-            seconds = seconds or time.perf_counter() - began
-    return Look(seconds / (len(x) * (FORWARDS_A_PASS * PILOT_STEPS + 1)), standing)
 
 
 @dataclass
@@ -146,7 +88,7 @@ class TimeLeft:
 
     def __init__(self, request, num_examples, num_classes, together=1, clock=lambda: time.perf_counter()):
         self.request, self.num_examples, self.together = request, num_examples, together
-        self.clock, self.moved, self.seen, self.right = clock, None, None, {}
+        self.clock, self.moved, self.right = clock, None, {}
         self.kinds = {key: self._kind(*key, num_classes) for key in _kinds(request)}
         self.natural = self.kinds["none", NATURAL]
 
@@ -155,15 +97,8 @@ class TimeLeft:
         if name not in MEMBERS:
             return TaskTimes(price)
         engine = self.request.engine_of(norm)
-        leaves = LEFT_BY.get(name, UNSEEN) if attack.startswith(STAGE) else UNSEEN
-        return TaskTimes(price * WEIGHT.get((engine, name), 1.0), COST_OF_THE_FALLEN[engine], leaves)
-
-    def saw(self, seen: Look | None):
-        """Takes the pilot's measurements; the first task begins now."""
-        self.seen, self.moved = seen, self.clock()
-        for (norm, _), kind in self.kinds.items():
-            if seen and kind.leaves == UNSEEN:
-                kind.leaves = seen.standing[norm]
+        leaves = LEFT_BY.get(name, FIRST_LEAVES) if attack.startswith(STAGE) else FIRST_LEAVES
+        return TaskTimes(price, COST_OF_THE_FALLEN[engine], leaves)
 
     def stored(self, results: dict):
         """Adds stored results; returns them."""
@@ -214,15 +149,13 @@ class TimeLeft:
         return max(0.0, total - min(since, current)) * slower
 
     def _seconds_a_pass(self):
-        """Seconds of an example's forward pass: by finished tasks, else by the pilot or the clean images."""
+        """Seconds of an example's forward pass: by finished attacks, else by the clean images."""
         passes = seconds = 0.0
         for kind in self.kinds.values():
             if kind.attacked and kind is not self.natural:
                 passes, seconds = passes + kind.attacked * kind.passes, seconds + kind.seconds
         if passes:
             return seconds / passes
-        if self.seen:
-            return self.seen.seconds
         return self.natural.seconds / self.natural.attacked if self.natural.attacked else None
 
     def _attacked_later(self) -> dict:

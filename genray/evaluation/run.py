@@ -13,7 +13,7 @@ from genray.evaluation import inputs
 from genray.evaluation.checks import NO_GRADIENT, look_at_model, look_at_origin
 from genray.evaluation.contract import as_network, device_of
 from genray.evaluation.engines import ENGINES, copies_kept
-from genray.evaluation.estimate import TimeLeft, look
+from genray.evaluation.estimate import TimeLeft
 from genray.evaluation.job import Request, as_pixels, default_block_size, run_here
 from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
 from genray.evaluation.task_queue import TaskQueue
@@ -79,12 +79,12 @@ def run_evaluation(
     findings = look_at_origin(origin, threats, images.shape[1:]) + findings
     for finding in findings:
         Progress().say(f"! {finding}")  # before the attacks, which may take hours
-    findings += _look(model, images, labels, request)
+    findings += _check_model(model, images, labels, request)
     left = TimeLeft(request, len(labels), classes, together=together)
     stored = (lambda tasks: left.stored(folder.finished(tasks))) if folder else (lambda tasks: {})
     queue = TaskQueue(request, len(labels), stored)
     try:
-        with closing(run_tasks(queue, model, images, labels, classes, on_workers, left)) as found:
+        with closing(run_tasks(queue, model, images, labels, classes, on_workers)) as found:
             for task, result in _shown(found, left):
                 if folder:
                     folder.write(task, result)
@@ -124,7 +124,7 @@ def _shown(found, left):
         progress.close()
 
 
-def _look(model, images, labels, request):
+def _check_model(model, images, labels, request):
     """Findings about the model; refuses attacks that cannot run on it."""
     device = device_of(model)
     findings = look_at_model(model, as_pixels(images[:32]).to(device), labels[:32].to(device))
@@ -134,14 +134,13 @@ def _look(model, images, labels, request):
     return findings
 
 
-def run_tasks(queue, model, images, labels, classes, on_workers, left):
+def run_tasks(queue, model, images, labels, classes, on_workers):
     """Yields (task, result) of all tasks, in this process or on workers."""
     first, device = queue.take(), device_of(model)
     if not first:
         return
     if on_workers is None:
         with copies_kept(model):
-            left.saw(look(model, images, labels, queue.request))
             yield from run_here(queue, model, images, labels, classes, device, first)
         return
     # A copy, because the caller's model must stay on its device.

@@ -6,12 +6,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 
-import genray
-from genray.attacks import ExampleDraw, GradientAttack
-from genray.evaluation.estimate import Look, TimeLeft, look, resisting_cost
-from genray.evaluation.job import BlockResult, Request
+from genray.evaluation.estimate import TimeLeft, resisting_cost
+from genray.evaluation.job import BlockResult, Request, Task
 from genray.evaluation.task_queue import TaskQueue
 from genray.recording import progress
 from genray.types import ThreatModel
@@ -55,7 +52,7 @@ def simulated(request, examples, *, survive, second, fallen, slower, rng):
 NETWORKS = {
     "robust": {"survive": {"natural": 0.99, "aa_apgd_ce": 0.66, "aa_apgd_t": 0.95}, "fallen": 0.1},
     "weak": {"survive": {"natural": 0.8, "aa_apgd_ce": 0.25, "aa_apgd_t": 0.8}, "fallen": 0.3},
-    "slow beside the look": {"survive": {"natural": 0.9, "aa_apgd_ce": 0.6}, "fallen": 0.2, "second": 5e-3},
+    "slow": {"survive": {"natural": 0.9, "aa_apgd_ce": 0.6}, "fallen": 0.2, "second": 5e-3},
     "steps of FAB and Square slower": {
         "survive": {"natural": 0.9, "aa_apgd_ce": 0.6}, "fallen": 0.2, "slower": {"aa_fab_t": 1.2, "aa_square": 1.2}},
 }  # fmt: skip
@@ -69,8 +66,6 @@ def test_the_estimate_is_right_within_30_per_cent_once_3_per_cent_are_done(netwo
     request, now = Request((LINF,), attacks, {}), [0.0]
     work = list(simulated(request, 1000, **how, rng=np.random.default_rng(0)))
     whole, left = sum(result.seconds for _, result in work), TimeLeft(request, 1000, 10, clock=lambda: now[0])
-    # The look takes the first member's survivors for ten points more, and a pass for what it takes there.
-    left.saw(Look(1e-3, {"linf": how["survive"]["aa_apgd_ce"] + 0.1}))
     began = 0.0
     for task, result in work:
         for now[0] in np.linspace(began, began + result.seconds, 5):
@@ -84,7 +79,6 @@ def test_the_estimate_is_right_within_30_per_cent_once_3_per_cent_are_done(netwo
 def test_a_task_that_is_late_says_that_the_rest_will_be():
     request, now = Request((LINF,), ("pgd20",), {}), [0.0]
     left = TimeLeft(request, 400, 10, clock=lambda: now[0])
-    left.saw(None)
     assert left.left() is None  # nothing is known of the model's speed
     work = list(simulated(request, 400, survive={"natural": 1, "pgd20": 1}, second=0.1, fallen=1, slower={},
                           rng=np.random.default_rng(0)))  # fmt: skip
@@ -103,9 +97,9 @@ def test_tasks_that_run_together_share_the_time_as_far_as_there_are_blocks():
     request = Request((LINF,), ("pgd20",), {})
     alone, several = TimeLeft(request, 400, 10), TimeLeft(request, 400, 10, together=8)
     for left in (alone, several):
-        left.saw(Look(1.0, {"linf": 1.0}))
+        left.finished(Task("natural", "none", 0), BlockResult({"natural": np.ones(400, dtype=bool)}, seconds=400.0))
         left.moved = None
-    assert alone.left() == pytest.approx(400 * 62) and several.left() == pytest.approx(alone.left() / 4)
+    assert alone.left() == pytest.approx(400 * 61) and several.left() == pytest.approx(alone.left() / 4)
 
 
 def test_stored_results_count_as_done():
@@ -118,25 +112,6 @@ def test_stored_results_count_as_done():
         fresh.finished(task, result)
     assert resumed.stored(dict(work[:8])) == dict(work[:8])
     assert resumed.left() == fresh.left() > 0 and resumed.share() == fresh.share() > 0
-
-
-def test_the_look_is_pgd_and_leaves_the_model_alone(trained_run, digits):
-    model, x, y = genray.load_model(trained_run).train(), digits[0], digits[1]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    random, threads = torch.get_rng_state(), torch.get_num_threads()
-    request = Request((LINF,), ("aa",), {}, block_size=60)
-    seen = look(model, x, y, request)
-    assert model.training and torch.equal(random, torch.get_rng_state()) and threads == torch.get_num_threads()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    model.eval()
-    pixels, labels = x[:60].float() / 255, y[:60]
-    right = model(pixels).argmax(1) == labels
-    attack, draw = GradientAttack("linf", 0.2, 0.05, 10), ExampleDraw(0, "look", list(range(int(right.sum()))))
-    found = attack(model, pixels[right], labels[right], draw)
-    expected = float((model(found).argmax(1) == labels[right]).float().mean())
-    assert 0 < expected < 1 and seen.standing["linf"] == pytest.approx(expected, abs=0.05)
-    assert 0 < seen.seconds < 1
-    assert look(model, x, y, Request((LINF,), ("pgd20",), {})) is None
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
