@@ -1,5 +1,7 @@
 """Attacks on one's own models: the gradient loop, its losses and its random numbers."""
 
+from collections.abc import Callable
+
 from genray.attacks.adaptive import AdaptiveAttack
 from genray.attacks.auto import MEMBERS, run_member
 from genray.attacks.draws import ExampleDraw, StreamDraw
@@ -19,11 +21,11 @@ __all__ = [
 ]
 
 
-def build_attack(config, loss: str = "cross_entropy") -> GradientAttack | AdaptiveAttack:
+def build_attack(config, loss: str | Callable = "cross_entropy") -> GradientAttack | AdaptiveAttack:
     """The attack of an `AttackConfig` or `EvaluationAttackConfig` section (every one of its fields is used).
 
     Args:
-        loss: key of `LOSSES`, what it maximises.
+        loss: key of `LOSSES`, or a function (logits, target) -> (N,): what it maximises.
     """
     fields = {name: value for name, value in vars(config).items() if value is not None}
     fields |= {"epsilon": float(config.epsilon), "loss": loss}

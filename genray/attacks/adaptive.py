@@ -1,11 +1,12 @@
 """APGD as an attack for training: no step size to choose (Croce & Hein, 2003.01690, 2103.01208; methods D4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from genray.attacks.gradient import loss_target, starting_point, temporary_mode
-from genray.attacks.losses import LOSSES
+from genray.attacks.losses import loss_function
 from genray.attacks.native.ascent import Climb, L1Climb
 from genray.attacks.native.outcome import AttackBatch
 
@@ -28,17 +29,18 @@ class AdaptiveAttack:
     num_steps: int
     start: str = "zero"
     mode: str = "eval"
-    loss: str = "cross_entropy"
+    loss: str | Callable = "cross_entropy"
     sparsity: float = 0.05
 
     @torch.no_grad()
-    def __call__(self, model, x, y, draw):
+    def __call__(self, model, x, y, draw, target=None):
         """As `GradientAttack.__call__`."""
         batch, start = AttackBatch(x, y, self.norm, None), starting_point(self, x, draw)
         radius = self.epsilon.flatten(1).to(x.dtype) if isinstance(self.epsilon, torch.Tensor) else self.epsilon
         everyone = torch.arange(len(y), device=y.device)
         with temporary_mode(model, training=self.mode == "train"):
-            climb = self._climb(batch, everyone, loss_target(self.loss, model, x, y), self._loss, model)
+            target = loss_target(self.loss, model, x, y) if target is None else target
+            climb = self._climb(batch, everyone, target, self._loss, model)
             climb.ascend(batch.layout.rows(start), radius, self.num_steps, exits=False)
         # l1's steps end in the box but for rounding.
         return batch.layout.images(climb.best_point.clamp(0, 1))
@@ -47,4 +49,4 @@ class AdaptiveAttack:
         return L1Climb(*args, first_sparsity=self.sparsity) if self.norm == "l1" else Climb(*args)
 
     def _loss(self, logits, labels, target):
-        return LOSSES[self.loss](logits, target)
+        return loss_function(self.loss)(logits, target)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from genray.attacks.gradient import GradientAttack, loss_target, starting_point, temporary_mode
-from genray.attacks.losses import LOSSES
+from genray.attacks.losses import loss_function
 from genray.core.geometry import BALLS
 
 
@@ -32,7 +32,7 @@ class FriendlyAttack(GradientAttack):
             target = loss_target(self.loss, model, x, y)
             for _ in range(self.num_steps):
                 noise: Any = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
-                gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], LOSSES[self.loss])
+                gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], loss_function(self.loss))
                 wrong = logits.argmax(1) != y[at]
                 going = ~wrong | (counters[at] > 0)
                 counters[at] -= wrong.to(counters.dtype)

@@ -1,11 +1,12 @@
 """The one gradient loop behind every first-order attack, in training and in evaluation (methods D2)."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from genray.attacks.losses import AGAINST_CLEAN, LOSSES
+from genray.attacks.losses import AGAINST_CLEAN, loss_function
 from genray.core.geometry import BALLS
 
 GAUSSIAN_START = 0.001  # standard deviation of the `gaussian` start (TRADES, MART)
@@ -21,7 +22,7 @@ class GradientAttack:
         num_steps: K >= 1.
         start: "uniform" in the ball, "gaussian" or "zero".
         mode: the model's mode while attacked; "train" lets BatchNorm statistics move, as some papers' code does.
-        loss: key of `LOSSES`.
+        loss: key of `LOSSES`, or a function (logits, target) -> (N,).
         sparsity: l1 only, share of the pixels one step moves.
         momentum: mu of the momentum iterative method (Dong et al. 1710.06081; methods D3); 0: plain gradients.
     """
@@ -32,7 +33,7 @@ class GradientAttack:
     num_steps: int
     start: str = "uniform"
     mode: str = "eval"
-    loss: str = "cross_entropy"
+    loss: str | Callable = "cross_entropy"
     sparsity: float = 0.05
     momentum: float = 0.0
 
@@ -41,7 +42,7 @@ class GradientAttack:
         """Forward and backward passes an example: one a step (and for `AGAINST_CLEAN` one forward pass besides)."""
         return self.num_steps
 
-    def __call__(self, model, x, y, draw):
+    def __call__(self, model, x, y, draw, target=None):
         """Adversarial images for a batch.
 
         Args:
@@ -50,16 +51,17 @@ class GradientAttack:
             x: (N, C, H, W) in [0, 1].
             y: (N,) int64.
             draw: source of random numbers (`draws.py`).
+            target: (N, ...) what the loss compares the logits with; None: the labels, or what `AGAINST_CLEAN` says.
 
         Returns:
             (N, C, H, W) in [0, 1] with ||x' - x|| <= epsilon.
         """
-        ball, loss = BALLS[self.norm], LOSSES[self.loss]
+        ball, loss = BALLS[self.norm], loss_function(self.loss)
         # Chosen here, so that the loop of plain gradients is the same as if there were no momentum.
         step = MomentumStep(ball.step, self.momentum) if self.momentum else ball.step
         adversarial = starting_point(self, x, draw)
         with temporary_mode(model, training=self.mode == "train"):
-            target = loss_target(self.loss, model, x, y)
+            target = loss_target(self.loss, model, x, y) if target is None else target
             for _ in range(self.num_steps):
                 gradient = input_gradient(model, adversarial, target, loss)
                 stepped = adversarial + self.step_size * step(gradient, self.sparsity)

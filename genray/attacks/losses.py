@@ -35,5 +35,15 @@ def kl_from_clean(logits, clean_logits):
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
+def squared_error(logits, target_logits):
+    """Squared Euclidean distance of each example's logits from the target's."""
+    return (logits - target_logits).square().sum(1)
+
+
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl_from_clean}
 AGAINST_CLEAN = {"kl"}
+
+
+def loss_function(loss):
+    """The loss of a name in `LOSSES`, or the function itself."""
+    return LOSSES[loss] if isinstance(loss, str) else loss

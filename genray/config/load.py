@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from genray.config.extra import extra_problems
-from genray.config.model import collect
+from genray.config.model import collect, wrong
 from genray.config.schema import BaseLearnerConfig, EvaluationAttackConfig, RunConfig, linf_radius_problems
 from genray.config.values import Schedule
 from genray.config.workers import worker_problems
@@ -335,10 +335,32 @@ def _check_learners(config: RunConfig, problems: list[str]) -> None:
         path, gpus = f"base_learners.{name}", learner.resources.num_gpus
         if name in RESERVED:
             problems.append(f"{path}: expected another name; results keep {name} for theta_g")
+        problems += _interval_problems(path, name, config)
         if config.device == "cpu" and gpus not in ("auto", 0):
             problems.append(f"{path}.resources.num_gpus: expected 0 with device: cpu, got {gpus:g}")
         if config.device == "cuda" and gpus == 0:
             problems.append(f"{path}.resources.num_gpus: expected more than 0 with device: cuda, got 0")
+
+
+def _interval_problems(path: str, name: str, config: RunConfig) -> Iterator[str]:
+    """What is wrong with when a learner trains, and from which weights or towards which target."""
+    learner, epochs = config.base_learners[name], config.training.epochs
+    others = [other for other in config.base_learners if other != name]
+    target = getattr(learner.objective, "target", None)
+    for field, other in (("starts_from", learner.starts_from), ("objective.target.learner", target and target.learner)):
+        if other is not None and other not in others:
+            yield wrong(
+                f"{path}.{field}", f"another base learner ({', '.join(others) or 'there is none'})", other, others
+            )
+    stop = epochs if learner.until_epoch is None else learner.until_epoch
+    if stop > epochs:
+        yield f"{path}.until_epoch: expected at most training.epochs ({epochs}), got {stop}"
+    elif learner.from_epoch >= stop:
+        yield f"{path}.from_epoch: expected less than the epoch at which it ends ({stop}), got {learner.from_epoch}"
+    if bool(learner.from_epoch) != (learner.starts_from is not None):
+        yield f"{path}.from_epoch: expected starts_from and an epoch from 1 on, or neither, got {learner.from_epoch}"
+    elif learner.starts_from in others and config.base_learners[learner.starts_from].from_epoch >= learner.from_epoch:
+        yield f"{path}.from_epoch: expected an epoch after the first of {learner.starts_from}, got {learner.from_epoch}"
 
 
 def _mixing_weights(config: RunConfig, problems: list[str]) -> dict[str, Schedule] | None:

@@ -8,7 +8,7 @@ code: `genray/objectives/`, one file a method.
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
-from genray.config.model import Section, choice, option
+from genray.config.model import Section, Text, choice, option, required
 from genray.config.values import Pair, Real
 
 
@@ -28,6 +28,43 @@ class AdversarialObjective(Section):
     attacks: ClassVar[str] = "one"
     beta: Real = option(1.0, "weight of the adversarial loss; 1 is Madry's, 1/2 is half and half", ge=0, le=1)
     label_smoothing: Real = option(0.0, "fraction of the target spread over all classes", ge=0, lt=1, unit="fraction")
+
+
+class AnchorTarget(Section):
+    """The target network of objective anchor: a base learner's averaged weights, or a model file."""
+
+    learner: Text | None = option(None, "another base learner; its averaged weights of the end of each epoch")
+    model: Text | None = option(None, "a model file or a run folder of genray's, or its URI; any architecture")
+
+    def problems(self) -> Iterable[str]:
+        if self.learner and self.model:
+            yield "model: has no effect with target.learner; expected one of them"
+        elif not (self.learner or self.model):
+            yield "learner: missing, expected another base learner (or a model file, as target.model)"
+
+
+class AnchorObjective(Section):
+    """Anchored training: the logits at x' are regressed on the logits of a target network at x."""
+
+    name: Literal["anchor"] = "anchor"
+    attacks: ClassVar[str] = "one"
+    target: AnchorTarget = required("the network whose logits at the clean images are the target")
+    loss: Literal["squared_error", "kl"] = option(
+        "squared_error", "summed over the classes; or KL(target || learner) as in distillation (ARD, RSLAD)"
+    )
+    scale: Real = option(1.0, "factor of that loss", gt=0)
+    temperature: Real = option(1.0, "both networks' logits are divided by it; kl is multiplied by its square", gt=0)
+    cross_entropy: Real = option(0.0, "weight of CE(x', y); the anchor loss has the rest", ge=0, le=1)
+    freeze_head: bool = option(False, "do not train the layer that computes the logits")
+
+    def problems(self) -> Iterable[str]:
+        if self.loss == "squared_error" and self.temperature != 1:
+            yield "temperature: has no effect with loss squared_error, use scale"
+
+    def attack_problems(self, attacks: Any) -> Iterator[str]:
+        for name, attack in attacks.items():
+            if attack.tau is not None:
+                yield f"{name}.tau: has no effect with objective anchor, whose attack does not stop at wrong labels"
 
 
 class TradesObjective(Section):
@@ -138,6 +175,7 @@ class EatObjective(Section):
 OBJECTIVES = {
     "natural": NaturalObjective,
     "adversarial": AdversarialObjective,
+    "anchor": AnchorObjective,
     "trades": TradesObjective,
     "mart": MartObjective,
     "iat": IatObjective,

@@ -232,6 +232,18 @@ class BaseLearnerConfig(Section):
     augmentation: AugmentationConfig = option(AugmentationConfig, "its own augmentation")
     averaging: AveragingConfig = option(AveragingConfig, "its own weight averaging")
     data_order: Literal["shared", "own"] = option("shared", "the same minibatches as the others, or its own order")
+    starts_from: Text | None = option(
+        None, "another base learner, whose averaged weights are its own at from_epoch; null: the run's initial weights"
+    )
+    from_epoch: int = option(
+        0,
+        "with starts_from: epochs before its first step, in which its weight in theta_g is the other's",
+        ge=0,
+        unit="epochs",
+    )
+    until_epoch: int | None = option(
+        None, "epochs of the run after which it takes no more steps; null: all", ge=1, unit="epochs"
+    )
     workers: int | Literal["auto"] = option(
         1, "actors that train it together, each on a part of every batch; auto: as many as even out the learners", ge=1
     )

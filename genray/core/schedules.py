@@ -75,7 +75,14 @@ class RedistributionRule:
 
 
 def plan_windows(
-    *, epochs, steps_per_epoch, rule, evaluate_every=1, checkpoint_every=1, checkpoint_steps=None
+    *,
+    epochs,
+    steps_per_epoch,
+    rule,
+    evaluate_every=1,
+    checkpoint_every=1,
+    checkpoint_steps=None,
+    boundaries=frozenset(),
 ) -> list[Window]:
     """Divides a run into windows, with a boundary at every redistribution, evaluation and checkpoint.
 
@@ -85,6 +92,7 @@ def plan_windows(
         rule: the `RedistributionRule`.
         evaluate_every, checkpoint_every: in epochs; the last step of the run is always both.
         checkpoint_steps: additional checkpoints every so many steps, or None.
+        boundaries: numbers of finished steps at which a window ends in any case.
 
     Returns:
         Windows in order; they tile [0, epochs * steps_per_epoch).
@@ -97,7 +105,7 @@ def plan_windows(
         evaluate = at_epoch_end and (epoch % evaluate_every == 0 or finished == total)
         checkpoint = at_epoch_end and (epoch % checkpoint_every == 0 or finished == total)
         checkpoint = checkpoint or bool(checkpoint_steps and finished % checkpoint_steps == 0)
-        if redistribute or evaluate or checkpoint:
+        if redistribute or evaluate or checkpoint or finished in boundaries:
             windows.append(Window(len(windows), start, finished, epoch, redistribute, evaluate, checkpoint))
             start = finished
     return windows

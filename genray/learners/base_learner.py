@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from genray.errors import NonFiniteError
 from genray.learners.crafting import Batch, Crafter, Source
 from genray.learners.execution import Execution
 from genray.learners.stopwatch import Stopwatch
+from genray.learners.target import TargetNetwork
 from genray.learners.weight_perturbation import WeightPerturbation
 from genray.learners.window_statistics import StatsAccumulator, WindowStats
-from genray.models.other_networks import OtherNetwork
+from genray.models.other_networks import OtherNetwork, classifier_name
 from genray.objectives import TrainingStep, build_objective
 from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 from genray.parallel.whole_batch import across_batches
@@ -38,6 +40,7 @@ class BaseLearner:
         train: the training `Split`.
         device: torch device.
         threads: number of torch's CPU threads.
+        target: the network of an objective that uses one, with the weights to begin with.
         process_group: the processes that train it together, each with a `BaseLearner` of the same state: each computes
             its shard of every batch, and their gradients are summed.
         pack: as of `Execution`.
@@ -52,6 +55,7 @@ class BaseLearner:
         device="cpu",
         threads: int = 1,
         *,
+        target: torch.nn.Module | None = None,
         process_group: ProcessGroup = ALONE,
         pack: bool = False,
     ):
@@ -62,6 +66,8 @@ class BaseLearner:
         self.whole_batch = across_batches(self.network, process_group)
         self.flat = FlatWeights(self.network)
         self.passes = Execution(self.network, run.compute, self.device, pack=pack)
+        self.target = TargetNetwork(target, run.compute, self.device) if target is not None else None
+        self.head = FrozenHead(network) if getattr(self.config.objective, "freeze_head", False) else None
         self.average = self.flat.weights.clone()
         self.share = self.flat.weights / len(run.base_learners)
         self.objective = build_objective(self.config.objective)
@@ -97,7 +103,10 @@ class BaseLearner:
         self.stopwatch.begin(stop - start)
         accumulator, self.crafter.radii = StatsAccumulator(self.process_group, self.device), None
         while self.step < stop:
-            accumulator.add(*self._take_step(self.step))
+            if self.plan.trains(self.name, self.step):
+                accumulator.add(*self._take_step(self.step))
+            else:
+                self._pass_step(self.step)
             self.step += 1
             self.stopwatch.next_step()
             if self.on_step:
@@ -121,7 +130,11 @@ class BaseLearner:
         """
         whole = self.source.batch(step)
         shard = self.whole_batch.shard = self.process_group.shard(len(whole.y))
+        if self.target and self.shared_crafting:
+            whole = replace(whole, target=self.target(whole.x))
         batch = whole.of(shard)
+        if self.target and batch.target is None:
+            batch = replace(batch, target=self.target(batch.x))
         crafted = self._craft_together(whole, shard) if self.shared_crafting else {}
         with self._keyed_dropout(step), self._perturbed(batch, shard, crafted) as craft:
             loss, logits = self.objective(self._training_step(batch, shard, craft))
@@ -131,13 +144,21 @@ class BaseLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(self.name, step)
         self.optimizer.step()
+        if self.head:
+            self.head.restore()
         with self.stopwatch.part("averaging"):
             self._update_averages(step)
         return loss.detach(), (logits.detach().argmax(1) == batch.y).sum(), shard
 
+    def _pass_step(self, step):
+        """Lets a step pass in which the learner does not train, with its part in what is done together."""
+        if self.shared_crafting:
+            self.shared_crafting.craft(step)
+        self._update_share(step)
+
     def _craft_together(self, whole: Batch, shard):
         with self.stopwatch.part("attack"):
-            return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole).items()}
+            return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole.step, whole).items()}
 
     def _summand(self, loss, shard: Shard):
         """The summand of the shard in the loss of the batch."""
@@ -147,7 +168,8 @@ class BaseLearner:
         key = (self.plan.config.seed, self.name, "objective", batch.step)
         draw, numbers = lambda: StreamDraw(generator(self.device, *key), shard), lambda: host_generator(*key)
         shared = self.process_group, shard, self.source.memory_format
-        return TrainingStep(self.passes.training, batch.x, batch.y, craft, draw, numbers, batch.labelled, *shared)
+        given = self.passes.training, batch.x, batch.y
+        return TrainingStep(*given, craft, draw, numbers, batch.labelled, batch.target, *shared)
 
     @contextmanager
     def _perturbed(self, batch, shard, crafted):
@@ -178,9 +200,14 @@ class BaseLearner:
 
     @torch.no_grad()
     def _update_averages(self, step):
-        averaging, glob = self.config.averaging, self.plan.config.global_learner
+        averaging = self.config.averaging
         if averaging.enabled:
             ema_update_(self.average, self.flat.weights, ema_decay(step, averaging.decay))
+        self._update_share(step)
+
+    @torch.no_grad()
+    def _update_share(self, step):
+        glob = self.plan.config.global_learner
         mixed = self.averaged if glob.mix == "averaged" else self.flat.weights
         weight = self.plan.mixing_weight(self.name, step)
         accumulate_(self.share, mixed, ema_decay(step, glob.decay), weight)
@@ -224,17 +251,40 @@ class BaseLearner:
         return self.flat.snapshot(self.step, self.averaged)
 
     def load_global(self, theta_g: WeightSnapshot):
-        """Redistribution: weights and buffers become theta_g's; optimiser, averages and share stay (methods A1)."""
+        """Redistribution: weights and buffers become theta_g's; optimiser, averages and share stay (methods A1).
+
+        A learner that does not train at this time keeps its weights.
+        """
         if theta_g.step != self.step:
             raise ValueError(f"{self.name}: expected theta_g of step {self.step}, got step {theta_g.step}")
+        if self.plan.trains(self.name, self.step):
+            self._load(theta_g)
+
+    def start_from(self, other: WeightSnapshot):
+        """Before its first step: weights, buffers and average become the other learner's."""
+        self._load(other)
+        self.average.copy_(self.flat.weights)
+
+    def load_target(self, other: WeightSnapshot):
+        """The other learner's weights become those of the target network."""
         with self._transfer():
-            self.flat.load(theta_g)
+            self.target.load(other)
+
+    def _load(self, snapshot):
+        with self._transfer():
+            self.flat.load(snapshot)
+        if self.head:
+            self.head.keep()
 
     @contextmanager
     def _transfer(self):
         began = time.perf_counter()
         yield
         self.transferred += time.perf_counter() - began
+
+    @property
+    def _follows_a_learner(self):
+        return self.target is not None and self.config.objective.target.learner is not None
 
     def state_dict(self) -> dict:
         """The learner's complete state as NumPy arrays and numbers."""
@@ -247,12 +297,15 @@ class BaseLearner:
             "share": to_array(self.share),
             "optimizer": {key: to_array(v) if torch.is_tensor(v) else v for key, v in state.items() if v is not None},
             "objective": self.objective.state_dict(),
+            "target": vars(self.target.flat.snapshot(self.step)) if self._follows_a_learner else None,
         }
 
     def load_state_dict(self, state: dict):
         """Restores a state returned by `state_dict`, on this learner's device."""
         self.step = state["step"]
-        self.flat.load(WeightSnapshot(self.step, state["weights"], state["counters"]))
+        self._load(WeightSnapshot(self.step, state["weights"], state["counters"]))
+        if self._follows_a_learner:
+            self.target.load(WeightSnapshot(**state["target"]))
         self.average.copy_(from_array(state["average"]))
         self.share.copy_(from_array(state["share"]))
         self.objective.load_state_dict(state["objective"])
@@ -260,6 +313,29 @@ class BaseLearner:
         stored = state["optimizer"].items()
         fresh["state"] = {0: {key: from_array(v.copy()) if hasattr(v, "shape") else v for key, v in stored}}
         self.optimizer.load_state_dict(fresh if stored else {**fresh, "state": {}})
+
+
+class FrozenHead:
+    """Keeps the layer that computes the logits as it was loaded, while the other weights are trained.
+
+    Its weights stay among the flat ones, so that all learners' snapshots have one layout.
+
+    Args:
+        network: the learner's, whose weights are views of the flat ones.
+    """
+
+    def __init__(self, network: torch.nn.Module):
+        layer = network.get_submodule(classifier_name(network) or "")
+        self.live = [parameter.data for parameter in layer.parameters(recurse=False)]
+        self.kept = [tensor.clone() for tensor in self.live]
+
+    def keep(self):
+        """The head's weights of now are those to keep."""
+        torch._foreach_copy_(self.kept, self.live)
+
+    def restore(self):
+        """Undoes an update of the head."""
+        torch._foreach_copy_(self.live, self.kept)
 
 
 def _build_optimizer(options, parameter):

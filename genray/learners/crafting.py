@@ -1,6 +1,6 @@
 """Crafting adversarial images: by the learner's own processes, or by the processes of all learners together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,15 +18,17 @@ from genray.run.setup import memory_format
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's minibatch: x (N, C, H, W) in [0, 1] in the run's memory format, y (N,), labelled (N,) bool or None."""
+    """A step's minibatch: x (N, C, H, W) in [0, 1] in the run's memory format, y (N,), labelled (N,) bool or None,
+    target (N, K) logits of the learner's target network or None."""
 
     step: int
     x: torch.Tensor
     y: torch.Tensor
     labelled: torch.Tensor | None = None
+    target: torch.Tensor | None = None
 
     def of(self, shard: Shard) -> "Batch":
-        return Batch(self.step, shard.of(self.x), shard.of(self.y), shard.of(self.labelled))
+        return Batch(self.step, *map(shard.of, (self.x, self.y, self.labelled, self.target)))
 
 
 class Source:
@@ -96,7 +98,9 @@ class Crafter:
         """
         attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
         key: tuple[str | int, ...] = (self.name, "attack", batch.step, *([number] if number else []))
-        values = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
+        values: dict = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
+        if batch.target is not None:
+            values["target"] = batch.target
         draw = StreamDraw(generator(batch.x.device, self.plan.config.seed, *key), shard)
         network, clip = passes.attacked(attack.mode), next(iter(self.configs.values())).radius_clip
         if clip:  # then there is one attack
@@ -140,23 +144,36 @@ class SharedCrafting:
         passes: learner name -> `Execution` with a packed copy; all other learners may share one.
         sources: learner name -> `Source`.
         crafters: learner name -> `Crafter`, for learners with attacks, in the same order in every process.
+        num_classes: K.
     """
 
     def __init__(
-        self, mine: str, process_group: ProcessGroup, owners: dict, passes: dict, sources: dict, crafters: dict
+        self,
+        mine: str,
+        process_group: ProcessGroup,
+        owners: dict,
+        passes: dict,
+        sources: dict,
+        crafters: dict,
+        num_classes: int,
     ):
-        self.mine, self.process_group, self.owners = mine, process_group, owners
+        self.mine, self.process_group, self.owners, self.num_classes = mine, process_group, owners, num_classes
         self.passes, self.sources, self.crafters = passes, sources, crafters
 
-    def craft(self, own: Batch) -> dict:
+    def craft(self, step: int, own: Batch | None = None) -> dict:
         """Attack name -> adversarial images of the whole batch of this process's learner; empty without attacks.
 
         Args:
-            own: the batch of this process's learner.
+            step: the number of the step.
+            own: the batch of this process's learner; None: it does not train in this step.
         """
-        made = {}
-        for name in self.crafters:
-            batch = own if name == self.mine else self.sources[name].batch(own.step)
+        made: dict = {}
+        for name, crafter in self.crafters.items():
+            if not crafter.plan.trains(name, step):
+                continue
+            batch = own if own and name == self.mine else self.sources[name].batch(step)
+            if crafter.objective.uses_target:
+                batch = self._with_target(batch, self.owners[name])
             images = self._craft(name, batch)
             made = images if name == self.mine else made
         return made
@@ -178,6 +195,13 @@ class SharedCrafting:
                 images[attack] = self.process_group.whole(made, shard, self.sources[name].memory_format)
         return images
 
+    def _with_target(self, batch, owner):
+        """The batch with the target network's logits, which the learner's owner broadcasts."""
+        target = batch.target
+        if self.process_group.rank != owner:
+            target = torch.empty(len(batch.y), self.num_classes, device=batch.x.device)
+        return replace(batch, target=self.process_group.broadcast_(target, owner))
+
     def _wanted(self, crafter, owner, batch):
         """Names of the attacks of this step; if the choice depends on the learner's state, its owner broadcasts it."""
         wanted = crafter.wanted(batch.step)
@@ -189,7 +213,7 @@ class SharedCrafting:
 
 
 def share_crafting(
-    learner, process_group: ProcessGroup, owners: dict, train, network: torch.nn.Module
+    learner, process_group: ProcessGroup, owners: dict, train, network: torch.nn.Module, num_classes: int
 ) -> SharedCrafting:
     """The `SharedCrafting` of one process.
 
@@ -198,6 +222,7 @@ def share_crafting(
         process_group, owners: as in `SharedCrafting`.
         train: the training `Split`, on its device.
         network: a network of the run's architecture, which holds the weights of other learners.
+        num_classes: K.
     """
     plan, device = learner.plan, learner.device
     guest = Execution(network.to(device), plan.config.compute, device, pack=True)
@@ -209,4 +234,4 @@ def share_crafting(
         passes[name] = learner.passes if mine else guest
         sources[name] = learner.source if mine else Source(name, plan, train, device)
         crafters[name] = learner.crafter if mine else Crafter(name, plan, build_objective(options.objective))
-    return SharedCrafting(learner.name, process_group, owners, passes, sources, crafters)
+    return SharedCrafting(learner.name, process_group, owners, passes, sources, crafters, num_classes)

@@ -1,6 +1,7 @@
 """What base learners minimise: one method a file, one registry entry."""
 
 from genray.objectives.adversarial import Adversarial
+from genray.objectives.anchor import Anchor
 from genray.objectives.e_at import Eat
 from genray.objectives.iat import Iat
 from genray.objectives.mart import Mart
@@ -16,6 +17,7 @@ __all__ = ["OBJECTIVES", "Objective", "TrainingStep", "build_objective"]
 OBJECTIVES = {
     "natural": Natural,
     "adversarial": Adversarial,
+    "anchor": Anchor,
     "trades": Trades,
     "mart": Mart,
     "iat": Iat,

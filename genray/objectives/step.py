@@ -24,6 +24,7 @@ class TrainingStep:
         make_draw: () -> `StreamDraw` of the objective's own random numbers on the device.
         make_numbers: () -> NumPy generator for random choices on the host (which norm, the mixup coefficient).
         labelled: (N,) bool, False for pseudo-labels; None if all labels are true ones.
+        target: (N, K) logits of the learner's target network at x, for objectives that use one.
         process_group, shard: the processes that share the batch, and the examples that this one has; None: all.
         memory_format: of images.
     """
@@ -35,6 +36,7 @@ class TrainingStep:
     make_draw: Callable = None
     make_numbers: Callable = None
     labelled: torch.Tensor | None = None
+    target: torch.Tensor | None = None
     process_group: ProcessGroup = ALONE
     shard: Shard | None = None
     memory_format: torch.memory_format = torch.contiguous_format

@@ -132,6 +132,7 @@ class RunRecorder:
             "learners": {
                 name: self._learner_record(name, parts) | self._own_record(own.get(name, {}))
                 for name, parts in self.pending.items()
+                if any(part.num_examples for part in parts)  # the learner trained in this epoch
             },
             "mixing_weights": {name: plan.mixing_weight(name, window.stop - 1) for name in self.pending},
             "global": {name: correct / examples for name, (correct, examples) in (scores or {}).items()} or None,

@@ -57,7 +57,8 @@ def step_passes(learner: BaseLearnerConfig, *, perturbed: bool = True) -> Passes
     batches = {"mart": 2, "iat": 2, "avg": len(learner.all_attacks), "trades": 2 if beta else 1}.get(objective.name, 1)
     if objective.name in ("adversarial", "rst") and beta not in (0, 1):  # the clean batch too
         batches = 2
-    return attack_passes(learner) + Passes(training=batches * (2 if learner.awp and perturbed else 1))
+    target = Passes(forward=objective.name == "anchor" and objective.cross_entropy < 1)
+    return attack_passes(learner) + target + Passes(training=batches * (2 if learner.awp and perturbed else 1))
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,19 @@ def run_cost(plan: RunPlan, splits: dict) -> RunCost:
     after_epochs = sum(window.evaluate for window in plan.windows) * len(splits[evaluation.select_on])
     learners = len(config.base_learners)
     return RunCost(
-        {name: _training(plan, learner) for name, learner in config.base_learners.items()},
+        {name: _training(plan, name) for name in config.base_learners},
         judged * (after_epochs * (1 + learners * evaluation.base_learners)),
         judged * (len(splits["test"]) * (2 + learners) * len(norms | {evaluation.attack.norm})),
     )
 
 
-def _training(plan, learner):
-    training = plan.config.training
+def _training(plan, name):
+    training, learner, epochs = plan.config.training, plan.config.base_learners[name], plan.epochs_trained(name)
     images = plan.steps_per_epoch * training.batch_size if training.drop_last else plan.num_train
-    warmup = min(training.epochs, learner.awp.warmup_epochs) if learner.awp else 0
+    # AWP's warm-up is counted from the run's beginning, like every schedule.
+    warmup = min(epochs, max(0, learner.awp.warmup_epochs - learner.from_epoch)) if learner.awp else 0
     before, after = step_passes(learner, perturbed=False), step_passes(learner)
-    return (before * warmup + after * (training.epochs - warmup)) * min(images, plan.num_train)
+    return (before * warmup + after * (epochs - warmup)) * min(images, plan.num_train)
 
 
 def table_in_steps(cost: RunCost, plan: RunPlan, actors: int) -> float:

@@ -83,10 +83,14 @@ def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.
             kept[name] = wanted[name]
     expected = {name: wanted[name] for name in wanted if name not in new}
     check_fit(expected, kept, f"model.weights: {file.where}")
-    with place.fetch() as path, open(path, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    record = {"path": str(place), "sha256": digest, "loaded": len(kept), "new": new, "left_out": left_out}
+    record = {**identity_of(place), "loaded": len(kept), "new": new, "left_out": left_out}
     return InitialWeights({name: value.clone() for name, value in kept.items()}, record), config
+
+
+def identity_of(place: Storage) -> dict:
+    """{"path", "sha256"} of a file."""
+    with place.fetch() as path, open(path, "rb") as opened:
+        return {"path": str(place), "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
 def freeze(network: nn.Module, patterns) -> list[str]:

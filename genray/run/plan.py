@@ -43,8 +43,56 @@ class RunPlan:
         return piecewise_linear(self._knots["lr", learner], self.position(step))
 
     def mixing_weight(self, learner: str, step: int) -> float:
-        """w_k(s): the learner's share of theta_g at step s (gamma for the robust one)."""
-        return piecewise_linear(self._knots["mixing", learner], self.position(step))
+        """w_k(s): the learner's share of theta_g at step s (gamma for the robust one).
+
+        Before a learner's first step its weight is that of the learner it starts from.
+        """
+        return self._weight(learner, step) if step >= self._interval(learner)[0] else 0.0
+
+    def _weight(self, learner, step):
+        waiting = [n for n, of in self._sources.items() if of == learner and step < self._interval(n)[0]]
+        own = piecewise_linear(self._knots["mixing", learner], self.position(step))
+        return own + sum(self._weight(name, step) for name in waiting)
+
+    def trains(self, learner: str, step: int) -> bool:
+        """Whether the learner takes step `step`: from `from_epoch` on and before `until_epoch`."""
+        start, stop = self._interval(learner)
+        return start <= step < stop
+
+    def epochs_trained(self, learner: str) -> int:
+        """Number of epochs in which the learner takes steps."""
+        start, stop = self._interval(learner)
+        return (stop - start) // self.steps_per_epoch
+
+    def hand_overs(self, step: int) -> list[tuple[str, str, str]]:
+        """(learner, the other learner, "start_from" or "load_target"): whose averaged weights are loaded after `step`
+        finished steps.
+
+        A target is replaced at the learner's first step, and at the end of each epoch in which the other has trained:
+        wherever checkpoints are.
+        """
+        learners = self.config.base_learners.items()
+        first = [name for name in self.config.base_learners if 0 < step == self._interval(name)[0]]
+        starts = [(name, self._sources[name], "start_from") for name in first]
+        if step % self.steps_per_epoch:
+            return starts
+        targets = {name: lr.objective.target.learner for name, lr in learners if lr.objective.name == "anchor"}
+        return starts + [
+            (name, of, "load_target")
+            for name, of in targets.items()
+            if of is not None and self.trains(name, step) and (name in first or self.trains(of, step - 1))
+        ]
+
+    def _interval(self, learner):
+        """(first step, the step after the last)."""
+        config, epochs = self.config.base_learners[learner], self.config.training.epochs
+        until = epochs if config.until_epoch is None else config.until_epoch
+        return config.from_epoch * self.steps_per_epoch, until * self.steps_per_epoch
+
+    @cached_property
+    def _sources(self):
+        learners = self.config.base_learners.items()
+        return {name: learner.starts_from for name, learner in learners if learner.starts_from is not None}
 
     def tau(self, learner: str, step: int) -> float:
         """The learner's tau at step `step`: attack steps after a misclassification (FAT)."""
@@ -73,6 +121,10 @@ def make_plan(config: RunConfig, num_train: int) -> RunPlan:
     full, rest = divmod(num_train, training.batch_size)
     steps_per_epoch = full if training.drop_last and full else full + bool(rest)
     rule = RedistributionRule(glob.warmup_epochs, glob.sync_every, glob.sync_unit)
+    learners = config.base_learners.values()
+    handed = {lr.from_epoch for lr in learners if lr.starts_from is not None}
+    if any(lr.objective.name == "anchor" and lr.objective.target.learner for lr in learners):
+        handed.update(range(1, training.epochs))
     windows = plan_windows(
         epochs=training.epochs,
         steps_per_epoch=steps_per_epoch,
@@ -80,5 +132,6 @@ def make_plan(config: RunConfig, num_train: int) -> RunPlan:
         evaluate_every=config.evaluation.every_epochs,
         checkpoint_every=config.checkpoint.every_epochs,
         checkpoint_steps=config.checkpoint.every_steps,
+        boundaries=frozenset(epoch * steps_per_epoch for epoch in handed),
     )
     return RunPlan(config, num_train, steps_per_epoch, training.epochs * steps_per_epoch, tuple(windows))

@@ -75,6 +75,7 @@ def with_random_images(setup: RunSetup) -> RunSetup:
 
 
 def _whole_steps(learner):
+    learner = learner.replace(starts_from=None, from_epoch=0, until_epoch=None)
     if learner.attack and learner.attack.tau is not None:
         learner = learner.replace(attack=learner.attack.replace(tau=None, step_noise=0.0))
     return learner.replace(awp=learner.awp.replace(warmup_epochs=0)) if learner.awp else learner
@@ -102,7 +103,15 @@ def probe_steps(setup: RunSetup, device: str) -> StepProbe:
     with threads_kept():
         for name in setup.config.base_learners:
             threads = learner_threads(setup.config, setup.architecture, name)
-            learner = BaseLearner(name, setup.plan, setup.build_network(), setup.splits["train"], device, threads)
+            learner = BaseLearner(
+                name,
+                setup.plan,
+                setup.build_network(),
+                setup.splits["train"],
+                device,
+                threads,
+                target=setup.target_network(name),
+            )
             seconds = [learner.run_window(step, step + 1).seconds for step in range(STEPS + 1)]
             found[name] = statistics.median(seconds[1:])
             learners.append(learner)

@@ -1,5 +1,6 @@
 """Everything a run needs before its first step, the same for both runtimes."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,11 +17,12 @@ from genray.data.request import PARTS
 from genray.errors import ConfigError, one_line
 from genray.models import build_model
 from genray.models.guarded import guard_weight_gradients
-from genray.models.other_networks import is_other
+from genray.models.other_networks import classifier_name, is_other
 from genray.parallel.whole_batch import per_process_layers
 from genray.run.fitting import Fitting, batch_problems
 from genray.run.initial_weights import InitialWeights, freeze, read_initial_weights
 from genray.run.plan import RunPlan, make_plan
+from genray.run.targets import read_targets
 from genray.storage import without_secrets
 
 
@@ -35,6 +37,7 @@ class RunSetup:
     identity: {split: {"examples", "fingerprint"}}; empty if the images are not decoded.
     initial: the weights of `model.weights`, which replace random ones.
     factory: of a network of the user's own that has no name.
+    targets: learner name -> network of `objective.target.model`.
     """
 
     plan: RunPlan
@@ -45,6 +48,7 @@ class RunSetup:
     identity: dict = field(default_factory=dict)
     initial: InitialWeights | None = None
     factory: Callable[..., torch.nn.Module] | None = None
+    targets: dict[str, torch.nn.Module] = field(default_factory=dict)
 
     @property
     def config(self) -> RunConfig:
@@ -102,6 +106,13 @@ class RunSetup:
             self.initial.load_into(network)
         freeze(network, self.config.model.freeze or ())
         return guard_weight_gradients(network.to(memory_format=memory_format(self.config)))
+
+    def target_network(self, learner: str) -> torch.nn.Module | None:
+        """A new target network of a learner, with the weights to begin with; None if its objective has none."""
+        objective = self.config.base_learners[learner].objective
+        if objective.name != "anchor" or objective.cross_entropy == 1:
+            return None
+        return copy.deepcopy(self.targets[learner]) if learner in self.targets else self.build_network()
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -172,6 +183,12 @@ def prepare(
         setup = setup.with_initial_weights()
         for note in setup.notes[len(notes) :] if progress else ():
             progress.say(note)
+    for name, learner in config.base_learners.items():
+        if getattr(learner.objective, "freeze_head", False) and classifier_name(setup.build_network()) is None:
+            raise ConfigError(
+                f"base_learners.{name}.objective.freeze_head: expected a network with a linear layer that computes the "
+                f"logits, {config.model.name} has none"
+            )
     network = setup.build_network()  # raises if the images do not fit the model
     if is_other(config.model.name) or plan.smallest_batch == 1:
         _try_training(network, setup)
@@ -179,6 +196,8 @@ def prepare(
         layers := per_process_layers(network)
     ):
         raise ConfigError(f"base_learners.{workers[0]}.workers: expected 1, because of the layer {layers[0]}")
+    targets, files = read_targets(setup)
+    setup = replace(setup, targets=targets)
     if not decode:
         return setup
     identity, repeated = identify(splits)
@@ -186,6 +205,7 @@ def prepare(
         progress.say(f"data: {note}")
     if setup.initial is not None:
         identity["initial weights"] = setup.initial.record
+    identity |= files
     return replace(setup, notes=(*setup.notes, *repeated), identity=identity)
 
 

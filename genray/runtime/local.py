@@ -36,7 +36,10 @@ def _train(recorder, progress):
     learners = {}
     for name in config.base_learners:
         threads = learner_threads(config, setup.architecture, name)
-        learners[name] = BaseLearner(name, plan, setup.build_network(), setup.splits["train"], device, threads)
+        target = setup.target_network(name)
+        learners[name] = BaseLearner(
+            name, plan, setup.build_network(), setup.splits["train"], device, threads, target=target
+        )
         learners[name].on_step = lambda: progress.steps(sum(lr.step for lr in learners.values()) / len(learners))
     glob = GlobalLearner(config)
     threads = evaluation_threads(config, setup.architecture)
@@ -54,9 +57,13 @@ def _train(recorder, progress):
             own = {name: evaluator.evaluate(learner.model_snapshot(), split) for name, learner in learners.items()}
         if window.hands_over:
             theta_g = glob.combine([learner.contribution() for learner in learners.values()])
+        handed = plan.hand_overs(window.stop)
+        averages = {of: learners[of].model_snapshot() for _, of, _ in handed}
         if window.redistribute:
             for learner in learners.values():
                 learner.load_global(theta_g)
+        for name, of, method in handed:
+            getattr(learners[name], method)(averages[of])
         if window.evaluate:
             shipped = evaluator.finalize(theta_g)
             scores = evaluator.evaluate(shipped, split)

@@ -55,6 +55,13 @@ KINDS = {
         "base_learners.natural.objective={name: natural, mixup: 1, label_smoothing: 0.1}",
         "base_learners.natural.augmentation.cutout=2",
     ],
+    "anchored": [
+        "base_learners.linf.objective={name: anchor, target: {learner: natural}, scale: 0.1, freeze_head: true}",
+        "base_learners.linf.starts_from=natural",
+        "base_learners.linf.from_epoch=1",
+        "base_learners.natural.until_epoch=2",
+        "checkpoint.every_steps=5",
+    ],
 }
 
 

@@ -58,7 +58,9 @@ def setup_of(overrides, learner: Section | None = None) -> RunSetup:
 
 
 def take(setup, steps):
-    BaseLearner("linf", setup.plan, setup.build_network(), setup.splits["train"]).run_window(0, steps)
+    BaseLearner(
+        "linf", setup.plan, setup.build_network(), setup.splits["train"], target=setup.target_network("linf")
+    ).run_window(0, steps)
 
 
 def several(objective, *steps, algorithm="pgd"):
@@ -106,6 +108,8 @@ def test_a_step_of_every_method_in_the_presets(counted):
 OTHERS = {
     "mixup": [f"{L}.attack=null", f"{L}.objective={{name: natural, mixup: 1}}"],
     "PGD-AT with beta = 0": [f"{L}.objective.beta=0"],
+    "anchor": [f"{L}.objective={{name: anchor, target: {{model: x}}}}"],
+    "anchor with CE alone": [f"{L}.objective={{name: anchor, target: {{model: x}}, cross_entropy: 1}}"],
     "TRADES with beta = 0": [f"{L}.objective={{name: trades, beta: 0}}"],
     "RST with beta = 0": [f"{L}.objective={{name: rst, beta: 0}}", "data.extra={source: npz, path: x}"],
     "MART with beta = 0 and AWP": [f"{L}.objective={{name: mart, beta: 0}}", f"{L}.awp.gamma=0.01"],

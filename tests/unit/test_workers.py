@@ -230,7 +230,7 @@ def test_attacks_made_together_are_those_made_alone(precision):
     def work(worker, own, everyone):
         learner = learner_of(setup, worker.learner, own, pack=True)
         train, guest = setup.splits["train"], setup.build_network()
-        learner.shared_crafting = share_crafting(learner, everyone, worker.owners, train, guest)
+        learner.shared_crafting = share_crafting(learner, everyone, worker.owners, train, guest, 10)
         return outcome(learner)
 
     found = together({name: 1 + (name == "l2") for name in names}, work, share_attack=True)

@@ -95,10 +95,13 @@ class BaseLearnerActor(_Worker):
         self.worker, self.own, self.everyone = worker, worker.own, worker.everyone
         train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
         options: dict[str, Any] = {"process_group": self.own, "pack": self.everyone is not None}
+        options["target"] = self.setup.target_network(worker.learner)
         self.learner = BaseLearner(worker.learner, setup.plan, network, train, self.device, threads, **options)
         if self.everyone:
             guest = self.setup.build_network()
-            self.learner.shared_crafting = share_crafting(self.learner, self.everyone, worker.owners, train, guest)
+            self.learner.shared_crafting = share_crafting(
+                self.learner, self.everyone, worker.owners, train, guest, len(self.setup.class_names)
+            )
         if state is not None:
             self.learner.load_state_dict(state)
 
@@ -120,6 +123,12 @@ class BaseLearnerActor(_Worker):
 
     def load_global(self, theta_g, after=None):
         self.learner.load_global(theta_g)
+
+    def start_from(self, other, after=None):
+        self.learner.start_from(other)
+
+    def load_target(self, other, after=None):
+        self.learner.load_target(other)
 
     @ray.method(num_returns=2)
     def state_dict(self, after=None):

@@ -168,9 +168,13 @@ class Pipeline:
                 own[name] = learner.model_snapshot()
         if window.hands_over:
             flight.theta_g = self.group.global_learner.combine.remote(*contributions)
+        handed = self.setup.plan.hand_overs(window.stop)
+        averages = {of: own.get(of) or self.group.learners[of].model_snapshot() for _, of, _ in handed}
         if window.redistribute:
             for learner in self.group.learners.values():
-                learner.load_global(flight.theta_g)
+                learner.load("load_global", flight.theta_g)
+        for name, of, kind in handed:
+            self.group.learners[name].load(kind, averages[of])
         if window.checkpoint:
             for name, learner in self.group.learners.items():
                 flight.states[name] = learner.state_dict()

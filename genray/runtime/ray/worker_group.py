@@ -30,8 +30,11 @@ class WorkerGroup:
         self.after = list(stats)
         return stats, made[0][1]
 
-    def load_global(self, theta_g):
-        self.after = [actor.load_global.remote(theta_g, after=after) for actor, after in zip(self.actors, self.after)]
+    def load(self, method: str, snapshot):
+        """Calls `load_global`, `start_from` or `load_target` of the actors."""
+        self.after = [
+            getattr(actor, method).remote(snapshot, after=after) for actor, after in zip(self.actors, self.after)
+        ]
 
     def state_dict(self) -> ray.ObjectRef:
         self.after[0], state = self.first.state_dict.remote(after=self.after[0])
