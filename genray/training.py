@@ -1,12 +1,13 @@
 """A run from its configuration to its record, on either runtime."""
 
+import os
 from dataclasses import replace
 
 from genray.config import listed_overrides, load_run, to_yaml
 from genray.config.arguments import check_again
+from genray.core.user_code import allow_typed, name_of, named, only_here
 from genray.errors import PlacementError
 from genray.models import count_parameters
-from genray.models.other_networks import allow_import, factory_name
 from genray.recording import Progress, RunFolder, RunRecorder
 from genray.recording.dry_run import measured_lines, plan_text
 from genray.run.allocation import plan_lines
@@ -17,6 +18,7 @@ from genray.runtime.local import run_local
 COLUMNS = ("image_column", "label_column")
 
 
+@only_here()
 def train_run(
     config,
     overrides=(),
@@ -82,10 +84,11 @@ def _wants(learner):
 def _loaded(config, overrides, name, network=None):
     own = [{"name": name}] if name is not None else []
     if network is not None:
-        own.append({"model": {"name": factory_name(network), "width": None, "batch_norm": False}})
-    loaded = load_run(config, [*listed_overrides(overrides), *own])
-    if network is None:
-        allow_import(loaded.config.model.name)
+        own.append({"model": {"name": name_of(network), "width": None, "batch_norm": False}})
+    given = [named(override) for override in listed_overrides(overrides)]
+    loaded = load_run(named(config), [*given, *own])
+    from_file = config is None or isinstance(config, (str, os.PathLike))
+    allow_typed(given if from_file else (given, config))
     return loaded
 
 

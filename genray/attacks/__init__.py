@@ -7,6 +7,8 @@ from genray.attacks.auto import MEMBERS, run_member
 from genray.attacks.draws import ExampleDraw, StreamDraw
 from genray.attacks.friendly import FriendlyAttack
 from genray.attacks.gradient import GradientAttack, temporary_mode
+from genray.attacks.own import OwnAttack, own_attack
+from genray.core.user_code import is_own
 
 __all__ = [
     "MEMBERS",
@@ -14,6 +16,7 @@ __all__ = [
     "ExampleDraw",
     "FriendlyAttack",
     "GradientAttack",
+    "OwnAttack",
     "StreamDraw",
     "build_attack",
     "run_member",
@@ -21,18 +24,24 @@ __all__ = [
 ]
 
 
-def build_attack(config, loss: str | Callable = "cross_entropy") -> GradientAttack | AdaptiveAttack:
+def build_attack(
+    config, loss: str | Callable = "cross_entropy", field: str = "attack"
+) -> GradientAttack | AdaptiveAttack | OwnAttack:
     """The attack of an `AttackConfig` or `EvaluationAttackConfig` section (every one of its fields is used).
 
     Args:
         loss: key of `LOSSES`, or a function (logits, target) -> (N,): what it maximises.
+        field: name of the section, for errors.
     """
     fields = {name: value for name, value in vars(config).items() if value is not None}
     fields |= {"epsilon": float(config.epsilon), "loss": loss}
     fields.pop("radius_clip", None)  # it needs the whole batch (`radii.py`)
-    adaptive = fields.pop("algorithm", "pgd") == "apgd"
-    if not adaptive:
+    algorithm = fields.pop("algorithm", "pgd")
+    adaptive = algorithm == "apgd"
+    if "step_size" in fields:
         fields["step_size"] = float(config.step_size)
+    if is_own(algorithm):
+        return own_attack(algorithm, f"{field}.algorithm", fields, fields.pop("options", None), strict=True)
     if fields.pop("tau", None) is not None:  # its value of the step comes with every call
         return FriendlyAttack(**fields)
     fields.pop("step_noise", None)

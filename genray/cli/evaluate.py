@@ -12,6 +12,7 @@ from typing import get_args
 from genray.api import Device, evaluate
 from genray.cli.parser import Parser, at_least, seconds
 from genray.config.arguments import check_again
+from genray.core.user_code import allow_typed
 from genray.runtime.ray.loopback import keep_on_loopback
 from genray.types import fraction_text
 
@@ -19,6 +20,7 @@ OF_WORKERS = ("device", "startup_timeout_s", "stall_timeout_s", "max_failures")
 
 
 def main(args):
+    allow_typed(args.attacks)
     if args.workers is not None and not args.address:
         keep_on_loopback()
     if args.mixtures is not None or args.save_mixture is not None:
@@ -113,7 +115,7 @@ def _place(args, named):
     asked |= {"seed": args.seed, "block_size": args.block_size, "examples": args.examples}
     asked |= {"data": named.source, "model": [args.arch, args.width, args.normalize, args.weights]}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    name = f"{'_'.join(attacks)[:60]}-{'_'.join(norms)}-{digest}"
+    name = f"{'_'.join(attacks)[:60].replace(':', '.')}-{'_'.join(norms)}-{digest}"
     model = Storage(args.model)
     return (
         (model if named.config else model.parent)
@@ -246,7 +248,7 @@ def parse_args(argv):
     parser.add_argument(
         "--split", metavar="NAME,...", help="of validation, test: where mixtures are measured (default: both)"
     )
-    parser.add_network_option()
+    parser.add_allow_option()
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.workers is None and args.address:

@@ -18,7 +18,7 @@ def parse_args(argv):
     parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a model file written by genray")
     parser.add_argument("--layout", choices=get_args(Layout), required=True, help="what the file is to look like")
     parser.add_argument("--output", metavar="FILE", help="path or URI (default: beside the model)")
-    parser.add_network_option()
+    parser.add_allow_option()
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)

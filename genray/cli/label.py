@@ -18,7 +18,7 @@ def main(args):
 
     if args.workers is not None and not args.address:
         keep_on_loopback()
-    others = {"model", "output", "data", "debug", "network"}
+    others = {"model", "output", "data", "debug", "allow"}
     options = {key: value for key, value in vars(args).items() if key not in others}
     written = label(args.model, args.output, args.data, **options)
     print(f"the labelled images are in {without_secrets(written)}")
@@ -30,7 +30,7 @@ def parse_args(argv):
     parser.add_argument("--output", metavar="FILE", required=True, help="path or URI, *.npz or *.parquet")
     parser.add_argument("--data", metavar="SOURCE[:PATH]", help=f"{SOURCES} (default: what the run left out)")
     parser.add_argument("--image-column", metavar="NAME", help="of Parquet files (default: found by itself)")
-    parser.add_network_option()
+    parser.add_allow_option()
     parser.add_argument("--resize", action="store_true", help="resize files to the size of the model's images")
     parser.add_argument("--examples", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images a forward pass (256)")

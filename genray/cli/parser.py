@@ -18,10 +18,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, example: str = "", **options):
         super().__init__(epilog=f"example: {example}" if example else None, **options)
 
-    def add_network_option(self):
-        """`--network`, of commands that read model files."""
-        says = "import this network, which the model's file names: package.module:FACTORY"
-        self.add_argument("--network", metavar="NAME", help=says)
+    def add_allow_option(self):
+        """`--allow`, of commands that read configurations or model files; `--network` is its older name."""
+        says = "import this code of yours, which a file names: package.module:NAME, or all of a package"
+        self.add_argument("--allow", "--network", action="append", default=[], metavar="NAME", help=says)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}{self._meant(message)}\n")
@@ -104,10 +104,10 @@ def _say_stopped(what, args):
 
 
 def _call(main, args):
-    if getattr(args, "network", None):
-        from genray.models.other_networks import allow_import
+    if getattr(args, "allow", None):
+        from genray.core.user_code import allow_import
 
-        allow_import(args.network)
+        allow_import(*args.allow)
     try:
         main(args)
     except SystemError as error:  # what a signal handler raises inside Ray's compiled code comes out wrapped

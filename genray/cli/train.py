@@ -50,6 +50,7 @@ def parse_args(argv):
         "--overwrite", action="store_true", help="begin a run of this name anew; the old one is removed"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    parser.add_allow_option()
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_intermixed_args(argv)
     if args.config is None and args.overrides and args.overrides[0].endswith((".yaml", ".yml")):

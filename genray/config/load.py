@@ -446,10 +446,10 @@ def _evaluation_attack(config: RunConfig, problems: list[str]) -> EvaluationAtta
         filled[field] = getattr(model, field) if value is None and model else value
         if filled[field] is None and model is None and not any(learner.is_robust for learner in learners):
             problems.append(f"evaluation.attack.{field}: missing, and no base learner has an attack to take it from")
-        elif filled[field] is None and model and model.algorithm == "apgd":
+        elif filled[field] is None and model and model.algorithm != "pgd":
             problems.append(
-                f"evaluation.attack.{field}: missing, and the first robust learner's attack has none to take (apgd "
-                "adapts it); PGD needs one, for example epsilon / 4"
+                f"evaluation.attack.{field}: missing, and the first robust learner's attack has none to take "
+                f"({model.algorithm} needs none); PGD needs one, for example epsilon / 4"
             )
     completed = attack.replace(**filled)
     if attack.epsilon is not None or attack.norm is not None:

@@ -14,7 +14,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -176,15 +178,49 @@ class Short:
         return {"anyOf": [*self.forms, handler(core)], **({"$comment": self.words} if self.words else {})}
 
 
-def choice(*sections: Any) -> Any:
-    """The type of a field that holds one of several sections, told apart by `name`; a name alone takes the defaults."""
+OWN_NAME = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+OWN_TAG = "package.module:CLASS"
+OwnName = Annotated[
+    str, Field(pattern=OWN_NAME), WithJsonSchema({"type": "string", "pattern": OWN_NAME, "$comment": OWN_TAG})
+]
+
+
+def choice(*sections: Any, own: Any = None) -> Any:
+    """The type of a field that holds one of several sections, told apart by `name`; a name alone takes the defaults.
+
+    Args:
+        sections: one a name.
+        own: the section of all names `package.module:CLASS`.
+    """
     names = [section.model_fields["name"].default for section in sections]
+    tags = [*names, *([OWN_TAG] if own else [])]
     named = Short(
         {"enum": names},
+        *([{"type": "string", "pattern": OWN_NAME}] if own else []),
         expand=lambda raw: {"name": raw} if isinstance(raw, str) else raw,
-        words=f"a section with name: one of {_list(names)}",
+        words=f"a section with name: one of {_list(tags)}",
     )
-    return Annotated[Union[sections], Field(discriminator="name"), named]  # noqa: UP007 (as many as there are)
+    if own is None:
+        return Annotated[Union[sections], Field(discriminator="name"), named]  # noqa: UP007 (as many as there are)
+    tagged = tuple(Annotated[section, Tag(tag)] for section, tag in zip((*sections, own), tags))
+    return Annotated[Union[tagged], Discriminator(_tag), _ByTag(tags), named]  # noqa: UP007
+
+
+def _tag(raw: Any) -> Any:
+    name = raw.get("name") if isinstance(raw, dict) else getattr(raw, "name", None)
+    return OWN_TAG if isinstance(name, str) and ":" in name else name
+
+
+class _ByTag:
+    """Annotation of a union that a function tells apart: its JSON Schema says which section a tag stands for."""
+
+    def __init__(self, tags: list[str]) -> None:
+        self.tags = tags
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        schema = handler(core)
+        mapping = {tag: member["$ref"] for tag, member in zip(self.tags, schema["oneOf"], strict=True)}
+        return {**schema, "discriminator": {"mapping": mapping, "propertyName": "name"}}
 
 
 class _Untitled(GenerateJsonSchema):

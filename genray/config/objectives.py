@@ -8,7 +8,9 @@ code: `genray/objectives/`, one file a method.
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
-from genray.config.model import Section, Text, choice, option, required
+from pydantic import JsonValue
+
+from genray.config.model import OwnName, Section, Text, choice, option, required
 from genray.config.values import Pair, Real
 
 
@@ -172,6 +174,14 @@ class EatObjective(Section):
     attacks: ClassVar[str] = "several"
 
 
+class OwnObjective(Section):
+    """A class of your own, from `genray.objectives.Objective` ([own](own.md)). It says which attacks it needs."""
+
+    name: OwnName = required("of the class")
+    attacks: ClassVar[str | None] = None
+    options: dict[str, JsonValue] | None = option(None, "keyword arguments of the class")
+
+
 OBJECTIVES = {
     "natural": NaturalObjective,
     "adversarial": AdversarialObjective,
@@ -186,4 +196,4 @@ OBJECTIVES = {
     "msd": MsdObjective,
     "e_at": EatObjective,
 }
-Objective = choice(*OBJECTIVES.values())
+Objective = choice(*OBJECTIVES.values(), own=OwnObjective)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, JsonValue, WithJsonSchema
 
 from genray.config.extra import ExtraConfig
-from genray.config.model import Entries, RunName, Section, Text, option, required
+from genray.config.model import Entries, OwnName, RunName, Section, Text, option, required
 from genray.config.objectives import Objective
 from genray.config.optimizers import SGD, Optimizer
 from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, RealPair, Schedule
@@ -30,6 +30,7 @@ NETWORKS = (
     "wrn_32_10",
     "wrn_34_10",
 )
+LIBRARIES = ("timm:", "torchvision:")
 OTHER_NETWORK = r"^((timm|torchvision):[A-Za-z0-9_.-]+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)$"
 
 
@@ -122,9 +123,10 @@ class TrainingConfig(Section):
 
 
 class AttackConfig(Section):
-    algorithm: Literal["pgd", "apgd"] = option(
+    algorithm: Literal["pgd", "apgd"] | OwnName = option(
         "pgd", "steps of one size, the last image; or of an adaptive size, the image of the largest loss (as in E-AT)"
     )
+    options: dict[str, JsonValue] | None = option(None, "keyword arguments of an algorithm that is not ours")
     norm: Norm = required("norm of the ball")
     epsilon: Exact = required(
         "radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0, unit="pixel scale [0, 1]"
@@ -170,9 +172,15 @@ class AttackConfig(Section):
             yield f"radius_clip: expected [smallest, largest] around 1, got {list(self.radius_clip)}"
         if self.algorithm == "pgd" and self.step_size is None:
             yield 'step_size: missing, expected a number such as "8/255" above 0 (algorithm pgd needs it)'
-        for name in ("step_size", "tau"):
-            if self.algorithm == "apgd" and getattr(self, name) is not None:
-                yield f"{name}: has no effect with algorithm apgd; remove it"
+        own = ":" in self.algorithm
+        for name, unused in (
+            ("step_size", self.algorithm == "apgd"),
+            ("tau", self.algorithm != "pgd"),
+            ("radius_clip", own),
+            ("options", not own),
+        ):
+            if unused and getattr(self, name) is not None:
+                yield f"{name}: has no effect with algorithm {self.algorithm}; remove it"
         if self.norm != "l1" and self.sparsity is not None:
             yield f"sparsity: has no effect with norm {self.norm}; it is for l1"
         if self.step_noise and self.tau is None:
@@ -255,12 +263,23 @@ class BaseLearnerConfig(Section):
         return self.attacks or ({"attack": self.attack} if self.attack else {})
 
     @property
+    def placed_attacks(self) -> dict[str, AttackConfig]:
+        """Its attacks by their place below the learner: "attack", or "attacks.<name>"."""
+        return {f"attacks.{key}": attack for key, attack in (self.attacks or {}).items()} or self.all_attacks
+
+    @property
+    def wants(self) -> str:
+        """The attacks of its objective: "none", "one" or "several"; of a user's class, as many as are given."""
+        given = "several" if self.attacks else "one" if self.attack else "none"
+        return self.objective.attacks or given
+
+    @property
     def is_robust(self) -> bool:
-        return self.objective.attacks != "none"
+        return self.wants != "none"
 
     def problems(self) -> Iterable[str]:
         objective = self.objective.name
-        wanted = {"none": None, "one": "attack", "several": "attacks"}[self.objective.attacks]
+        wanted = {"none": None, "one": "attack", "several": "attacks"}[self.wants]
         for key in ("attack", "attacks"):
             if key == wanted and not getattr(self, key):
                 yield f"{key}: missing, objective {objective} needs {'one' if key == 'attack' else 'at least one'}"
@@ -371,3 +390,13 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = option(CheckpointConfig, "what a run can go on from")
     runtime: RuntimeConfig = option(RuntimeConfig, "the processes of a run, and how long each is waited for")
     compute: ComputeConfig = option(ComputeConfig, "how the numbers are computed")
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """Field -> `package.module:NAME` of the user's networks, objectives and attacks."""
+        found = {} if self.model.name.startswith(LIBRARIES) else {"model.name": self.model.name}
+        for name, learner in self.base_learners.items():
+            at = f"base_learners.{name}"
+            found[f"{at}.objective.name"] = learner.objective.name
+            found |= {f"{at}.{key}.algorithm": attack.algorithm for key, attack in learner.placed_attacks.items()}
+        return {field: name for field, name in found.items() if ":" in name}

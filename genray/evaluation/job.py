@@ -19,19 +19,19 @@ import torch
 
 from genray.attacks import temporary_mode
 from genray.attacks.losses import signed_margin
+from genray.attacks.own import check_points
 from genray.core.determinism import full_precision
-from genray.core.geometry import BALLS
 from genray.core.threads import threads_kept, work_threads
+from genray.core.user_code import find, is_own
 from genray.evaluation.engines import copies_kept, engine_of
 from genray.evaluation.robust import correct_flags
-from genray.evaluation.suite import AttackSettings, build_evaluation_attack, expand_names, stage
+from genray.evaluation.suite import ATTACKS, AttackSettings, build_evaluation_attack, expand_names, stage
 from genray.models.flops import forward_flops
 from genray.types import ThreatModel
 
 NATURAL = "natural"
 STAGE = "aa_"  # prefix of a cascade member's name
 MARGIN_SLACK = 1e-4  # of the largest logit: smaller margins are rounding, which depends on the batch size
-LENGTH_SLACK = 1e-6  # relative, for the float32 rounding of x' - x; plus one rounding of a pixel a coordinate
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Request:
     seed: int = 0
     block_size: int = 100
     engine: str | None = None
+
+    def own(self) -> dict:
+        """`package.module:CLASS` -> class, of the attacks that are the user's.
+
+        Raises:
+            ConfigError: one cannot be imported.
+        """
+        return {name: find(name, ATTACKS) for name in self.attacks if is_own(name)}
 
     def columns(self, norm) -> list[str]:
         """The attacks in one norm, in the paper's order."""
@@ -90,7 +98,7 @@ class Task:
     @property
     def key(self) -> str:
         """A file name."""
-        return f"{self.norm}-{self.attack}-{self.block:06d}"
+        return f"{self.norm}-{self.attack.replace(':', '.')}-{self.block:06d}"
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
     survived = correct_flags(model, adversarial, y[at]) if len(keep) else keep.bool()
     flags = np.zeros(len(x), dtype=bool)
     flags[keep.numpy()] = survived.numpy()
-    longest, problems = check_points(x[at], adversarial, settings.threat)
+    longest, problems = check_points(x[at], adversarial, task.norm, settings.threat.radius)
     problems += check_scores(model, adversarial, y[at], survived)
     return BlockResult({task.attack: flags}, longest, tuple(problems), time.perf_counter() - began)
 
@@ -187,26 +195,6 @@ def _attacked(task, request, settings, model, x, y, indices):
         return stage(task.attack.removeprefix(STAGE), model, x, y, indices, settings, position)
     attack, _ = build_evaluation_attack(task.attack, settings)
     return attack(model, x, y, indices)
-
-
-def check_points(x, adversarial, threat: ThreatModel) -> tuple[float, list[str]]:
-    """Whether returned points are legal images of the ball.
-
-    Returns:
-        (longest, problems): the largest norm as a fraction of epsilon, and the errors, one sentence each.
-    """
-    if len(x) == 0:
-        return 0.0, []
-    problems = []
-    if not bool(adversarial.isfinite().all()):
-        return float("inf"), ["points with NaN or infinite pixels"]
-    if adversarial.min() < 0 or adversarial.max() > 1:
-        problems.append("points outside [0, 1]")
-    longest = float(BALLS[threat.norm].length((adversarial - x).double()).max()) / threat.radius
-    rounding = 2**-24 * {"linf": 1, "l2": x[0].numel() ** 0.5, "l1": x[0].numel()}[threat.norm] / threat.radius
-    if longest > 1 + LENGTH_SLACK + rounding:
-        problems.append(f"points outside the ball: norm {longest:.6f} epsilon")
-    return longest, problems
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from importlib import metadata
 
 from genray.config.arguments import check_again
 from genray.console import say
+from genray.core.user_code import allow_typed, named, only_here
 from genray.data.fingerprint import fingerprint as data_fingerprint
 from genray.errors import DataError, StorageError
 from genray.evaluation import inputs
@@ -24,6 +25,7 @@ from genray.recording.run_folder import versions
 from genray.types import ThreatModel
 
 
+@only_here()
 def run_evaluation(
     model,
     x,
@@ -52,13 +54,15 @@ def run_evaluation(
     """
     check_again(resume, overwrite)
     origin = origin_of(model)
-    attacks, norms = inputs.names(attacks), inputs.names(norms)
+    allow_typed(attacks)
+    attacks, norms = tuple(map(named, inputs.names(attacks))), inputs.names(norms)
     radii = inputs.radii(norms, epsilon, origin.radii())
     threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
     inputs.check_engine(engine)
     request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, engine=engine)
     for norm in norms:
         request.columns(norm)
+    request.own()
     images, labels = inputs.check_images(x, y)
     model, logits, findings = as_network(model, as_pixels(images[:32]))
     classes = inputs.check_classes(labels, logits, num_classes)

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from genray.attacks.auto import MEMBERS, runs, targets
 from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
+from genray.attacks.own import OwnAttack, own_attack
 from genray.core.determinism import full_precision
 from genray.core.rng import key_seed
+from genray.core.user_code import is_own
 from genray.errors import ConfigError
 from genray.evaluation.engines import ENGINES, PASSES, engine_of
 from genray.evaluation.robust import correct_flags
 from genray.types import NORMS, ThreatModel
 
 OURS = "genray"
+ATTACKS = "evaluation attack"  # what errors call a column
 OWN = {
     "pgd20": {"num_steps": 20},
     "pgd100": {"num_steps": 100},
@@ -63,7 +66,8 @@ class AttackDescription:
 
 
 def expand_names(names, norm) -> list[str]:
-    """Columns of attack and group names, each once and in the paper's order; a group has those of the norm.
+    """Columns of attack and group names, each once and in the paper's order, the user's last; a group has those of the
+    norm.
 
     Raises:
         ConfigError: a name or the norm is unknown, or a column is not defined for the norm.
@@ -77,7 +81,7 @@ def expand_names(names, norm) -> list[str]:
         else:
             _check(name, norm)
             wanted.add(name)
-    return [column for column in COLUMNS if column in wanted]
+    return [column for column in (*COLUMNS, *filter(is_own, dict.fromkeys(names))) if column in wanted]
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def build_evaluation_attack(name: str, settings: AttackSettings):
     """The attack behind a column.
 
     Args:
-        name: one of `COLUMNS`.
+        name: one of `COLUMNS`, or `package.module:CLASS`.
         settings: of the attack.
 
     Returns:
@@ -183,10 +187,12 @@ def _run(name, settings, model, x, y, indices, key, first=None):
 
 
 def _own_attack(name, settings):
-    """Our gradient attack of a column; None if an engine runs the column."""
+    """The gradient attack or the user's attack of a column; None if an engine runs the column."""
     norm, epsilon = settings.threat.norm, settings.threat.radius
+    step_size = epsilon / 4 if settings.step_size is None else float(settings.step_size)
+    if is_own(name):
+        return own_attack(name, ATTACKS, {"norm": norm, "epsilon": epsilon, "step_size": step_size})
     if name in OWN:
-        step_size = epsilon / 4 if settings.step_size is None else float(settings.step_size)
         return GradientAttack(norm, epsilon, step_size, **OWN[name])
     if settings.num_classes < MEMBERS[name].least_classes:
         return GradientAttack(norm, epsilon, epsilon / 4, num_steps=100, loss="margin")
@@ -195,7 +201,13 @@ def _own_attack(name, settings):
 
 def _describe(name, settings):
     norm, epsilon, num_classes = settings.threat.norm, settings.threat.radius, settings.num_classes
-    if own := _own_attack(name, settings):
+    own = _own_attack(name, settings)
+    if isinstance(own, OwnAttack):
+        steps = getattr(own.inner, "num_steps", 1)
+        passes, loss = getattr(own.inner, "num_passes", steps), getattr(own.inner, "loss", "the attack's own")
+        step_size = getattr(own.inner, "step_size", None)
+        return AttackDescription(name, norm, epsilon, str(loss), steps, step_size, 1, passes, engine=name)
+    if own:
         return AttackDescription(
             name, norm, epsilon, LOSS_WORDS[own.loss], own.num_steps, own.step_size, 1, own.num_passes,
             notes=() if name in OWN else (_replaced(name, num_classes),),
@@ -228,6 +240,8 @@ def _describe_cascade(settings):
 
 
 def _check(name, norm):
+    if is_own(name):
+        return
     if name not in COLUMNS:
         known = (*COLUMNS, *GROUPS)
         close = difflib.get_close_matches(str(name), known, 1)

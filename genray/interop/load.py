@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 
+from genray.core.user_code import allow_import
 from genray.errors import CheckpointError, ConfigError, one_line
 from genray.interop.checkpoint_file import ModelFile, read_file
 from genray.interop.checkpoint_layouts import load_into, read_metadata
 from genray.models import build_model
-from genray.models.other_networks import allow_import
 from genray.storage import Storage
 
 

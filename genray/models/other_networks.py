@@ -3,17 +3,13 @@
 `model.name` is `timm:NAME`, `torchvision:NAME` or `package.module:FACTORY`; `model.options` are keyword arguments.
 """
 
-import importlib
-import inspect
-import re
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from genray.config.model import did_you_mean as _like
+from genray.core.user_code import call, find, remember_package
 from genray.errors import ConfigError, one_line
 
 LIBRARIES = ("timm", "torchvision")
@@ -62,37 +58,6 @@ def is_other(name: str) -> bool:
     return ":" in name
 
 
-_allowed: set[str] = set()
-
-
-def allow_import(name: str):
-    """Lets `build_other` import the factory `name`, because the user, and not only a file, named it."""
-    _allowed.add(name)
-
-
-def factory_name(factory: Callable) -> str:
-    """`package.module:FACTORY` of a function or class, for records."""
-    name = getattr(factory, "__qualname__", type(factory).__qualname__)
-    return f"{getattr(factory, '__module__', '__main__')}:{re.sub('[^A-Za-z0-9_.]+', '_', name).strip('._')}"
-
-
-_packages: dict[str, str] = {}
-
-
-def remember_package(defined: Any):
-    """Records the package that defines a factory or a model, so that it is sent to the nodes of a cluster."""
-    name = (getattr(defined, "__module__", None) or "__main__").partition(".")[0]
-    module = sys.modules.get(name)
-    path = next(iter(getattr(module, "__path__", ())), getattr(module, "__file__", None))
-    if name not in ("__main__", "genray", *sys.stdlib_module_names) and path and "site-packages" not in path:
-        _packages[name] = path
-
-
-def packages() -> list[str]:
-    """Folders, or files of single modules, that `remember_package` recorded."""
-    return list(_packages.values())
-
-
 def build_other(
     name: str,
     *,
@@ -125,14 +90,10 @@ def build_other(
         if factory is None and library in LIBRARIES:
             body = (_timm if library == "timm" else _torchvision)(inner, data, options)
         else:
-            if factory is None and name not in _allowed:
-                raise ConfigError(
-                    f"model.name: {name} is not imported because a file names it: load_model(path, network=FACTORY) or "
-                    "trust=True; for a command, --network NAME"
-                )
-            factory = factory or _import(library, inner)
+            if factory is None:
+                factory = find(name, "model.name", "load_model(path, network=FACTORY) or trust=True")
             remember_package(factory)
-            body = _own(factory, data, options)
+            body = call(factory, data, options)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # a library's or user's own code, which may raise anything
@@ -176,35 +137,6 @@ def _torchvision(inner, data, options):
             f"model.name: expected images of 3 channels for torchvision:{inner}, got {data['in_channels']}"
         )
     return models.get_model(inner, weights=None, num_classes=data["num_classes"], **options)
-
-
-def _own(factory, data, options):
-    """Calls a factory with the sizes that it has parameters for."""
-    parameters = inspect.signature(factory).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = {parameter.name for parameter in parameters}
-    sizes = {key: value for key, value in data.items() if takes_all or key in named}
-    return factory(**(sizes | options))
-
-
-def _import(module_name, attribute):
-    if module_name.partition(".")[0] in {*sys.stdlib_module_names, *sys.builtin_module_names} - {"__main__"}:
-        raise ConfigError(
-            f"model.name: expected a factory of networks, got one of Python's own modules: {module_name!r}"
-        )
-    try:
-        found = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise ConfigError(f"model.name: expected a module that can be imported, got {module_name!r}") from None
-        raise
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"model.name: expected {module_name} to have {attribute}, it has not")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(f"model.name: expected {module_name}:{attribute} to be callable, got {type(found).__name__}")
-    return found
 
 
 def _checked(network, name, data) -> str | None:

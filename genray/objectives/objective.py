@@ -6,15 +6,24 @@ from genray.attacks import build_attack
 class Objective:
     """The loss of a training step, and the loss that its attack maximises.
 
+    A user's class takes its own options as keyword arguments instead.
+
     Args:
         options: the objective's section of the configuration.
+
+    Attributes:
+        attacks: of a user's class: "none", "one" (the learner's `attack`) or "several" (its `attacks`).
+        passes: of a user's class: how often the batch goes through the network and back in a step, attacks apart.
     """
+
+    attacks = "one"
+    passes: float = 1
 
     attack_loss = "cross_entropy"
     uses_target = False  # whether a step has the logits of a target network, which its attacks get too
     chooses = False  # whether the attacks of a step depend on random numbers or on the objective's state
 
-    def __init__(self, options):
+    def __init__(self, options=None):
         self.options = options
 
     def __call__(self, step):
@@ -27,7 +36,8 @@ class Objective:
 
     def build_attacks(self, configs: dict) -> dict:
         """name -> attack (model, x, y, draw) -> adversarial images, from name -> `AttackConfig`."""
-        return {name: build_attack(config, self.attack_loss) for name, config in configs.items()}
+        places = {name: name if name == "attack" else f"attacks.{name}" for name in configs}
+        return {name: build_attack(config, self.attack_loss, places[name]) for name, config in configs.items()}
 
     def wanted(self, names: tuple, numbers) -> tuple:
         """The attacks of `names` that this step needs. `numbers`: a generator in the same state as `step.numbers`."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from genray.config.schema import BaseLearnerConfig
+from genray.core.user_code import is_own
+from genray.objectives import build_objective
 from genray.run.plan import RunPlan
 
 
@@ -52,11 +54,12 @@ def step_passes(learner: BaseLearnerConfig, *, perturbed: bool = True) -> Passes
     Args:
         perturbed: with AWP, after its warm-up: the loss is computed twice.
     """
-    objective = learner.objective
+    objective, own = learner.objective, is_own(learner.objective.name)
     beta = getattr(objective, "beta", None)
     batches = {"mart": 2, "iat": 2, "avg": len(learner.all_attacks), "trades": 2 if beta else 1}.get(objective.name, 1)
     if objective.name in ("adversarial", "rst") and beta not in (0, 1):  # the clean batch too
         batches = 2
+    batches = build_objective(objective).passes if own else batches
     target = Passes(forward=objective.name == "anchor" and objective.cross_entropy < 1)
     return attack_passes(learner) + target + Passes(training=batches * (2 if learner.awp and perturbed else 1))
 

@@ -9,6 +9,7 @@ import torch
 
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
+from genray.core.user_code import find
 from genray.data.datasets import load_image_data, validation_split
 from genray.data.extra import with_extra
 from genray.data.fingerprint import identify
@@ -21,6 +22,7 @@ from genray.models.other_networks import classifier_name, is_other
 from genray.parallel.whole_batch import per_process_layers
 from genray.run.fitting import Fitting, batch_problems
 from genray.run.initial_weights import InitialWeights, freeze, read_initial_weights
+from genray.run.own_methods import try_own_methods
 from genray.run.plan import RunPlan, make_plan
 from genray.run.targets import read_targets
 from genray.storage import without_secrets
@@ -38,6 +40,7 @@ class RunSetup:
     initial: the weights of `model.weights`, which replace random ones.
     factory: of a network of the user's own that has no name.
     targets: learner name -> network of `objective.target.model`.
+    own: `package.module:NAME` -> the user's network, objective or attack that the configuration names.
     """
 
     plan: RunPlan
@@ -49,6 +52,7 @@ class RunSetup:
     initial: InitialWeights | None = None
     factory: Callable[..., torch.nn.Module] | None = None
     targets: dict[str, torch.nn.Module] = field(default_factory=dict)
+    own: dict[str, Callable] = field(default_factory=dict)
 
     @property
     def config(self) -> RunConfig:
@@ -147,6 +151,7 @@ def prepare(
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
     """
+    own = {name: find(name, at) for at, name in config.own_code.items() if network is None or at != "model.name"}
     fitting = Fitting(config, follows)
     data = load_image_data(
         config.data.source,
@@ -178,7 +183,7 @@ def prepare(
     splits = {"train": training, "validation": validation, "test": test}
     plan = make_plan(config, len(an_epoch))
     notes = *data.notes, *reading.notes, *fitting.notes
-    setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes, factory=network)
+    setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes, factory=network, own=own)
     if config.model.weights is not None:
         setup = setup.with_initial_weights()
         for note in setup.notes[len(notes) :] if progress else ():
@@ -192,6 +197,7 @@ def prepare(
     network = setup.build_network()  # raises if the images do not fit the model
     if is_other(config.model.name) or plan.smallest_batch == 1:
         _try_training(network, setup)
+    try_own_methods(network, setup)
     if (workers := [name for name, learner in config.base_learners.items() if learner.workers != 1]) and (
         layers := per_process_layers(network)
     ):

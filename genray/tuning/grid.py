@@ -15,6 +15,7 @@ from genray.config.grid_file import GridFile, Method, Scheduler
 from genray.config.load import DEFAULT_CONFIG, apply_overrides, listed_overrides, load_config, read_yaml, to_dict
 from genray.config.model import collect
 from genray.config.schema import RunConfig
+from genray.core.user_code import allow_typed
 from genray.errors import ConfigError
 from genray.evaluation import inputs
 from genray.evaluation.job import Request
@@ -142,6 +143,7 @@ def load_grid(path, overrides=()) -> Grid:
         ConfigError: with one line for every mistake; those in a trial's configuration name the trial.
     """
     path = Storage(path)
+    allow_typed(overrides)
     source = read_yaml(path)
     file, problems = collect(GridFile, source)
     if file is None:

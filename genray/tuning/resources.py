@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from genray.config import to_dict
 from genray.errors import ConfigError
 from genray.evaluation.estimate import FORWARDS_A_PASS, resisting_cost
-from genray.models.other_networks import allow_import
 from genray.run.allocation import gpus_each, placed, total
 from genray.run.cost import Passes, RunCost, run_cost
 from genray.run.devices import evaluation_threads
@@ -30,7 +29,6 @@ class Needs:
     def __init__(self, grid: Grid):
         self.grid, self.setups, known = grid, {}, {}
         for trial in grid.trials:
-            allow_import(trial.config.model.name)
             sections = ("data", "model", "base_learners", "device", "compute")
             key = json.dumps([to_dict(trial.config)[section] for section in sections])
             if key not in known:

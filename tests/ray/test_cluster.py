@@ -1,7 +1,6 @@
 """Joining a running cluster and leaving it clean; that a run which ends or fails does so is checked by `on_ray`."""
 
 import pickle
-import signal
 import subprocess
 import sys
 

@@ -18,6 +18,7 @@ from genray.config.model import Section
 from genray.config.objectives import OBJECTIVES
 from genray.config.optimizers import OPTIMIZERS
 from genray.config.reference import reference
+from genray.core import user_code
 from genray.errors import GenrayError
 from genray.models import build_model
 from genray.recording.run_folder import model_bytes
@@ -51,6 +52,21 @@ PNG = ["PARQUET", "data.extra={source: parquet, path: PARQUET, image_column: ima
 RST = ["data.extra={source: npz, path: IMAGES/pseudo.npz}", f"{L}.objective=rst"]
 ANCHOR = [f"{L}.objective={{name: anchor, target: {{learner: natural}}, loss: kl}}"]
 STARTS = [f"{L}.starts_from=natural", f"{L}.from_epoch=1"]
+# A user's classes, in a module that the fixture `folders` writes.
+OWN = """
+from genray.attacks import GradientAttack
+from genray.objectives.adversarial import Adversarial
+from types import SimpleNamespace
+class Loss(Adversarial):
+    def __init__(self, beta=1.0):
+        super().__init__(SimpleNamespace(beta=beta, label_smoothing=0.0))
+class Attack:
+    def __init__(self, norm, epsilon, step_size, share=1.0):
+        self.attack = GradientAttack(norm, share * epsilon, step_size, 1)
+    def __call__(self, model, x, y, draw):
+        return self.attack(model, x, y, draw)
+"""
+OWN_LOSS = [f"{L}.objective=own_methods:Loss"]
 TIMM = ["model={name: timm:test_resnet}"]
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
@@ -93,6 +109,10 @@ CHANGES = {
         [f"{E}.attack.step_size=0.1"],
         f"{L}.attack={{algorithm: apgd, norm: linf, epsilon: 0.2, num_steps: 1, start: uniform}}",
     ),
+    "base_learners.attack.options": (
+        [f"{L}.attack.algorithm=own_methods:Attack"],
+        f"{L}.attack.options={{share: 0.5}}",
+    ),
     "base_learners.attack.norm": ([], f"{L}.attack.norm=l2"),
     "base_learners.attack.epsilon": ([], f"{L}.attack.epsilon=0.1"),
     "base_learners.attack.step_size": ([], f"{L}.attack.step_size=0.03"),
@@ -101,6 +121,8 @@ CHANGES = {
     "base_learners.attack.mode": ([], f"{L}.attack.mode=train"),
     "base_learners.attack.sparsity": ([L1], f"{L}.attack.sparsity=0.5"),
     "base_learners.objective": ([], f"{L}.objective={{name: adversarial, beta: 0.5}}"),
+    "own.name": ([], OWN_LOSS[0]),
+    "own.options": (OWN_LOSS, f"{L}.objective.options={{beta: 0.5}}"),
     "base_learners.attack.tau": ([f"{L}.attack.num_steps=2", f"{L}.attack.tau=0"], f"{L}.attack.tau=2"),
     "base_learners.attack.step_noise": ([f"{L}.attack.tau=1"], f"{L}.attack.step_noise=0.1"),
     "base_learners.attack.radius_clip": ([], f"{L}.attack.radius_clip=[0.5, 1.5]"),
@@ -209,7 +231,8 @@ def fields(cls, prefix=""):
         if f.discriminator:
             yield path
             for section in sections:
-                yield from fields(section, f"{section.model_fields['name'].default}.")
+                tag = section.model_fields["name"].default
+                yield from fields(section, f"{tag if isinstance(tag, str) else 'own'}.")
         elif sections and name != "attacks":  # sections like `attack`
             yield from fields(sections[0], f"{path}.")
         elif prefix.rstrip(".") not in (*OBJECTIVES, *OPTIMIZERS) or name != "name":
@@ -260,7 +283,12 @@ def folders(tmp_path_factory):
         described = {"architecture": {"name": "small_cnn", **sizes, "batch_norm": True}}
         (made["IMAGES"] / name).write_bytes(model_bytes(state, described))
     made["EMPTY"] = tmp_path_factory.mktemp("empty")
-    return made
+    (made["EMPTY"].parent / "own_methods").mkdir()
+    (made["EMPTY"].parent / "own_methods/own_methods.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch, user_code.only_here():
+        patch.syspath_prepend(str(made["EMPTY"].parent / "own_methods"))
+        user_code.allow_import("own_methods")
+        yield made
 
 
 def _encoded(noise, side=8):

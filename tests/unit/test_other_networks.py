@@ -16,10 +16,11 @@ import genray
 from genray.cli.parser import run_command
 from genray.cli.train import main, parse_args
 from genray.config import load_config
+from genray.core import user_code
 from genray.core.flat import FlatWeights
 from genray.errors import CheckpointError, ConfigError, RunFolderError
 from genray.evaluation.suite import COLUMNS
-from genray.models import build_model, other_networks
+from genray.models import build_model
 from genray.models.attack_copy import AttackCopy
 from genray.parallel.whole_batch import per_process_layers
 from genray.run.setup import prepare
@@ -112,9 +113,9 @@ def own_networks(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         for name in ("Net", "f", "nothing", "only", "wrong"):
-            other_networks.allow_import(f"own_networks:{name}")
+            user_code.allow_import(f"own_networks:{name}")
         yield folder
-    other_networks._allowed.clear()
+    user_code._allowed.clear()
     sys.modules.pop("own_networks", None)
 
 
@@ -336,7 +337,7 @@ WRONG = {
     "timm": ("model.name=timm:resnt18", "model.name: expected a network of timm.list_models(), got 'resnt18'"),
     "torchvision": ("model.name=torchvision:nope", "model.name: expected one of torchvision.models, got 'nope'"),
     "module": ("model.name=not_there.x:f", "model.name: expected a module that can be imported, got 'not_there.x'"),
-    "standard library": ("model.name=subprocess:run", "expected a factory of networks, got one of Python's own"),
+    "standard library": ("model.name=subprocess:run", "expected code of your own, got one of Python's own"),
     "attribute": ("model.name=own_networks:f", "model.name: expected own_networks to have f"),
     "no module": ("model.name=own_networks:nothing", "to return a torch.nn.Module, got int"),
     "logits": ("model.name=own_networks:wrong", "to return logits of shape (2, 3) for 2 images, got (2, 4)"),

@@ -10,12 +10,12 @@ import torch
 
 from genray.core.allocator import keep_freed_memory
 from genray.core.determinism import use_deterministic_kernels
+from genray.core.user_code import give
 from genray.errors import PlacementError
 from genray.evaluation import Evaluator
 from genray.learners.base_learner import BaseLearner
 from genray.learners.crafting import share_crafting
 from genray.learners.global_learner import GlobalLearner
-from genray.models.other_networks import allow_import
 from genray.parallel import torch_groups
 from genray.run.setup import RunSetup
 
@@ -31,7 +31,8 @@ def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
 
 def unpack(setup: RunSetup, splits: dict) -> RunSetup:
     """The setup that `pack` took apart; its images are read-only."""
-    allow_import(setup.config.model.name)  # the driver has imported and built it
+    for name, defined in setup.own.items():
+        give(defined, name)
     return replace(setup, splits=splits)
 
 

@@ -14,8 +14,8 @@ from ray.exceptions import AuthenticationError
 
 import genray
 from genray.console import say
+from genray.core.user_code import packages
 from genray.errors import PlacementError, one_line
-from genray.models.other_networks import packages
 from genray.runtime.ray.private_cluster import private_ray
 
 NAMESPACE = "genray"

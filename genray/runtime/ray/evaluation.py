@@ -7,6 +7,7 @@ import ray
 import torch
 
 from genray.core.flat import from_array
+from genray.core.user_code import give
 from genray.errors import LearnerError, one_line
 from genray.evaluation.engines import copies_kept
 from genray.evaluation.job import run_task
@@ -18,7 +19,9 @@ from genray.runtime.ray.worker_pool import WORKER_OPTIONS, Limits, ModelWorker, 
 class EvaluationWorker(ModelWorker):
     """Holds the model and the data; runs one task at a time."""
 
-    def __init__(self, model, images, labels, num_classes, threads, device):
+    def __init__(self, model, images, labels, num_classes, threads, device, own):
+        for name, attack in own.items():
+            give(attack, name)
         ModelWorker.__init__(self, model, device)
         torch.set_num_threads(threads)
         self.data, self.num_classes = (from_array(images), from_array(labels)), num_classes
@@ -60,7 +63,7 @@ def run_on_workers(
             "evaluation",
             number,
             held,
-            start=lambda: remote.remote(*shared, num_classes, 1, device),
+            start=lambda: remote.remote(*shared, num_classes, 1, device, queue.request.own()),
             arguments=lambda task: (task, queue.request),
             name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",
             limits=limits or Limits(),
