@@ -10,11 +10,22 @@ Importing genray starts nothing heavy: torch and ray are imported by what uses t
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genray.api import evaluate, export, label, load_model, report, train, tune
+    from genray.api import evaluate, export, label, load_model, report, test_images, train, tune
     from genray.config.schema import RunConfig
 
 __version__ = "0.1.0"
-__all__ = ["RunConfig", "__version__", "evaluate", "export", "label", "load_model", "report", "train", "tune"]
+__all__ = [
+    "RunConfig",
+    "__version__",
+    "evaluate",
+    "export",
+    "label",
+    "load_model",
+    "report",
+    "test_images",
+    "train",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Factory: TypeAlias = Callable[..., nn.Module]
     Model: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
     Images: TypeAlias = Tensor | np.ndarray
+    Arrays: TypeAlias = tuple[np.ndarray, np.ndarray]
     Labeller: TypeAlias = Model | str | os.PathLike[str]
     Unlabelled: TypeAlias = Images | str | None
     Names: TypeAlias = str | Iterable[str]
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     Findings: TypeAlias = tuple[Report, list[tuple[str, str]]]
     Table: TypeAlias = Trials
 else:  # not checked here: the functions that read these values report more than their type
-    Configuration = Overrides = Network = Factory = Model = Images = Labeller = Unlabelled = Names = Radii = Paths = Any
+    Configuration = Overrides = Network = Factory = Model = Images = Arrays = Labeller = Unlabelled = Names = Radii = (
+        Paths
+    ) = Any
     EpochCallback = PlanCallback = Findings = Table = Any
 
 DEFAULT_STORAGE = "runs"
@@ -86,6 +89,24 @@ def train(
 
     how = {"runtime": runtime, "address": address, "name": name, "storage": storage, "on_epoch": on_epoch}
     return Results(train_run(config, overrides, **how, resume=resume, overwrite=overwrite, network=network))
+
+
+@checked
+def test_images(run: Place) -> Arrays:
+    """The test images of a run, as they are decoded for it.
+
+    Args:
+        run: path or URI of a run folder.
+
+    Returns:
+        (x, y): (N, C, H, W) uint8 and (N,) int64 class numbers, as `genray.evaluate` takes them.
+
+    Raises:
+        InputError: there is no run, or its data are not there.
+    """
+    from genray.evaluation.sources import test_images_of
+
+    return test_images_of(run)
 
 
 @checked

@@ -173,6 +173,15 @@ def data_of(config):
     return {key: getattr(config.data, key) for key in keys}
 
 
+def test_images_of(run):
+    """As `genray.test_images`, which describes the argument."""
+    place = Storage(run)
+    config = config_of(place)
+    if config is None:
+        raise CheckpointError(f"{place}: expected a run folder, got a file")
+    return tuple(tensor.numpy() for tensor in load_image_data(**data_of(config), decode=("test",)).test.take())
+
+
 def _data_source(text):
     source, _, path = text.partition(":")
     return {"source": source, "path": path or None}

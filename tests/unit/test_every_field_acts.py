@@ -58,7 +58,7 @@ from genray.attacks import GradientAttack
 from genray.objectives.adversarial import Adversarial
 from types import SimpleNamespace
 class Loss(Adversarial):
-    def __init__(self, beta=1.0):
+    def __init__(self, beta=0.7):
         super().__init__(SimpleNamespace(beta=beta, label_smoothing=0.0))
 class Attack:
     def __init__(self, norm, epsilon, step_size, share=1.0):
@@ -228,7 +228,7 @@ def fields(cls, prefix=""):
     for name, f in cls.model_fields.items():
         path = f"{prefix}{name}"
         sections = [h for h in _leaves(f.annotation) if isinstance(h, type) and issubclass(h, Section)]
-        if f.discriminator:
+        if len(sections) > 1:
             yield path
             for section in sections:
                 tag = section.model_fields["name"].default
