@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     Findings: TypeAlias = tuple[Report, list[tuple[str, str]]]
     Table: TypeAlias = Trials
 else:  # not checked here: the functions that read these values report more than their type
-    Configuration = Overrides = Network = Factory = Model = Images = Arrays = Labeller = Unlabelled = Names = Radii = (
-        Paths
-    ) = Any
-    EpochCallback = PlanCallback = Findings = Table = Any
+    Configuration = Overrides = Network = Factory = Model = Images = Labeller = Unlabelled = Names = Any
+    Arrays = Radii = Paths = EpochCallback = PlanCallback = Findings = Table = Any
 
 DEFAULT_STORAGE = "runs"
 Runtime = Literal["ray", "local"]
