@@ -161,8 +161,8 @@ class AttackConfig(Section):
 
     radius_clip: RealPair | None = option(
         None,
-        "a radius per example: epsilon and step_size times mean(g) / g, clipped to this [smallest, largest], divided by "
-        "the batch's mean; g: L2 norm of the cross-entropy's gradient at the image; null: epsilon for all",
+        "a radius per example: epsilon and step_size times mean(g) / g, clipped to this [smallest, largest], divided "
+        "by the batch's mean; g: L2 norm of the cross-entropy's gradient at the image; null: epsilon for all",
         gt=0,
     )
 

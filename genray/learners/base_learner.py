@@ -15,6 +15,7 @@ from genray.core.schedules import ema_decay
 from genray.errors import NonFiniteError
 from genray.learners.crafting import Batch, Crafter, Source
 from genray.learners.execution import Execution
+from genray.learners.optimizer import FlatOptimizer
 from genray.learners.stopwatch import Stopwatch
 from genray.learners.target import TargetNetwork
 from genray.learners.weight_perturbation import WeightPerturbation
@@ -75,7 +76,7 @@ class BaseLearner:
         self.attacks = self.crafter.attacks
         self.shared_crafting: Any = None  # a `SharedCrafting` if the processes of all learners compute attacks together
         self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
-        self.optimizer = _build_optimizer(self.config.optimizer, self.flat.parameter)
+        self.optimizer = FlatOptimizer(self.config.optimizer, self.flat)
         self.source = Source(name, plan, train, self.device)
         self.loader = self.source.loader
         # Another library's network may draw from the global generators anywhere (stochastic depth, functional dropout).
@@ -141,9 +142,7 @@ class BaseLearner:
             self.flat.zero_grad()
             self._summand(loss, shard).backward()
             self.process_group.sum_(self.flat.parameter.grad)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate(self.name, step)
-        self.optimizer.step()
+        self.optimizer.step(self.plan.learning_rate(self.name, step))
         if self.head:
             self.head.restore()
         with self.stopwatch.part("averaging"):
@@ -288,14 +287,13 @@ class BaseLearner:
 
     def state_dict(self) -> dict:
         """The learner's complete state as NumPy arrays and numbers."""
-        state = self.optimizer.state_dict()["state"].get(0, {})
         return {
             "step": self.step,
             "weights": to_array(self.flat.weights),
             "counters": to_array(self.flat.counters),
             "average": to_array(self.average),
             "share": to_array(self.share),
-            "optimizer": {key: to_array(v) if torch.is_tensor(v) else v for key, v in state.items() if v is not None},
+            "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "target": vars(self.target.flat.snapshot(self.step)) if self._follows_a_learner else None,
         }
@@ -309,10 +307,7 @@ class BaseLearner:
         self.average.copy_(from_array(state["average"]))
         self.share.copy_(from_array(state["share"]))
         self.objective.load_state_dict(state["objective"])
-        fresh = self.optimizer.state_dict()
-        stored = state["optimizer"].items()
-        fresh["state"] = {0: {key: from_array(v.copy()) if hasattr(v, "shape") else v for key, v in stored}}
-        self.optimizer.load_state_dict(fresh if stored else {**fresh, "state": {}})
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 class FrozenHead:
@@ -336,15 +331,6 @@ class FrozenHead:
     def restore(self):
         """Undoes an update of the head."""
         torch._foreach_copy_(self.live, self.kept)
-
-
-def _build_optimizer(options, parameter):
-    common = {"lr": 0.0, "weight_decay": options.weight_decay}
-    if options.name == "sgd":
-        # Fused: one pass over the flat weights, with no temporary array of their size. (Fused Adam rounds otherwise.)
-        return torch.optim.SGD([parameter], momentum=options.momentum, nesterov=options.nesterov, fused=True, **common)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
-    return kind([parameter], betas=(options.beta1, options.beta2), **common)
 
 
 @contextmanager

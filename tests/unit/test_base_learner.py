@@ -1,5 +1,7 @@
 """A base learner against a plain per-parameter training loop written here, and its replay, bit for bit."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,10 @@ OPTIMIZERS = {
     "nesterov": {"name": "sgd", "momentum": 0.8, "nesterov": True, "weight_decay": 1e-3},
     "adam": {"name": "adam", "beta1": 0.8, "beta2": 0.95, "weight_decay": 1e-2},
     "adamw": {"name": "adamw", "beta1": 0.7, "weight_decay": 0.1},
+    "selective": {"name": "sgd", "weight_decay": 0.1, "decay_norms_and_biases": False, "nesterov": True},
+    "adam, selective": {"name": "adam", "weight_decay": 0.1, "decay_norms_and_biases": False},
+    "adamw, selective": {"name": "adamw", "beta1": 0.7, "weight_decay": 0.1, "decay_norms_and_biases": False},
+    "clipped": {"name": "sgd", "clip_norm": 0.2},
 }
 ATTACK = {"norm": "linf", "epsilon": 0.1, "step_size": 0.04, "num_steps": 3}
 
@@ -59,12 +65,17 @@ def flat_state(network):
 
 
 def make_optimizer(options, parameters):
-    options = dict(options)
+    options, groups = dict(options), [{"params": parameters}]
     kind = options.pop("name")
+    options.pop("clip_norm", None)
+    if not options.pop("decay_norms_and_biases", True):
+        groups = [{"params": [p for p in parameters if p.dim() > 1]}]
+        groups += [{"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0}]
     if kind == "sgd":
-        return torch.optim.SGD(parameters, lr=1.0, **options)
+        options = {"momentum": 0.9, "weight_decay": 5e-4, **options}
+        return torch.optim.SGD(groups, lr=1.0, **options)
     betas = options.pop("beta1", 0.9), options.pop("beta2", 0.999)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](parameters, lr=1.0, betas=betas, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](groups, lr=1.0, betas=betas, **options)
 
 
 def pgd(network, x, y, start):
@@ -85,6 +96,7 @@ def reference(name, train, steps, *, optimizer="momentum", robust_start="uniform
     """The algorithm of methods A1 for one learner: (network, average, share, losses), averages in float64."""
     network = small_network().train()
     rates = (0.003, 0.001) if optimizer.startswith("adam") else (0.05, 0.01)
+    clip_norm = OPTIMIZERS[optimizer].get("clip_norm", math.inf)
     optimizer = make_optimizer(OPTIMIZERS[optimizer], list(network.parameters()))
     loader = BatchLoader(
         train, batch_size=BATCH, seed=11, order_key="shared", augmentation_key="shared", augmentation=None, device="cpu"
@@ -106,6 +118,9 @@ def reference(name, train, steps, *, optimizer="momentum", robust_start="uniform
         loss = F.cross_entropy(logits, y)
         optimizer.zero_grad()
         loss.backward()
+        length = math.sqrt(sum(p.grad.square().sum().item() for p in network.parameters()))
+        for p in network.parameters():
+            p.grad *= min(1, clip_norm / length)
         optimizer.step()
         losses.append((loss.item(), int((logits.argmax(1) == y).sum()), len(y)))
         raw, warm = flat_state(network)[0], (1 + step) / (10 + step)

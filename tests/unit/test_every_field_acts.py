@@ -162,6 +162,21 @@ CHANGES = {
     "sgd.momentum": ([], f"{L}.optimizer.momentum=0.5"),
     "sgd.nesterov": ([], f"{L}.optimizer.nesterov=true"),
     "sgd.weight_decay": ([], f"{L}.optimizer.weight_decay=0.1"),
+    "sgd.decay_norms_and_biases": (
+        [f"{L}.optimizer.weight_decay=0.1"],
+        f"{L}.optimizer.decay_norms_and_biases=false",
+    ),
+    "adam.decay_norms_and_biases": (
+        [ADAM, f"{L}.optimizer.weight_decay=0.1"],
+        f"{L}.optimizer.decay_norms_and_biases=false",
+    ),
+    "adamw.decay_norms_and_biases": (
+        [ADAM.replace("adam}", "adamw}")],
+        f"{L}.optimizer.decay_norms_and_biases=false",
+    ),
+    "sgd.clip_norm": ([], f"{L}.optimizer.clip_norm=0.1"),
+    "adam.clip_norm": ([ADAM], f"{L}.optimizer.clip_norm=0.1"),
+    "adamw.clip_norm": ([ADAM.replace("adam}", "adamw}")], f"{L}.optimizer.clip_norm=0.1"),
     "adam.beta1": ([ADAM], f"{L}.optimizer.beta1=0.5"),
     "adam.beta2": ([ADAM], f"{L}.optimizer.beta2=0.5"),
     "adam.weight_decay": ([ADAM], f"{L}.optimizer.weight_decay=0.1"),
