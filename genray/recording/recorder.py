@@ -154,14 +154,14 @@ class RunRecorder:
         self.writer.put("metrics.jsonl", lambda: self.folder.write_metrics(records))
 
     def _learner_record(self, name, parts):
-        examples, steps = sum(p.num_examples for p in parts), sum(p.stop - p.start for p in parts)
-        with_radii = parts[0].radius_mean is not None
+        examples, varied = sum(p.num_examples for p in parts), [p for p in parts if p.radius_mean is not None]
+        steps = sum(p.stop - p.start for p in varied)
         return {
             "loss": sum(p.loss_sum for p in parts) / examples,
             "train_accuracy": sum(p.num_correct for p in parts) / examples,
             "learning_rate": parts[-1].learning_rate,
             **{name: round(sum(getattr(p, name) for p in parts), 4) for name in TIMES},
-            **{name: sum(getattr(p, name) * (p.stop - p.start) for p in parts) / steps for name in RADII if with_radii},
+            **{name: sum(getattr(p, name) * (p.stop - p.start) for p in varied) / steps for name in RADII if varied},
         }
 
     def _own_record(self, scores):
