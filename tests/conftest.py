@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # no file in the home directory, no open port without a token
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # of the S3 server on loopback; Ray's workers need them too
+    os.environ.setdefault(name, "for-the-test")
 
 # A run with everything in it that can go wrong: BatchNorm, dropout, short last batches, moving gamma, warm-up of d_s,
 # redistribution inside and at the end of epochs.
@@ -147,7 +149,7 @@ QUICK_TO_NOTICE = {
 
 @pytest.fixture(scope="session")
 def cluster():
-    """One Ray for all tests of this process that can share it: a head with 4 CPUs; tests may add nodes."""
+    """One Ray for all tests of this process that can share it: a head with 4 CPUs. Tests may add nodes."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "_system_config": QUICK_TO_NOTICE})
@@ -165,6 +167,8 @@ def on_ray(cluster):
         ray.init(address=cluster.address, log_to_driver=False, namespace="genray")
     wait_for(lambda: left() == [], "the end of the test before", seconds=60)
     yield cluster
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
     wait_for(lambda: left() == [], "free CPUs and the end of all actors", seconds=120)
 
 

@@ -41,8 +41,7 @@ def undisturbed(tmp_path_factory):
 def second_node(on_ray):
     node = on_ray.add_node(num_cpus=1)
     on_ray.wait_for_nodes()
-    yield node
-    on_ray.remove_node(node, allow_graceful=False)
+    return node
 
 
 def epochs_in(folder):

@@ -14,9 +14,7 @@ from genray.runtime.ray import labelling
 pytestmark = pytest.mark.ray
 
 
-def test_workers_and_actors_give_the_bits_of_one_process(tmp_path, small_run, monkeypatch, capfd):
-    import ray
-
+def test_workers_and_actors_give_the_bits_of_one_process(on_ray, tmp_path, small_run, monkeypatch, capfd):
     class Dying(labelling.LabellingWorker):
         def run(self, start, stop):
             if start and not (tmp_path / "died").exists():
@@ -31,12 +29,8 @@ def test_workers_and_actors_give_the_bits_of_one_process(tmp_path, small_run, mo
     extra = f"data.extra={{source: npz, path: {here}, batch_share: 0.4}}"
     run = [*small_run, "base_learners.linf.objective=rst", extra]
     genray.train(None, run, runtime="local", storage=str(tmp_path / "local"))
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        there = genray.label(tmp_path / "teacher", tmp_path / "there.npz", batch_size=25, workers=2)  # three blocks
-        genray.train(None, run, runtime="ray", storage=str(tmp_path / "ray"))
-    finally:
-        ray.shutdown()
+    there = genray.label(tmp_path / "teacher", tmp_path / "there.npz", batch_size=25, workers=2)  # three blocks
+    genray.train(None, run, runtime="ray", storage=str(tmp_path / "ray"))
     assert open(here, "rb").read() == open(there, "rb").read()
     lost = r"labelling worker \d of \d, images \d+ to \d+: its process died: .*; another one is started"
     assert re.search(lost, capfd.readouterr().err)

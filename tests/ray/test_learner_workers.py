@@ -1,13 +1,11 @@
 """Learners with several workers and shared attacks, as whole runs on Ray; the arithmetic is in tests/unit."""
 
 import os
-import shutil
 import signal
 
 import pytest
-import ray
-import torch
-from conftest import SMALL_RUN, run_outcome, wait_for
+from conftest import SMALL_RUN, actors, run_outcome
+from test_kills import largest_difference
 
 import genray
 from genray.config import load_config
@@ -15,81 +13,50 @@ from genray.errors import NonFiniteError, PlacementError
 from genray.parallel.torch_groups import ALL_LEARNERS, GroupSpec, group_specs_of, worker_ranks
 from genray.run.allocation import allocate
 from genray.run.setup import prepare
-from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.allocation import DeviceAllocator
 from genray.runtime.ray.placement import make_placement, trial_bundles
 
 pytestmark = pytest.mark.ray
 L, N = "base_learners.linf", "base_learners.natural"
-MODELS = ("model.pt", "model_last.pt", "learners/natural.pt", "learners/linf.pt")
 SHARED = ["runtime.share_attack=true"]
 # At a small rate and without attacks what rounding changes stays as small as it is.
 TWO = [f"{N}.workers=2", f"{N}.lr=0.01", "global_learner.sync_unit=never"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_ray():
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def largest_difference(first, second, names=MODELS):
-    def weights(folder, name):
-        return torch.load(folder / "digits" / name, weights_only=True)["state_dict"]
-
-    pairs = [(weights(first, name), weights(second, name)) for name in names]
-    return max(float((a[key].double() - b[key].double()).abs().max()) for a, b in pairs for key in a)
-
-
-def test_shared_attacks_give_the_weights_of_one_process(tmp_path, small_run):
-    genray.train(None, small_run, runtime="local", storage=str(tmp_path / "local"))
-    genray.train(None, [*small_run, *SHARED], storage=str(tmp_path / "shared"))
-    assert largest_difference(tmp_path / "local", tmp_path / "shared") <= 1e-6
-    metrics = [run_outcome(tmp_path / where / "digits")[0] for where in ("local", "shared")]
-    assert [r["step"] for r in metrics[0]] == [r["step"] for r in metrics[1]]
-    assert metrics[0][-1]["learners"]["linf"]["loss"] == pytest.approx(metrics[1][-1]["learners"]["linf"]["loss"])
-
-
-@pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
-    """Folders of a run of two workers, and of the same in one process."""
-    storage = {where: tmp_path_factory.mktemp(where) for where in ("ray", "local")}
-    genray.train(None, [*SMALL_RUN, *TWO, *SHARED], storage=str(storage["ray"]))
-    genray.train(None, [*SMALL_RUN, *TWO, *SHARED], runtime="local", storage=str(storage["local"]))
-    return storage
-
-
-def test_a_killed_worker_changes_nothing(two_workers, tmp_path, monkeypatch):
-    """The second worker is killed; it ends with the bits of the undisturbed run, those of one process but for
-    rounding."""
-    assert largest_difference(two_workers["ray"], two_workers["local"]) < 1e-5
-
-    pids, killed, enter = [], [], ActorGroup.__enter__
-
-    def watched(self):
-        entered = enter(self)
-        pids.append(self.whereabouts["natural (worker 2)"]["pid"])
-        return entered
-
-    monkeypatch.setattr(ActorGroup, "__enter__", watched)
+def test_a_killed_worker_changes_nothing(on_ray, tmp_path):
+    """One of three processes of two learners is killed: the run ends with the bits of the undisturbed run, those of one
+    process but for rounding. And a run of two workers that share attacks goes on with one, alone."""
+    ours, alone, killed = (tmp_path / name / "digits" for name in ("ray", "local", "killed"))
+    run = [*SMALL_RUN, *TWO, *SHARED]
+    genray.train(None, run, storage=str(ours.parent))
+    genray.train(None, run, runtime="local", storage=str(alone.parent))
+    assert largest_difference(ours, alone) < 1e-5
+    found = []
 
     def kill(record):
-        if record["epoch"] == 2 and not killed:
-            killed.append(pids[-1])
-            os.kill(pids[-1], signal.SIGKILL)
+        if record["epoch"] == 2 and not found:
+            found.extend(actors(b"ray::BaseLearner"))
+            os.kill(found[-1], signal.SIGKILL)
 
-    genray.train(None, [*SMALL_RUN, *TWO, *SHARED], storage=str(tmp_path / "killed"), on_epoch=kill)
-    assert len(killed) == 1 and len(set(pids)) == 2
-    assert run_outcome(tmp_path / "killed" / "digits") == run_outcome(two_workers["ray"] / "digits")
+    genray.train(None, run, storage=str(killed.parent), on_epoch=kill)
+    assert len(found) == 3
+    assert run_outcome(killed) == run_outcome(ours)
+
+    sorted((killed / "checkpoints").iterdir())[-1].unlink()
+    later = ("model_last.pt", "learners/natural.pt", "learners/linf.pt")
+    for name in (*later, "results.json"):
+        (killed / name).unlink()
+    run = [*SMALL_RUN, *TWO, f"{N}.workers=1"]
+    genray.train(None, run, runtime="local", storage=str(killed.parent), resume=True)
+    assert largest_difference(alone, killed, later) < 1e-5
 
 
-def test_a_learner_that_fails_does_not_keep_the_others_waiting(tmp_path, small_run):
+def test_a_learner_that_fails_does_not_keep_the_others_waiting(on_ray, tmp_path, small_run):
     with pytest.raises(NonFiniteError, match=f"{L}: .* at step"):
         genray.train(None, [*small_run, *SHARED, f"{L}.lr=1e20"], storage=str(tmp_path))  # not LostError: none stalled
 
 
-def test_auto_measures_and_allocates(small_run):
+def test_auto_measures_and_allocates(on_ray, small_run):
     said = []
 
     class Told:
@@ -99,7 +66,6 @@ def test_auto_measures_and_allocates(small_run):
     auto = [f"{name}.workers=auto" for name in (L, N)] + [f"{name}.resources.num_cpus=0.5" for name in (L, N)]
     setup = prepare(load_config(None, [*small_run, *auto, f"{L}.attack.num_steps=20"]))
     allocator = DeviceAllocator(Told())
-    wait_for(lambda: ray.available_resources().get("CPU") == 4, "the end of the run before")
     found = allocator.workers(setup, {"CPU": 4})
     assert found == allocate(allocator.seconds, 8) and found["linf"] > found["natural"]
     assert len(said) == 2 and "linf: " in said[1] and "idle" in said[0]
@@ -144,16 +110,3 @@ def test_who_talks_to_whom():
         group_specs_of(shared, where("0", device="cpu") + where("1", "2"))
     with pytest.raises(PlacementError, match="base_learners.linf.workers: expected devices of one kind"):
         group_specs_of(apart, where("0", "1") + where("2", device="cpu"))
-
-
-def test_resumed_with_other_workers(two_workers, tmp_path):
-    """Workers are a matter of where it runs: a run of two that share attacks goes on with one, alone."""
-    folder = tmp_path / "parts" / "digits"
-    shutil.copytree(two_workers["ray"] / "digits", folder)
-    sorted((folder / "checkpoints").iterdir())[-1].unlink()
-    later = MODELS[1:]
-    for name in (*later, "results.json"):
-        (folder / name).unlink()
-    run = [*SMALL_RUN, *TWO, f"{N}.workers=1"]
-    genray.train(None, run, storage=str(tmp_path / "parts"), resume=True)
-    assert largest_difference(two_workers["local"], tmp_path / "parts", later) < 1e-5

@@ -1,4 +1,4 @@
-"""The driver's part of the Ray runtime, on a Ray of its own but with learners that only pretend."""
+"""The driver's part of the Ray runtime, with learners that only pretend."""
 
 import time
 from functools import partial
@@ -22,13 +22,6 @@ class SilentProgress:
         pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_ray():
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @ray.remote(num_cpus=0)
 class Standing:
     """A learner that stands at step 7 for ever."""
@@ -43,7 +36,7 @@ def standing_group():
     return SimpleNamespace(learners=learners, everyone=everyone, fetch=partial(fetch, timeout_s=60))
 
 
-def test_a_stalled_learner_is_named():
+def test_a_stalled_learner_is_named(on_ray):
     watch = ActorMonitor(standing_group(), stall_timeout_s=1.5, progress=SilentProgress())
     began = time.monotonic()
     stands = r"runtime.stall_timeout_s \(1.5 s\): base_learners.natural at step 7, base_learners.linf at step 7"
@@ -72,8 +65,8 @@ def test_windows_ahead_fit_the_budget(small_run):
     assert 2 < submitted[0.05] < submitted[100] == len(setup.plan.windows)
 
 
-def test_learners_do_not_wait_for_each_other_before_redistribution(small_run, tmp_path, monkeypatch):
-    """The natural learner is epochs ahead of a slow robust one, until theta_g is handed back."""
+def test_learners_do_not_wait_for_each_other_before_redistribution(on_ray, small_run, tmp_path, monkeypatch):
+    """The natural learner is an epoch ahead of a slow robust one, until theta_g is handed back."""
     seen = []
     look = ActorMonitor.look
 
@@ -84,16 +77,16 @@ def test_learners_do_not_wait_for_each_other_before_redistribution(small_run, tm
     monkeypatch.setattr(ActorMonitor, "look", recording_look)
     overrides = [
         *small_run,
-        "training.epochs=6",
-        "base_learners.linf.attack.num_steps=60",
-        "global_learner.warmup_epochs=5",
+        "training.epochs=4",
+        "base_learners.linf.attack.num_steps=40",
+        "global_learner.warmup_epochs=3",
         "global_learner.sync_unit=epoch_end",
         "global_learner.sync_every=1",
     ]
     genray.train(None, overrides, storage=str(tmp_path))
-    steps_per_epoch, warmup_step = 7, 35
+    steps_per_epoch, warmup_step = 7, 21
     ahead = [s["natural"] - s["linf"] for s in seen if s["linf"] < warmup_step]
-    assert max(ahead) > 2 * steps_per_epoch
-    # The natural learner may not pass the first redistribution (end of epoch 5) without the robust one.
+    assert max(ahead) > steps_per_epoch
+    # The natural learner may not pass the first redistribution (end of epoch 3) without the robust one.
     assert all(s["natural"] <= warmup_step for s in seen if s["linf"] < warmup_step)
-    assert seen[-1] == {"natural": 42, "linf": 42}
+    assert seen[-1] == {"natural": 28, "linf": 28}

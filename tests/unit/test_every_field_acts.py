@@ -230,7 +230,7 @@ TESTED_ELSEWHERE = {
     "runtime.max_failures": "tests/unit/test_recovery.py::test_losses_in_a_row_end_the_run",
     "runtime.grace_period_s": "tests/unit/test_recovery.py::test_a_stopped_run_waits_for_its_last_checkpoint",
     "runtime.storage_timeout_s": "tests/unit/test_recovery.py::test_results_that_cannot_be_written_end_the_run",
-    "runtime.share_attack": "tests/ray/test_learner_workers.py::test_shared_attacks_give_the_weights_of_one_process",
+    "runtime.share_attack": "tests/ray/test_learner_workers.py::test_a_killed_worker_changes_nothing",
     "runtime.stall_timeout_s": "tests/ray/test_pipeline.py::test_a_stalled_learner_is_named",
     "compute.compile": "tests/unit/test_passes.py::test_compiled_passes_compute_the_same",
     "compute.deterministic": "tests/unit/test_determinism.py::test_a_run_computes_with_kernels_that_repeat",
