@@ -35,7 +35,8 @@ def build_attack(
     """
     fields = {name: value for name, value in vars(config).items() if value is not None}
     fields |= {"epsilon": float(config.epsilon), "loss": loss}
-    fields.pop("radius_clip", None)  # it needs the whole batch (`radii.py`)
+    for of_a_step in ("scale", "radius_clip"):  # `Crafter` changes epsilon and step size by them
+        fields.pop(of_a_step, None)
     algorithm = fields.pop("algorithm", "pgd")
     adaptive = algorithm == "apgd"
     if "step_size" in fields:

@@ -159,6 +159,12 @@ class AttackConfig(Section):
         0.0, "omega: standard deviation of the noise added to every step (FAT: 0.001)", ge=0, unit="pixel scale [0, 1]"
     )
 
+    scale: Schedule | None = option(
+        None,
+        "factor on epsilon and step_size over the run, 1 at the end: epsilon is the final radius, and what all records "
+        "and evaluations have; null: 1",
+        ge=0,
+    )
     radius_clip: RealPair | None = option(
         None,
         "a radius per example: epsilon and step_size times mean(g) / g, clipped to this [smallest, largest], divided "
@@ -168,6 +174,8 @@ class AttackConfig(Section):
 
     def problems(self) -> Iterable[str]:
         yield from linf_radius_problems(self)
+        if self.scale and self.scale.values[-1] != 1:
+            yield f"scale: expected 1 at the end (epsilon is the final radius), got {float(self.scale.values[-1]):g}"
         if self.radius_clip and not self.radius_clip[0] <= 1 <= self.radius_clip[1]:
             yield f"radius_clip: expected [smallest, largest] around 1, got {list(self.radius_clip)}"
         if self.algorithm == "pgd" and self.step_size is None:
@@ -185,6 +193,11 @@ class AttackConfig(Section):
             yield f"sparsity: has no effect with norm {self.norm}; it is for l1"
         if self.step_noise and self.tau is None:
             yield "step_noise: has no effect without tau (it is part of FAT)"
+
+    def scaled(self, factor: float) -> "AttackConfig":
+        """The attack with epsilon and step size times a factor."""
+        step_size = None if self.step_size is None else float(self.step_size) * factor
+        return self.replace(epsilon=float(self.epsilon) * factor, step_size=step_size)
 
 
 def linf_radius_problems(attack: Any) -> Iterator[str]:

@@ -96,7 +96,7 @@ class Crafter:
             shard: their position in the whole batch.
             process_group: the processes that have the other shards.
         """
-        attack, number = self.attacks[attack_name], list(self.attacks).index(attack_name)
+        attack, number = self._attack(attack_name, batch.step), list(self.attacks).index(attack_name)
         key: tuple[str | int, ...] = (self.name, "attack", batch.step, *([number] if number else []))
         values: dict = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
         if batch.target is not None:
@@ -108,6 +108,14 @@ class Crafter:
         if not len(shard) and attack.mode == "eval":
             return batch.x
         return attack(network, batch.x, batch.y, draw, **values)
+
+    def _attack(self, name, step):
+        """The attack; with `scale`, with the radius and the step size of the step."""
+        factors = {key: self.plan.attack_scale(self.name, key, step) for key, c in self.configs.items() if c.scale}
+        if not factors:
+            return self.attacks[name]
+        scaled = {key: self.configs[key].scaled(factor) for key, factor in factors.items()}
+        return self.objective.build_attacks(self.configs | scaled)[name]
 
     def _with_radii(self, attack, clip, network, batch, shard, process_group):
         """The attack with a radius per example. Their mean is that of the whole batch, in every process."""

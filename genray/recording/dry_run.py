@@ -108,7 +108,8 @@ def _learner_line(plan, name):
 
 def _attack(attack):
     steps = "APGD steps" if attack.algorithm == "apgd" else f"steps of {float(attack.step_size):.4g}"
-    return f"{ThreatModel(attack.norm, attack.epsilon)}, {attack.num_steps} {steps}"
+    grows = f" (times {float(attack.scale.values[0]):g} -> 1)" if attack.scale else ""
+    return f"{ThreatModel(attack.norm, attack.epsilon)}{grows}, {attack.num_steps} {steps}"
 
 
 def _compute(compute):

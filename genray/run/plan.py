@@ -98,6 +98,10 @@ class RunPlan:
         """The learner's tau at step `step`: attack steps after a misclassification (FAT)."""
         return piecewise_linear(self._knots["tau", learner], self.position(step))
 
+    def attack_scale(self, learner: str, attack: str, step: int) -> float:
+        """The factor on epsilon and step size of one of the learner's attacks at step `step`."""
+        return piecewise_linear(self._knots["scale", learner, attack], self.position(step))
+
     @cached_property
     def _knots(self):
         """All schedules as floats, because they are read every step."""
@@ -108,7 +112,14 @@ class RunPlan:
             for name, learner in self.config.base_learners.items()
             if learner.attack is not None and learner.attack.tau is not None
         }
-        return {k: tuple((float(at), float(v)) for at, v in s.knots) for k, s in (rates | weights | taus).items()}
+        scales = {
+            ("scale", name, key): attack.scale
+            for name, learner in self.config.base_learners.items()
+            for key, attack in learner.all_attacks.items()
+            if attack.scale is not None
+        }
+        every: dict = rates | weights | taus | scales
+        return {k: tuple((float(at), float(v)) for at, v in s.knots) for k, s in every.items()}
 
     @property
     def num_redistributions(self) -> int:

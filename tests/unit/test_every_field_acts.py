@@ -125,6 +125,7 @@ CHANGES = {
     "own.options": (OWN_LOSS, f"{L}.objective.options={{beta: 0.5}}"),
     "base_learners.attack.tau": ([f"{L}.attack.num_steps=2", f"{L}.attack.tau=0"], f"{L}.attack.tau=2"),
     "base_learners.attack.step_noise": ([f"{L}.attack.tau=1"], f"{L}.attack.step_noise=0.1"),
+    "base_learners.attack.scale": ([], f"{L}.attack.scale=[[0, 0], [0.5, 1]]"),
     "base_learners.attack.radius_clip": ([], f"{L}.attack.radius_clip=[0.5, 1.5]"),
     "base_learners.attacks": (MAX, f"{L}.attacks.l2.epsilon=3"),
     "base_learners.awp.gamma": ([f"{L}.awp.gamma=0.01"], f"{L}.awp.gamma=0.02"),

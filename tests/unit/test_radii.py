@@ -17,6 +17,8 @@ from genray.config import load_config
 from genray.data.splits import Split
 from genray.errors import ConfigError
 from genray.learners.base_learner import BaseLearner
+from genray.learners.crafting import Crafter
+from genray.objectives import build_objective
 from genray.run.plan import make_plan
 
 EPSILON = {"linf": 0.11, "l2": 1.3, "l1": 4.7}
@@ -103,6 +105,39 @@ def learner(**changes):
     config = unit_config({"linf": robust}, evaluation={"attack": ATTACK})
     images = torch.randint(256, (80, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return BaseLearner("linf", make_plan(config, 80), small_network(), Split(images, torch.arange(80) % 10))
+
+
+@pytest.mark.parametrize("norm", EPSILON)
+@pytest.mark.parametrize("kind", ["pgd", "momentum", "friendly", "apgd"])
+def test_a_radius_of_zero_leaves_the_images(kind, norm):
+    (x, y), attack, model = batch(5), attacks(norm)[kind], convolutions()
+    changes = {"epsilon": 0.0} | ({} if kind == "apgd" else {"step_size": 0.0})
+    assert torch.allclose(type(attack)(**vars(attack) | changes)(model, x, y, draw()), x, atol=1e-7)
+
+
+@pytest.mark.parametrize("radius_clip", [None, [0.5, 1.5]])
+def test_a_scale_over_the_run(radius_clip):
+    """Nine steps: at step 3 of [[0, 0], [2/3, 1]] half of the radius."""
+    growing = learner(scale=[[0, 0], ["2/3", 1]], radius_clip=radius_clip)
+    half = learner(epsilon=0.1, step_size=0.05, radius_clip=radius_clip)
+    whole, seen = learner(radius_clip=radius_clip), []
+    for one in (growing, half, whole):
+        one.step = 3
+        one.run_window(3, 4)
+        seen.append(one.flat.weights.clone())
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    growing.load_state_dict({**half.state_dict(), "step": 6})
+    whole.load_state_dict({**half.state_dict(), "step": 6})
+    assert growing.run_window(6, 7).loss_sum == whole.run_window(6, 7).loss_sum
+
+
+def test_each_of_several_attacks_has_its_scale():
+    attacks = {"a": {**ATTACK, "scale": [[0, 0], [1, 1]]}, "b": {**ATTACK, "norm": "l2"}}
+    config = unit_config({"linf": {"objective": "max", "lr": 0.1, "attacks": attacks}}, evaluation={"attack": ATTACK})
+    crafter = Crafter("linf", make_plan(config, 80), build_objective(config.base_learners["linf"].objective))
+    inner = crafter._attack("worst", 3).attacks
+    assert [a.epsilon for a in inner] == pytest.approx([0.2 / 3, 0.2])
+    assert [a.step_size for a in inner] == pytest.approx([0.1 / 3, 0.1])
 
 
 @pytest.mark.parametrize("clip", [[1, 1], [0.5, 1.5]])

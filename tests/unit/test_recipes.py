@@ -11,6 +11,10 @@ REFUSED = {
         [f"{L}.optimizer={{name: adam, decay_norms_and_biases: false}}"],
         f"{L}.optimizer.decay_norms_and_biases: has no effect without weight_decay",
     ),
+    "a scale that does not end at 1": (
+        [f"{L}.attack.scale=[[0, 0], [1, 0.5]]"],
+        f"{L}.attack.scale: expected 1 at the end (epsilon is the final radius), got 0.5",
+    ),
     "clip to nothing": (
         [f"{L}.optimizer.clip_norm=0"],
         f"{L}.optimizer.clip_norm: expected a number above 0, got 0",
