@@ -161,8 +161,11 @@ class EpochRecord(Record):
 
 
 class ImagesRecord(Record):
+    """`broken` are image files that are left out because they cannot be decoded."""
+
     examples: int
     fingerprint: str
+    broken: list[str] = []
 
 
 class DataRecord(RootModel[Named[ImagesRecord]]):

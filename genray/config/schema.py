@@ -67,11 +67,25 @@ class DataConfig(Section):
         1000, "held out of the training images, class-balanced, to choose by", ge=0, unit="images"
     )
     validation_seed: int = option(0, "seed of that split", ge=0)
+    home: Literal["auto", "resident", "mapped", "files"] = option(
+        "auto",
+        "where the images are: on the device; in a file that each node makes once and maps into memory; in the image "
+        "files (Parquet, image_folder), decoded batch by batch; auto: resident up to half of the free memory",
+    )
+    cache: Text | None = option(None, "folder of the files that each node makes; null: ~/.cache/genray/images")
+    decoding_workers: int = option(
+        2, "home files: processes of each learner that decode its next batches; 0: it decodes itself", ge=0
+    )
+    on_broken: Literal["fail", "skip"] = option(
+        "fail", "an image file that cannot be decoded: name it and end; or leave it out (all are tried at the start)"
+    )
     extra: ExtraConfig | None = option(None, "labelled images that are trained on beside these; null: none")
 
     def problems(self) -> Iterable[str]:
         if self.source in ("parquet", "image_folder") and self.path is None:
             yield f"path: missing, source {self.source} needs the folder or URI of the images"
+        if self.home == "files" and self.source not in ("parquet", "image_folder"):
+            yield f"home: expected auto, resident or mapped with source {self.source}, which has no image files"
         if self.source == "digits" and self.path is not None:
             yield "path: has no effect with source digits, which scikit-learn carries; remove it"
         for name, sources in (

@@ -1,10 +1,14 @@
 """Image data sets by name: everything becomes two uint8 tensors with labels in memory."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from genray.config.arguments import Count, checked
 from genray.config.values import AsTuple
 from genray.core.memory import check_memory
+from genray.data.catalogue import without
+from genray.data.home_choice import FILE_SOURCES, choose_home, make_home, stored_part
+from genray.data.homes import Resident
 from genray.data.parquet import load_parquet
 from genray.data.reading import Reading
 from genray.data.request import PARTS, DataRequest
@@ -41,8 +45,11 @@ def load_image_data(
     copies: Count = 1,
     progress: Any = None,
     check: Any = None,
+    home: Literal["auto", "resident", "mapped", "files"] = "resident",
+    cache: str | None = None,
+    on_broken: Literal["fail", "skip"] = "fail",
 ) -> ImageData:
-    """Loads a data set into memory.
+    """Opens a data set, by default into memory.
 
     Args:
         source: a key of SOURCES. `digits` comes with scikit-learn; `cifar10`, `cifar100`, `mnist` and `svhn` come from
@@ -62,6 +69,11 @@ def load_image_data(
         progress: a `Progress` that shows how far decoding is, and what was left out or changed; None shows nothing.
         check: called with the `Catalogue` and {"train": images that are there in all, "test": ...} before anything is
             decoded; what it raises ends the call. It judges the numbers of examples, too.
+        home: where the images are: in memory (resident), in a file under `cache` that is mapped into memory, in the
+            image files, which are decoded when they are needed, or (auto) resident if they take at most half of the
+            free memory.
+        cache: folder of the files that this machine makes once; ~/.cache/genray/images by default.
+        on_broken: skip leaves out image files that cannot be decoded.
 
     Returns:
         The data with images (N, C, H, W) uint8, C = 1 for grey and 3 for RGB, and labels 0..K-1, K >= 2.
@@ -75,30 +87,37 @@ def load_image_data(
     request = DataRequest(
         *(source, path, image_column, label_column, download, image_size, train_examples, test_examples, reading),
         refuses=check is None,
+        skips=on_broken == "skip",
     )
     catalogue = SOURCES[source](request)
     _check_sizes(source, catalogue.parts)
     if check is not None:
         check(catalogue, request.available)
     needed = sum(part.nbytes for name, part in catalogue.parts.items() if name in decode)
+    kind, note = choose_home(home, copies * needed, cache, source in FILE_SOURCES)
+    reading.say(note if decode else "")
     shape = "x".join(map(str, catalogue.parts["train"].shape))
     counted = [f"{len(part.labels)} {name} images" for name, part in catalogue.parts.items() if name in decode]
-    check_memory(copies * needed, f"{' and '.join(counted)} of {shape} bytes{', twice' * (copies > 1)}")
-    images = {
-        name: part.decode(name, reading) if name in decode else part.undecoded()
-        for name, part in catalogue.parts.items()
-    }
-    channels = max(tensor.shape[1] for tensor in images.values())
-    splits = {
-        name: Split(_with_channels(tensor, channels), catalogue.parts[name].labels) for name, tensor in images.items()
-    }
+    if kind == "resident":
+        check_memory(copies * needed, f"{' and '.join(counted)} of {shape} bytes{', twice' * (copies > 1)}")
+    homes, labels = {}, {}
+    for name, part in catalogue.parts.items():
+        found, broken = Resident(part.undecoded()), []
+        if name in decode:
+            column = catalogue.columns.get("image_column")
+            stored = stored_part(name, request, column, cache, partial(_reopened, name))
+            found, broken = make_home(kind, part, request, stored)
+            reading.leave_out_broken(name, broken, stored.root)
+        homes[name], labels[name] = found, without(part.labels, broken)
+    channels = max(found.shape[0] for found in homes.values())
+    splits = {name: Split(found.with_channels(channels), labels[name]) for name, found in homes.items()}
     reading.report()
-    return ImageData(splits["train"], splits["test"], catalogue.class_names, source, catalogue.columns, reading.notes)
+    opened = splits["train"], splits["test"], catalogue.class_names, source, catalogue.columns
+    return ImageData(*opened, reading.notes, reading.broken)
 
 
-def _with_channels(images, channels):
-    """Grey images among colours become colours; the tensor itself where it has them."""
-    return images if images.shape[1] == channels else images.expand(-1, channels, -1, -1).contiguous()
+def _reopened(part, request):
+    return SOURCES[request.source](request).parts[part]
 
 
 def _check_sizes(source, parts):

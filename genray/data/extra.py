@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 
 from genray.config.schema import DataConfig
 from genray.core.memory import check_memory
-from genray.data.catalogue import Part
+from genray.data.catalogue import Part, without
 from genray.data.files import Folder, local_folder
+from genray.data.home_choice import choose_home, make_home, stored_part
+from genray.data.homes import Resident, join
 from genray.data.npz import stored_arrays
 from genray.data.parquet import ClassNames, find_columns, find_image_column, lone_shards, stored_images
 from genray.data.reading import Reading
 from genray.data.request import DataRequest
-from genray.data.sources import DEFAULT_ROOT, image_files, open_torchvision, stored_files
+from genray.data.sources import DEFAULT_ROOT, image_files, open_torchvision, stored_array, stored_files
 from genray.data.splits import Split
 from genray.errors import DataError
 
@@ -40,18 +43,37 @@ def with_extra(train: Split, data: DataConfig, class_names, reading: Reading) ->
     size = (shape[1], shape[2]) if extra.resize else None
     columns = extra.image_column, extra.label_column
     request = DataRequest(extra.source, path, *columns, data.download, size, extra.examples, reading=reading)
+    request = replace(request, skips=data.on_broken == "skip")
     with _named_after_the_section():
         part, pseudo = open_images(request, class_names)
-        if not train.images.is_meta:  # both are copied into one tensor
-            check_memory(2 * part.nbytes + train.images.nbytes, f"{len(part.labels)} extra beside {len(train)} images")
-        images = part.undecoded() if train.images.is_meta else part.decode("extra", reading)
-    if tuple(images.shape[1:]) != shape:
+        home, broken = _home(train, part, request, data, class_names)
+    if home.shape != shape:
         raise DataError(
-            f"data.extra: expected images of the training images' shape {shape} (C, H, W), came "
-            f"{tuple(images.shape[1:])}"
+            f"data.extra: expected images of the training images' shape {shape} (C, H, W), came {home.shape}"
         )
+    reading.leave_out_broken("extra", broken)
+    labels, pseudo = without(part.labels, broken), without(pseudo, broken)
     labelled = torch.cat([torch.ones(len(train), dtype=torch.bool), ~pseudo]) if pseudo.any() else None
-    return Split(torch.cat([train.images, images]), torch.cat([train.labels, part.labels]), labelled)
+    return Split(join(train.home, home), torch.cat([train.labels, labels]), labelled)
+
+
+def _home(train, part, request, data, class_names):
+    """The home of the extra images, and those of them that are left out."""
+    if train.home.device.type == "meta":
+        return Resident(part.undecoded()), []
+    has_files = part.files is not None or part.blobs is not None
+    together = 2 * part.nbytes + train.home.nbytes  # both are copied into one tensor
+    kind, note = choose_home(data.home, together, data.cache, has_files)
+    if kind == "resident":
+        check_memory(together, f"{len(part.labels)} extra beside {len(train)} images")
+    kind = "mapped" if kind == "files" and not has_files else kind
+    request.reading.say(note)
+    stored = stored_part("extra", request, request.image_column, data.cache, partial(_reopened, class_names))
+    return make_home(kind, part, request, stored)
+
+
+def _reopened(class_names, request):
+    return open_images(request, class_names)[0]
 
 
 def open_images(request: DataRequest, class_names=None) -> tuple[Part, torch.Tensor]:
@@ -95,7 +117,7 @@ def _named_after_the_section():
 
 def _npz(request, class_names):
     """The one array of uint8 images in a NumPy file, and `label` and `pseudo` beside it."""
-    available, shape, read, others = stored_arrays(request.require_path())
+    available, shape, read, mark, others = stored_arrays(request.require_path())
     labels = others.get("label")
     if class_names and (labels is None or labels.shape != (available,) or labels.dtype.kind not in "iu"):
         came = "none" if labels is None else f"{labels.shape} {labels.dtype}"
@@ -106,7 +128,7 @@ def _npz(request, class_names):
         came = f"{pseudo.shape} {pseudo.dtype}"
         raise DataError(f"{request.path}: expected an array pseudo of {available} truth values, came {came}")
     pseudo = torch.from_numpy(np.broadcast_to(pseudo.astype(bool), available).copy())
-    return available, lambda count: (shape, partial(read, count)), labels, pseudo
+    return available, lambda count: (shape, partial(read, count), mark), labels, pseudo
 
 
 def _parquet(request, class_names):
@@ -131,8 +153,8 @@ def _image_folder(request, class_names):
     paths = image_files(folder, below, request.reading)
     if class_names:
         number = {name: k for k, name in enumerate(class_names)}
-        own = [path.removeprefix(folder.path(below)).lstrip("/").partition("/")[0] for path in paths]
-        stranger = next((path for path, name in zip(paths, own) if name not in number), None)
+        own = [path.removeprefix(folder.path(below)).lstrip("/").partition("/")[0] for path, *_ in paths]
+        stranger = next((path for (path, *_), name in zip(paths, own) if name not in number), None)
         if stranger:
             some = ", ".join(class_names[:10]) + ", ..." * (len(class_names) > 10)
             raise DataError(f"{stranger}: expected to lie in a folder that is called like a class ({some})")
@@ -146,6 +168,6 @@ def _svhn_extra(request, class_names):
     data = open_torchvision("svhn", root, "extra", request.download)
 
     def opened(count):
-        return data.data.shape[1:], lambda: torch.from_numpy(np.ascontiguousarray(data.data[:count]))
+        return data.data.shape[1:], *stored_array(data.data[:count])
 
     return len(data.data), opened, torch.from_numpy(data.labels.astype(np.int64)) if class_names else None, None

@@ -2,15 +2,16 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
 from genray.core.memory import check_memory, too_large
+from genray.data.catalogue import Allocate, Broken
 from genray.data.reading import Reading
 from genray.errors import DataError, one_line
 
@@ -19,6 +20,7 @@ _SIGNATURES = {b"\x89PNG": "PNG", b"RIFF": "WEBP", b"\xff\xd8\xff": "JPEG"}
 _CHANNELS = {"L": 1, "RGB": 3}
 # Smaller images decode faster than threads hand over Python's lock (32x32 WebP: 1.5 times slower with two).
 _THREADS_FROM_PIXELS = 128 * 128
+_COPIED_AT_ONCE = 1024  # images
 _TURNED = "turned as the EXIF orientation says"
 _ON_WHITE = "partly transparent, drawn on white"
 _FRAMES = "with several frames, of which the first is read"
@@ -35,12 +37,29 @@ class ImageStack:
         count: how many images will come.
         image_size: (H, W) to resize all of them to, or None if they must agree by themselves.
         reading: is told of every image and of what was done to it.
+        target: makes what the images are put into.
+        skip: whether images that cannot be decoded are left out.
+        threads: whether threads decode large images.
+
+    Attributes:
+        broken: index and file of each image that is left out.
     """
 
-    def __init__(self, count: int, image_size: tuple[int, int] | None, reading: Reading):
+    def __init__(
+        self,
+        count: int,
+        image_size: tuple[int, int] | None,
+        reading: Reading,
+        target: Allocate | None = None,
+        *,
+        skip: bool = False,
+        threads: bool = True,
+    ):
         self._count, self._image_size, self._reading = count, image_size, reading
-        self._images: torch.Tensor | None = None
-        self._filled = 0
+        self._target, self._skip, self._threads = target or allocate, skip, threads
+        self._images: Any = None
+        self._filled = self._came = 0
+        self.broken: Broken = []
 
     def append(self, blobs: Sequence[bytes | None], locate: Callable[[int], str]) -> None:
         """Decodes the next images.
@@ -55,43 +74,58 @@ class ImageStack:
         if not blobs:
             return
         decoded = self._decode_all(blobs, locate)
+        self._came += len(blobs)
+        if not decoded:
+            return
         if self._images is None:
-            height, width, channels = decoded[0].shape
-            self._images = allocate((self._count, channels, height, width))
+            height, width, channels = next(iter(decoded.values())).shape
+            self._images = self._target((self._count, channels, height, width))
         expected = tuple(self._images.shape[2:])
-        for index, image in enumerate(decoded):
+        for index, image in decoded.items():
             if image.shape[:2] != expected:
                 raise DataError(
                     f"{locate(index)}: expected {expected[0]}x{expected[1]} pixels (H x W) like the first image, came "
                     f"{image.shape[0]}x{image.shape[1]}; set data.image_size to resize all images"
                 )
-        self._store(decoded)
+        self._store(list(decoded.values()))
 
-    def finish(self) -> torch.Tensor:
-        """(count, C, H, W) uint8."""
-        assert self._images is not None and self._filled == self._count, "fewer images came than announced"
-        return self._images
+    def finish(self) -> Any:
+        """(count, C, H, W) uint8, fewer where some are left out: a tensor, or what `target` made."""
+        assert self._came == self._count, "fewer images came than announced"
+        if self._images is None:
+            raise DataError(f"{self.broken[0][1]}: expected an image file, as of all {self._count}, came none")
+        return self._images[: self._filled] if isinstance(self._images, torch.Tensor) else self._images
 
-    def _decode_all(self, blobs, locate) -> list[np.ndarray]:
+    def _decode_all(self, blobs, locate) -> dict[int, np.ndarray]:
         def decode(index):
-            return _decode(blobs[index], self._image_size, locate, index)
+            try:
+                return _decode(blobs[index], self._image_size, locate, index)
+            except DataError:
+                if not self._skip:
+                    raise
+                return None
 
         first = decode(0)
         rest = range(1, len(blobs))
-        if first.pixels.shape[0] * first.pixels.shape[1] < _THREADS_FROM_PIXELS:
-            decoded = [first, *map(decode, rest)]
-        else:
+        large = first is None or first.pixels.shape[0] * first.pixels.shape[1] >= _THREADS_FROM_PIXELS
+        if large and self._threads and len(blobs) > 1:
             with ThreadPoolExecutor() as pool:
                 decoded = [first, *pool.map(decode, rest)]
-        for image in decoded:
+        else:
+            decoded = [first, *map(decode, rest)]
+        self.broken += [(self._came + index, locate(index)) for index, image in enumerate(decoded) if image is None]
+        found = {index: image for index, image in enumerate(decoded) if image is not None}
+        for image in found.values():
             self._reading.remark(image.remarks)
-        return [image.pixels for image in decoded]
+        return {index: image.pixels for index, image in found.items()}
 
     def _store(self, decoded: list[np.ndarray]) -> None:
         channels = {image.shape[2] for image in decoded}
         if max(channels) > self._images.shape[1]:
-            colour = allocate((self._count, 3, *self._images.shape[2:]))
-            colour[: self._filled] = self._images[: self._filled]
+            colour = self._target((self._count, 3, *self._images.shape[2:]))
+            for start in range(0, self._filled, _COPIED_AT_ONCE):
+                some = slice(start, min(start + _COPIED_AT_ONCE, self._filled))
+                colour[some] = self._images[some]
             self._images = colour
         if len(channels) > 1:
             decoded = [image if image.shape[2] == 3 else image.repeat(3, axis=2) for image in decoded]
@@ -109,10 +143,23 @@ class Decoded(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def shape_of(blob: bytes | None, image_size: tuple[int, int] | None, where: str) -> tuple[int, int, int]:
-    """(C, H, W) of one encoded image, as `ImageStack` reads it."""
-    height, width, channels = _decode(blob, None, lambda _: where, 0).pixels.shape
-    return channels, *(image_size or (height, width))
+def shape_of(
+    files: Iterable[tuple[str, bytes | None]], image_size: tuple[int, int] | None, skip: bool
+) -> tuple[int, int, int]:
+    """(C, H, W) of the first encoded image, or where broken ones are left out of the first sound one.
+
+    Args:
+        files: (name, bytes) of each.
+    """
+    for where, blob in files:
+        try:
+            height, width, channels = _decode(blob, None, lambda _, where=where: where, 0).pixels.shape
+            return channels, *(image_size or (height, width))
+        except DataError as error:
+            if not skip:
+                raise
+            last = error
+    raise last
 
 
 def allocate(shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,14 +1,18 @@
-"""Seeded batches from a data set that lives on the device; any step can be asked for, in any order."""
+"""Seeded batches of a split, wherever its images are; any step can be asked for, in any order."""
 
 import functools
+from collections.abc import Iterator
 
 import torch
 
 from genray.core import rng
+from genray.data.ahead import batches_ahead
 from genray.data.augment import Augmentation
 from genray.data.order import Shares, Shuffled
 from genray.data.splits import Split
 from genray.errors import DataError
+
+_KEPT_ORDERS = 2  # epochs
 
 
 class BatchLoader:
@@ -36,20 +40,23 @@ class BatchLoader:
         drop_last: bool = False,
         extra_share: float | None = None,
         own_examples: int | None = None,
+        decoding_workers: int = 0,
     ):
-        """Moves the whole split to the device.
+        """Moves the images to the device, if they are resident.
 
         Args:
-            split: the examples; images (N, C, H, W) uint8, labels (N,) int64.
+            split: the examples.
             batch_size: examples a batch, >= 1; the last batch of an epoch is shorter where it must be.
             seed: the run's seed.
             order_key: names the order of the examples (shared by learners that are to see the same minibatches).
             augmentation_key: names the augmentation's random numbers, usually the learner.
             augmentation: callable (images, generator) -> images on uint8 tensors, or None for none.
-            device: where the data lives and the batches are made.
+            device: where the batches are made.
             drop_last: leave out the short last batch (a random one each epoch, so no example is left out for good).
             extra_share: share of the examples after the first `own_examples` in each batch, while an epoch has as many
                 as these; None: every example once an epoch.
+
+            decoding_workers: processes that decode the next batches of images that are in files.
 
         Raises:
             DataError: batch_size below 1, no examples, or drop_last with fewer examples than one batch.
@@ -71,8 +78,10 @@ class BatchLoader:
         self._augmentation_key = augmentation_key
         self._augmentation = augmentation
         self._drop_last = drop_last
-        self._order_epoch: int | None = None
-        self._order: torch.Tensor | None = None
+        self._orders: dict[int, torch.Tensor] = {}
+        self._workers = decoding_workers if self._split.home.decodes else 0
+        self._ahead: Iterator[torch.Tensor] | None = None
+        self._next_ahead = -1
         draw = functools.partial(rng.generator, "cpu", seed, order_key)
         if extra_share is None:
             self._draw_order: Shuffled | Shares = Shuffled(num_examples, draw)
@@ -102,7 +111,9 @@ class BatchLoader:
         Raises:
             ValueError: negative step.
         """
-        images, labels = (part.to(self.device) for part in self._split.take(self._chosen(step)))
+        chosen = self._chosen(step)
+        images = self._decoded(step) if self._workers else self._split.home.take(chosen)
+        images, labels = images.to(self.device), self._split.labels[chosen].to(self.device)
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
             images = self._augmentation(images, rng.generator(self.device, *key))
@@ -121,11 +132,20 @@ class BatchLoader:
         start = position * self.batch_size
         return self._epoch_order(epoch)[start : start + self.batch_size]
 
+    def _decoded(self, step):
+        """The images of a step, by processes that go on with the next; where steps do not follow, they start anew."""
+        if self._ahead is None or step != self._next_ahead:
+            self._ahead = batches_ahead(self._split.home, self._chosen, step, self._workers)
+        self._next_ahead = step + 1
+        return next(self._ahead)
+
     def _epoch_order(self, epoch: int) -> torch.Tensor:
-        """(N,) int64 indices of one epoch, kept until another epoch is asked for."""
-        if epoch != self._order_epoch:
+        """(N,) int64 indices of one epoch; those of two are kept, since the batches ahead may be of the next one."""
+        if epoch not in self._orders:
             order = self._draw_order(epoch)
             if self._split.home.device.type == "cuda":  # pinned memory lets the copy run without waiting
                 order = order.pin_memory()
-            self._order, self._order_epoch = order.to(self._split.home.device, non_blocking=True), epoch
-        return self._order
+            if len(self._orders) == _KEPT_ORDERS:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = order.to(self._split.home.device, non_blocking=True)
+        return self._orders[epoch]

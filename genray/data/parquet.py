@@ -4,18 +4,20 @@ One row an image: a struct column holding the encoded file in its field `bytes` 
 integer class label. A split is one or several files, train-*.parquet and test-*.parquet.
 """
 
+import hashlib
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from genray.data.catalogue import Catalogue, Part
+from genray.data.catalogue import Catalogue, Part, row_name
 from genray.data.files import Folder, readable
 from genray.data.images import ImageStack, shape_of
 from genray.data.reading import Reading
@@ -38,6 +40,8 @@ class ParquetShard:
     def __init__(self, folder: Folder, path: str):
         self.path = path
         with readable(f"{path}: expected a readable Parquet file"):
+            info = folder.filesystem.get_file_info(path)
+            self.size_and_time = info.size, info.mtime_ns
             self._file = pq.ParquetFile(path, filesystem=folder.filesystem, buffer_size=_BUFFER_BYTES)
             self.schema = self._file.schema_arrow
 
@@ -74,23 +78,8 @@ class ParquetShard:
             marks = self._file.read(columns=[column]).column(column).cast("int64").fill_null(0)
             return torch.tensor(marks.to_numpy() != 0)
 
-    def first_image(self, column: str) -> bytes | None:
-        """The encoded first image; next to nothing else is read."""
-        return next(self._images(column, 1))[0]
-
-    def read_images(self, column: str, count: int, stack: ImageStack) -> None:
-        """Decodes the first `count` images of the file into `stack`."""
-        batches, start = self._images(column, _ROWS_AT_ONCE), 0
-        while start < count:
-            blobs = next(batches)[: count - start]
-            stack.append(blobs, partial(self._row, start))
-            start += len(blobs)
-
-    def _row(self, start: int, index: int) -> str:
-        return f"{self.path}, row {start + index}"
-
-    def _images(self, column, at_once):
-        """Lists of encoded images, in order."""
+    def images(self, column: str, at_once: int) -> Iterator[list[bytes | None]]:
+        """Lists of encoded images, in order; of the first one next to nothing else is read."""
         self._require("image", column, _is_image)
         is_struct = pa.types.is_struct(self.schema.field(column).type)
         with readable(f"{self.path}: expected a readable Parquet file"):
@@ -155,23 +144,39 @@ def load_parquet(request: DataRequest) -> Catalogue:
     parts = {}
     for part in PARTS:
         taken = labels[part][: request.count(part, len(labels[part]))].clone()
-        shape, read = stored_images(shards[part], image_column, len(taken), request)
-        parts[part] = Part(taken, shape, read)
+        parts[part] = Part(taken, *stored_images(shards[part], image_column, len(taken), request))
     return Catalogue(parts, class_names, {"image_column": image_column, "label_column": label_column})
 
 
 def stored_images(shards: list[ParquetShard], column: str, count: int, request: DataRequest):
-    """((C, H, W) of the first image, a function that decodes the first `count` images)."""
-    first = next(shard for shard in shards if shard.num_rows)
+    """What a `Part` of the first `count` images has behind its labels."""
 
-    def read():
-        stack, missing = ImageStack(count, request.image_size, request.reading), count
+    def lists(at_once):
+        missing = count
         for shard in shards:
-            shard.read_images(column, min(missing, shard.num_rows), stack)
-            missing -= min(missing, shard.num_rows)
-        return stack.finish()
+            for blobs in shard.images(column, at_once) if missing else ():
+                yield blobs[:missing]
+                missing -= len(blobs[:missing])
+                if not missing:
+                    break
 
-    return shape_of(first.first_image(column), request.image_size, f"{first.path}, row 0"), read
+    def read(target=None):
+        stack, done = ImageStack(count, request.image_size, request.reading, target, skip=request.skips), 0
+        for blobs in lists(_ROWS_AT_ONCE):
+            stack.append(blobs, lambda index, done=done: row_name(places, done + index))
+            done += len(blobs)
+        return stack.finish(), stack.broken
+
+    def mark():
+        found = [[os.path.basename(shard.path), shard.num_rows, shard.size_and_time] for shard in shards]
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+    def blobs():
+        return chain.from_iterable(lists(_ROWS_AT_ONCE))
+
+    places = [(shard.path, shard.num_rows) for shard in shards]
+    singly = ((row_name(places, index), blob) for index, blob in enumerate(chain.from_iterable(lists(1))))
+    return shape_of(singly, request.image_size, request.skips), read, mark, None, blobs, places
 
 
 def find_shards(folder: Folder, reading: Reading) -> dict[str, list[ParquetShard]]:

@@ -19,6 +19,7 @@ class DataRequest:
 
     Attributes:
         reading: is told what is read.
+        skips: whether images that cannot be decoded are left out.
         refuses: whether more examples than there are are an error; else all are taken, and somebody else compares.
         available: "train" and "test" -> examples that are there in all, once they are counted.
     """
@@ -33,6 +34,7 @@ class DataRequest:
     test_examples: int | None = None
     reading: Reading = field(default_factory=Reading)
     refuses: bool = True
+    skips: bool = False
     available: dict = field(default_factory=dict)
 
     def count(self, part: str, available: int) -> int:

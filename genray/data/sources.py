@@ -1,10 +1,10 @@
 """The sources that are not Parquet: scikit-learn's digits, torchvision's data sets and folders of image files."""
 
 import contextlib
+import hashlib
 import os
 import socket
 import sys
-from functools import partial
 
 import numpy as np
 import torch
@@ -83,26 +83,60 @@ def load_image_folder(request: DataRequest) -> Catalogue:
                     f"{folder.root}: {part} class folder {name!r}: expected images of a training class, came {what}"
                 )
     ordered = {part: _interleaved(files[part], names) for part in PARTS}
-    labels = {part: torch.tensor([label for label, _ in ordered[part]]) for part in PARTS}
-    resolve_classes(labels, names, lambda part, index: ordered[part][index][1])
+    labels = {part: ordered[part][0] for part in PARTS}
+    resolve_classes(labels, names, lambda part, index: ordered[part][1][index][0])
     parts = {}
     for part in PARTS:
-        chosen = [path for _, path in ordered[part][: request.count(part, len(ordered[part]))]]
+        chosen = ordered[part][1][: request.count(part, len(labels[part]))]
         parts[part] = Part(labels[part][: len(chosen)].clone(), *stored_files(folder, chosen, request))
     return Catalogue(parts, tuple(names))
 
 
-def stored_files(folder: Folder, paths: list[str], request: DataRequest):
-    """((C, H, W) of the first image, a function that decodes all of these files)."""
+class FolderFiles:
+    """Image files of a folder.
 
-    def read():
-        stack = ImageStack(len(paths), request.image_size, request.reading)
-        for start in range(0, len(paths), _FILES_AT_ONCE):
-            some = paths[start : start + _FILES_AT_ONCE]
-            stack.append([folder.read(path) for path in some], some.__getitem__)
-        return stack.finish()
+    Args:
+        found: (path, size, time of the last change) of each.
+    """
 
-    return shape_of(folder.read(paths[0]), request.image_size, paths[0]), read
+    def __init__(self, folder: Folder, found: list[tuple[str, int, int]]):
+        self.folder, self.local = folder, folder.is_local
+        self._top = f"{folder.root.rstrip('/')}/"
+        # One array, not a list of strings: decoding processes share its memory, and it takes a third of a list's.
+        self._names = np.array([path.removeprefix(self._top).encode() for path, *_ in found], np.bytes_)
+        self._sizes = np.array([size for _, size, _ in found], np.int64)
+        mark = hashlib.sha256()
+        for path, size, changed in found:
+            mark.update(f"{path.removeprefix(self._top)} {size} {changed}\n".encode())
+        self.mark = mark.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def where(self, index: int) -> str:
+        return self._top + self._names[index].decode()
+
+    def blob(self, index: int) -> bytes:
+        return self.folder.read(self.where(index))
+
+    def digest(self, index: int) -> bytes:
+        """Of name and size."""
+        return hashlib.sha256(self._names[index] + b" %d" % self._sizes[index]).digest()
+
+
+def stored_files(folder: Folder, found: list[tuple[str, int, int]], request: DataRequest):
+    """What a `Part` of these files has behind its labels."""
+    files = FolderFiles(folder, found)
+
+    def read(target=None):
+        stack = ImageStack(len(files), request.image_size, request.reading, target, skip=request.skips)
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            blobs = [files.blob(index) for index in range(start, min(start + _FILES_AT_ONCE, len(files)))]
+            stack.append(blobs, lambda index, start=start: files.where(start + index))
+        return stack.finish(), stack.broken
+
+    singly = ((files.where(index), files.blob(index)) for index in range(len(files)))
+    return shape_of(singly, request.image_size, request.skips), read, lambda: files.mark, files
 
 
 def _from_arrays(request: DataRequest, parts: dict, names) -> Catalogue:
@@ -113,14 +147,24 @@ def _from_arrays(request: DataRequest, parts: dict, names) -> Catalogue:
     for part in PARTS:
         taken = labels[part][: request.count(part, len(labels[part]))].clone()
         shape = (parts[part][0].shape[1], *(request.image_size or parts[part][0].shape[2:]))
-        found[part] = Part(taken, shape, partial(_whole_array, parts[part][0][: len(taken)], request.image_size))
+        found[part] = Part(taken, shape, *stored_array(parts[part][0][: len(taken)], request.image_size))
     return Catalogue(found, names)
 
 
-def _whole_array(images, image_size):
-    if image_size is not None:
-        images = resize_images(images, image_size)
-    return torch.from_numpy(np.ascontiguousarray(images))
+def stored_array(images: np.ndarray, image_size=None):
+    """(read, mark) of a `Part` whose images are in memory already, (N, C, H, W) uint8."""
+
+    def read(target=None):
+        found = images if image_size is None else resize_images(images, image_size)
+        if target is None:
+            return torch.from_numpy(np.ascontiguousarray(found)), []
+        copy = target(found.shape)
+        for start in range(0, len(found), _FILES_AT_ONCE):
+            some = slice(start, min(start + _FILES_AT_ONCE, len(found)))
+            copy[some] = torch.from_numpy(np.ascontiguousarray(found[some]))
+        return copy, []
+
+    return read, lambda: hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:16]
 
 
 _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "svhn": "SVHN"}
@@ -176,8 +220,8 @@ def _channels_first(dataset) -> np.ndarray:
     return images if images.shape[1] == 3 else images.transpose(0, 3, 1, 2)
 
 
-def _class_files(folder: Folder, part: str, reading: Reading) -> dict[str, list[str]]:
-    """Class name -> its image files in order; a class without any has an empty list."""
+def _class_files(folder: Folder, part: str, reading: Reading) -> dict[str, list[tuple[str, int, int]]]:
+    """Class name -> its image files in order, as of `FolderFiles`; a class without any has an empty list."""
     files, prefix = {}, f"{folder.root.rstrip('/')}/{part}/"
     for info in folder.walk(part, reading):
         name, _, below = info.path.removeprefix(prefix).partition("/")
@@ -186,13 +230,17 @@ def _class_files(folder: Folder, part: str, reading: Reading) -> dict[str, list[
             continue
         paths = files.setdefault(name, [])
         if info.is_file and _is_image(info, reading):
-            paths.append(info.path)
+            paths.append((info.path, info.size, info.mtime_ns))
     return files
 
 
-def image_files(folder: Folder, below: str, reading: Reading) -> list[str]:
-    """All image files in a sub-folder and below it, sorted by path."""
-    return [info.path for info in folder.walk(below, reading) if info.is_file and _is_image(info, reading)]
+def image_files(folder: Folder, below: str, reading: Reading) -> list[tuple[str, int, int]]:
+    """All image files in a sub-folder and below it, sorted by path, as of `FolderFiles`."""
+    return [
+        (info.path, info.size, info.mtime_ns)
+        for info in folder.walk(below, reading)
+        if info.is_file and _is_image(info, reading)
+    ]
 
 
 def _is_image(info, reading) -> bool:
@@ -203,7 +251,10 @@ def _is_image(info, reading) -> bool:
     return ending in _IMAGE_ENDINGS
 
 
-def _interleaved(files: dict[str, list[str]], names: list[str]) -> list[tuple[int, str]]:
-    """(label, path) of every file, the first of each class first."""
-    keyed = [(rank, names.index(name), path) for name, paths in files.items() for rank, path in enumerate(paths)]
-    return [(label, path) for _, label, path in sorted(keyed)]
+def _interleaved(files: dict[str, list], names: list[str]) -> tuple[torch.Tensor, list[tuple[str, int, int]]]:
+    """(labels, files), the first file of each class first."""
+    own = [files.get(name, []) for name in names]
+    label = np.repeat(np.arange(len(names)), list(map(len, own)))
+    rank = np.concatenate([np.arange(len(paths)) for paths in own])
+    every, order = [file for paths in own for file in paths], np.lexsort((label, rank))
+    return torch.from_numpy(label[order]), [every[i] for i in order]

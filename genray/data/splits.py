@@ -114,6 +114,7 @@ class ImageData:
         source: the name of the source in `genray.data.datasets.SOURCES`.
         columns: `image_column` and `label_column` of Parquet files, as they were found; else empty.
         notes: what a user has to know of how the data was read, one line each.
+        broken: part -> image files that are left out because they cannot be decoded.
     """
 
     train: Split
@@ -122,6 +123,7 @@ class ImageData:
     source: str
     columns: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    broken: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -81,7 +81,10 @@ def _read(text, image_column, size, examples):
     reading = Reading(Progress())
     request = DataRequest(source, path or None, image_column, None, True, size, examples, reading=reading)
     try:
-        found = open_images(request)[0].decode("unlabelled", reading)
+        part, _ = open_images(request)
+        reading.begin("unlabelled", len(part.labels))
+        found, _ = part.read(None)
+        reading.end()
     except DataError as error:  # which names the fields of a run
         raise DataError(str(error).replace("data.path", "--data").replace("data.train_examples", "examples")) from None
     reading.report()

@@ -170,7 +170,8 @@ def config_of(place: Storage):
 
 def data_of(config):
     keys = ("source", "path", "image_column", "label_column", "download", "image_size", "test_examples")
-    return {key: getattr(config.data, key) for key in keys}
+    broken = {"on_broken": "skip"} if config.data.on_broken == "skip" else {}  # older records do not have it
+    return {key: getattr(config.data, key) for key in keys} | broken
 
 
 def test_images_of(run):

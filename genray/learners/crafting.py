@@ -57,6 +57,7 @@ class Source:
             drop_last=run.training.drop_last,
             extra_share=extra.batch_share if extra else None,
             own_examples=plan.num_train,
+            decoding_workers=run.data.decoding_workers,
         )
 
     def batch(self, step: int) -> Batch:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from genray.core.memory import bytes_text, free_memory
+from genray.data.home_choice import FILE_SOURCES, choose_home
 from genray.recording.table import extra_lines
 from genray.run.cost import run_cost, step_passes
 from genray.run.devices import local_device
@@ -90,7 +91,9 @@ def _data_lines(setup):
     nbytes, free = sum(split.home.nbytes for split in setup.splits.values()), free_memory()
     there = "" if free is None else f", {bytes_text(free)} are free on this machine"
     lines += extra_lines(setup.extra)
-    lines.append(f"images take {bytes_text(nbytes)} of memory{there}")
+    kind, chosen = choose_home(data.home, nbytes, data.cache, data.source in FILE_SOURCES)
+    takes = f"images take {bytes_text(nbytes)} of memory{there}"
+    lines.append(takes if kind == "resident" else chosen or f"data.home: {kind}")
     return [f"{'':<14} {line}" for line in lines]
 
 

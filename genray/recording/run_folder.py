@@ -262,7 +262,10 @@ def model_bytes(state_dict: dict, model_metadata: dict) -> bytes:
 
 
 def _resumed_part(plain):
-    """The fields that a resumed run must not change: all but devices, data paths, kept checkpoints and `runtime`."""
+    """The fields that a resumed run must not change: all but devices, places of data, kept checkpoints, `runtime`.
+
+    The images of files have other fingerprints than decoded ones, so these two may not replace each other.
+    """
     learners = {
         name: {key: value for key, value in learner.items() if key not in ("resources", "workers")}
         for name, learner in plain["base_learners"].items()
@@ -270,6 +273,7 @@ def _resumed_part(plain):
     same = {key: value for key, value in plain.items() if key not in ("device", "runtime")}
     extra = plain["data"]["extra"]
     data = {**plain["data"], "path": None, "download": None, "extra": extra and {**extra, "path": None}}
+    data |= {"home": data["home"] == "files", "cache": None, "decoding_workers": None}
     checkpoint = {**plain["checkpoint"], "keep": None}
     return same | {"base_learners": learners, "data": data, "checkpoint": checkpoint}
 

@@ -42,7 +42,7 @@ def _try_learner(learner, network, setup):
 
 def _try(objective, attacks, network, setup, name):
     number, device = min(2, setup.plan.smallest_batch), next(network.parameters()).device
-    x = torch.full((number, *setup.splits["train"].images.shape[1:]), 0.5, device=device)
+    x = torch.full((number, *setup.splits["train"].shape), 0.5, device=device)
     y = torch.zeros(number, dtype=torch.long, device=device)
 
     def draw():

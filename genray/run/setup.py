@@ -166,6 +166,9 @@ def prepare(
         copies=copies,
         progress=progress,
         check=fitting.check,
+        home=config.data.home,
+        cache=config.data.cache,
+        on_broken=config.data.on_broken,
     )
     for note in fitting.notes if progress else ():
         progress.say(f"note: {note}")
@@ -207,6 +210,9 @@ def prepare(
     if not decode:
         return setup
     identity, repeated = identify(splits)
+    for part, names in (data.broken | reading.broken).items():
+        record = identity["test" if part == "test" else "train"]
+        record["broken"] = [*record.get("broken", ()), *names]
     for note in repeated if progress else ():
         progress.say(f"data: {note}")
     if setup.initial is not None:

@@ -227,6 +227,10 @@ CHANGES = {
 
 # These only show in how long something takes or how much is in flight; each has a test of its own.
 TESTED_ELSEWHERE = {
+    "data.home": "tests/unit/test_data_homes.py::test_batches_are_those_of_slow_code",
+    "data.cache": "tests/unit/test_data_homes.py::test_a_file_is_made_once",
+    "data.decoding_workers": "tests/unit/test_data_homes.py::test_processes_decode",
+    "data.on_broken": "tests/unit/test_data_homes.py::test_broken_files_are_left_out_counted_and_recorded",
     "runtime.startup_timeout_s": "tests/ray/test_gpus.py::test_too_few_gpus_is_said_within_the_timeout",
     "runtime.max_failures": "tests/unit/test_recovery.py::test_losses_in_a_row_end_the_run",
     "runtime.grace_period_s": "tests/unit/test_recovery.py::test_a_stopped_run_waits_for_its_last_checkpoint",

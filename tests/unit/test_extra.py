@@ -195,7 +195,7 @@ def test_svhn_extra(tmp_path, monkeypatch):
     labels = np.array([[10], [1], [2], [10], [9], [3]])  # 10 stands for 0
     scipy_io.savemat(tmp_path / "extra_32x32.mat", {"X": pixels.transpose(1, 2, 3, 0), "y": labels})
     part, _ = open_images(DataRequest("svhn_extra", str(tmp_path), train_examples=4), tuple("0123456789"))
-    assert np.array_equal(part.read(), pixels[:4].transpose(0, 3, 1, 2)) and part.labels.tolist() == [0, 1, 2, 0]
+    assert np.array_equal(part.read(None)[0], pixels[:4].transpose(0, 3, 1, 2)) and part.labels.tolist() == [0, 1, 2, 0]
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -215,6 +215,7 @@ def test_a_dry_run_decodes_the_first_image_only(tmp_path):
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded(tmp_path):
     path = parquet(tmp_path / "x", [picture(0, 0), *[b"no image"] * 39])
     huge = {"data.source": "parquet", "data.path": str(path), "data.image_size": [200_000, 200_000]}
+    huge["data.home"] = "resident"
     with pytest.raises(DataError, match=r"data: 40 train images and 40 test images") as caught:
         genray.train(CONFIG, huge, storage=tmp_path / "runs", runtime="local")
     needed = 80 * 3 * 200_000**2
