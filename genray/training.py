@@ -84,7 +84,7 @@ def _wants(learner):
 def _loaded(config, overrides, name, network=None):
     own = [{"name": name}] if name is not None else []
     if network is not None:
-        own.append({"model": {"name": name_of(network), "width": None, "batch_norm": False}})
+        own.append({"model": {"name": name_of(network), "width": None, "batch_norm": False, "activation": "relu"}})
     given = [named(override) for override in listed_overrides(overrides)]
     loaded = load_run(named(config), [*given, *own])
     from_file = config is None or isinstance(config, (str, os.PathLike))

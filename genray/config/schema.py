@@ -104,6 +104,7 @@ class ModelConfig(Section):
     new_head: bool = option(False, "with weights: the layer that computes the logits begins at random weights")
     freeze: Texts | None = option(None, "parameters that are not trained: names, with * and ?")
     width: int | None = option(None, "channels of the first stage (WRN: widen factor); null: as published", ge=1)
+    activation: Literal["relu", "silu"] = option("relu", "of our residual networks: max(x, 0), or x sigmoid(x) (swish)")
     batch_norm: bool = option(False, "small_cnn only: BatchNorm after every convolution")
     mean: Numbers | None = option(
         None, "normalisation inside the model, one value a channel", unit="pixel scale [0, 1]"
@@ -123,6 +124,8 @@ class ModelConfig(Section):
             yield f"width: has no effect with {self.name}; use model.options"
         if self.new_head and self.weights is None:
             yield "new_head: has no effect without model.weights"
+        if self.activation != "relu" and not re.match("(resnet|preact_resnet18(?!_softplus)|wrn)", self.name):
+            yield f"activation: has no effect with {self.name}; it is for our residual networks"
         if self.batch_norm and self.name != "small_cnn":
             yield f"batch_norm: has no effect with {self.name}; it is for small_cnn"
 

@@ -124,6 +124,7 @@ def row_of_run(config: RunConfig, norm: str, epsilon: Fraction) -> dict | None:
     if (
         not in_the_tables_ball(data.source, norm, epsilon)
         or config.model.width is not None
+        or config.model.activation != "relu"
         or data.test_examples is not None
     ):
         return None

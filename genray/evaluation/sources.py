@@ -193,7 +193,8 @@ def _checkpoint(options, file, data):
     if options == FileOptions() and "architecture" in read_metadata(file):
         return model_of(file)
     checkpoint = open_checkpoint(file, options.weights)
-    said = (checkpoint.metadata.get("architecture") or {}).get("name")
+    described = checkpoint.metadata.get("architecture") or {}
+    said, activation = described.get("name"), described.get("activation", "relu")
     names = [options.arch or said] if options.arch or said else fitting_architectures(checkpoint.state)
     if not names:
         first = listed(dict.fromkeys(name.partition(".")[0] for name in checkpoint.state))
@@ -205,7 +206,8 @@ def _checkpoint(options, file, data):
     batch_norm = any(key.endswith(".running_mean") for key in checkpoint.state)
 
     def build(name, normalize):
-        model = build_model(name, width=options.width, batch_norm=batch_norm and name == "small_cnn", **shape)
+        own = {"width": options.width, "batch_norm": batch_norm and name == "small_cnn", "activation": activation}
+        model = build_model(name, **own, **shape)
         load_into(model, file, normalize=normalize, part=options.weights)
         return model.eval()
 

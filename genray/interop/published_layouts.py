@@ -67,6 +67,10 @@ def _problems(model, architecture, layout) -> list[str]:
     if name not in held:
         return [f"layout {layout}: it has no {name}, only {', '.join(held)}; layout onnx takes any model"]
     problems = []
+    if "activation" in architecture:
+        problems.append(
+            f"layout {layout}: its {name} has ReLUs, got {architecture['activation']}; layout onnx takes it"
+        )
     for field, wanted in held[name].items():
         got = architecture.get(field)
         got = tuple(got) if isinstance(got, list) else wanted if got is None else got

@@ -32,6 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_32_10": partial(WideResNet, blocks_per_group=5),
     "wrn_34_10": partial(WideResNet, blocks_per_group=5),
 }
+WITHOUT_CHOICE = ("small_cnn", "preact_resnet18_softplus")  # of an activation
 
 
 def build_model(
@@ -45,6 +46,7 @@ def build_model(
     dropout: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    activation: str = "relu",
     options: dict | None = None,
     seed: int | None = None,
     factory: Callable[..., nn.Module] | None = None,
@@ -63,6 +65,7 @@ def build_model(
         mean: per-channel means on the [0, 1] scale, applied inside the network before its first layer. They are
             not part of the state dict, so whoever loads the weights again must give them again.
         std: per-channel standard deviations; given with `mean` or not at all.
+        activation: "relu" or "silu" (swish); of our residual networks only.
         options: keyword arguments of a network that is not ours.
         seed: draws the initial weights reproducibly, without touching torch's global generators.
         factory: the callable that `name` refers to, so that nothing is imported.
@@ -74,10 +77,13 @@ def build_model(
         ConfigError: unknown name or a value out of range; every problem is listed.
     """
     problems = _problems(name, num_classes, in_channels, image_size, width, batch_norm, dropout, mean, std, options)
+    if activation != "relu" and (name in WITHOUT_CHOICE or is_other(name) or activation != "silu"):
+        problems.append(f"activation: expected relu for {name}, or silu for our residual networks, got {activation}")
     if problems:
         raise ConfigError(problems)
     sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     own: dict[str, Any] = {} if width is None else {"width": width}
+    own |= {} if activation == "relu" else {"activation": activation}
     if name == "small_cnn":
         own |= {"image_size": tuple(image_size), "batch_norm": batch_norm}
         own |= {} if dropout is None else {"dropout": dropout}

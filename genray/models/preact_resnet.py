@@ -3,13 +3,12 @@
 Published codes differ in three places. Of these only the BatchNorm before the classifier shows in a state dict.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "softplus": F.softplus}
+from genray.models.activations import ACTIVATIONS
 
 
 class PreActBlock(nn.Module):
@@ -48,7 +47,8 @@ class PreActResNet18(nn.Module):
         width: w, 64 as published.
         batch_norm_before_fc: True as in Rice et al., AWP, TMLlib and E-AT, which pool relu(bn(x)) of the last block's
             sum x; False as in Generalist, Wong et al. and Andriushchenko and Flammarion, which pool x.
-        activation: of the blocks; "softplus" as in E-AT (log(1 + e^x); before pooling E-AT too has a ReLU).
+        activation: key of `ACTIVATIONS`; "softplus" (log(1 + e^x)) is that of the blocks only, as in E-AT, which has a
+            ReLU before pooling.
         raw_shortcut: True as in RobustBench's Wong2020Fast and Andriushchenko2020Understanding, see `PreActBlock`.
     """
 
@@ -63,6 +63,7 @@ class PreActResNet18(nn.Module):
         raw_shortcut: bool = False,
     ):
         super().__init__()
+        self.activation = ACTIVATIONS["relu" if activation == "softplus" else activation]
         block = partial(PreActBlock, activation=activation, raw_shortcut=raw_shortcut)
         self.normalize = nn.Identity()
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
@@ -78,7 +79,7 @@ class PreActResNet18(nn.Module):
         out = self.conv1(self.normalize(x))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         if self.bn is not None:
-            out = F.relu(self.bn(out))
+            out = self.activation(self.bn(out))
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 

@@ -71,6 +71,7 @@ class RunSetup:
             "batch_norm": model.batch_norm,
             "mean": model.mean,
             "std": model.std,
+            **({"activation": model.activation} if model.activation != "relu" else {}),
             **({"options": model.options} if model.options else {}),
             **({"factory": self.factory} if self.factory else {}),
         }

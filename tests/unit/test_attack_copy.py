@@ -19,6 +19,8 @@ NETWORKS = {
     "preact_resnet18_no_bn": ({"width": 4}, 8),
     "preact_resnet18_no_bn_raw_shortcut": ({"width": 4}, 8),
     "wrn_28_10": ({"width": 1}, 12),
+    "resnet18 silu": ({"width": 4, "activation": "silu"}, 20),
+    "wrn_28_10 silu": ({"width": 1, "activation": "silu"}, 12),
     "small_cnn": ({"width": 4, "batch_norm": True}, 4),
     "small_cnn plain": ({"width": 4}, 0),
 }

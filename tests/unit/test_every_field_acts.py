@@ -98,6 +98,7 @@ CHANGES = {
     "model.new_head": (["model.weights=IMAGES/weights.pt"], "model.new_head=true"),
     "model.freeze": ([], "model.freeze=['classifier.*']"),
     "model.width": ([], "model.width=5"),
+    "model.activation": (["model.name=resnet18", "model.batch_norm=false"], "model.activation=silu"),
     "model.batch_norm": ([], "model.batch_norm=false"),
     "model.mean": (["model.mean=[0.5]", "model.std=[1]"], "model.mean=[0.4]"),
     "model.std": (["model.mean=[0.5]", "model.std=[1]"], "model.std=[0.5]"),

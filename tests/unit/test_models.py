@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genray.errors import ConfigError
-from genray.models import MODELS, Normalize, build_model, count_parameters
+from genray.models import MODELS, WITHOUT_CHOICE, Normalize, build_model, count_parameters
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 SMALL_WIDTH = {name: 1 if name.startswith("wrn") else 4 for name in MODELS}
@@ -46,7 +46,8 @@ def randomised(model, seed=1):
 class Reference:
     """The layer lists of the published networks over a state dict; statistics of the batch when `train`."""
 
-    def __init__(self, state, train=False):
+    def __init__(self, state, train=False, act=lambda x: x.clamp(min=0)):
+        self.act = act
         self.state, self.train = {name: value.clone() for name, value in state.items()}, train
 
     def conv(self, x, name, stride=1, padding=1):
@@ -62,7 +63,7 @@ class Reference:
         return (x - column[0]) / torch.sqrt(column[1] + 1e-5) * column[2] + column[3]
 
     def bn_relu(self, x, name):
-        return self.bn(x, name).clamp(min=0)
+        return self.act(self.bn(x, name))
 
     def linear(self, x, name):
         return x @ self.state[name + ".weight"].T + self.state[name + ".bias"]
@@ -74,10 +75,11 @@ class Reference:
             out = self.bn(self.conv(out, f"{name}.conv2"), f"{name}.bn2")
             if f"{name}.shortcut.0.weight" in self.state:
                 x = self.bn(self.conv(x, f"{name}.shortcut.0", stride), f"{name}.shortcut.1")
-            x = (out + x).clamp(min=0)
+            x = self.act(out + x)
         return self.linear(x.mean((2, 3)), "linear")
 
-    def preact(self, x, last_bn, act=lambda x: x.clamp(min=0), raw_shortcut=False):
+    def preact(self, x, last_bn, act=None, raw_shortcut=False):
+        act = act or self.act
         x = self.conv(x, "conv1")
         for name, stride in self.blocks18():
             active = act(self.bn(x, f"{name}.bn1"))
@@ -172,6 +174,15 @@ def test_forward_is_the_published_layer_list(name, shape, train):
     expected = getattr(Reference(model.state_dict(), train), name)(x)
     assert expected.std() > 1e-3  # logits that differ, or the comparison proves nothing
     torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in WITHOUT_CHOICE])
+def test_silu_takes_the_place_of_every_relu(name):
+    model = randomised(build(name, shape=(3, 8, 8), width=2, activation="silu")).double().eval()
+    x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    expected = getattr(Reference(model.state_dict(), act=lambda x: x / (1 + torch.exp(-x))), name)(x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
+    assert model.state_dict().keys() == build(name, shape=(3, 8, 8), width=2).state_dict().keys()
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -15,6 +15,14 @@ REFUSED = {
         [f"{L}.attack.scale=[[0, 0], [1, 0.5]]"],
         f"{L}.attack.scale: expected 1 at the end (epsilon is the final radius), got 0.5",
     ),
+    "SiLU in a small CNN": (
+        ["model.activation=silu"],
+        "model.activation: has no effect with small_cnn; it is for our residual networks",
+    ),
+    "SiLU in E-AT's network": (
+        ["model={name: preact_resnet18_softplus, activation: silu}"],
+        "model.activation: has no effect with preact_resnet18_softplus; it is for our residual networks",
+    ),
     "clip to nothing": (
         [f"{L}.optimizer.clip_norm=0"],
         f"{L}.optimizer.clip_norm: expected a number above 0, got 0",
