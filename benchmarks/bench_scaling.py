@@ -38,6 +38,7 @@ from genray.run.setup import prepare
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.evaluation import run_on_workers
 from genray.runtime.ray.placement import make_placement
+from genray.runtime.ray.worker_pool import PoolOptions
 from genray.storage import Storage
 from genray.types import ThreatModel
 
@@ -68,7 +69,9 @@ def evaluation(args):
 
     def attacked_by(workers):
         todo = TaskQueue(request, len(test))
-        found = run_on_workers(todo.take(), todo, model, test.images, test.labels, data.num_classes, workers=workers)
+        found = run_on_workers(
+            todo.take(), todo, model, test.images, test.labels, data.num_classes, pool=PoolOptions(workers)
+        )
         for task, result in found:
             todo.finish(task, result)
         standing.add(int(join(todo.results)[threat.norm, "aa"].sum()))

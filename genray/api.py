@@ -171,36 +171,21 @@ def evaluate(
         InputError: arguments, data or folder are wrong; nothing was evaluated.
         StorageError: files could not be written until minutes after the end; the record was printed.
     """
+    from genray.evaluation.inputs import EvaluationArguments
     from genray.evaluation.run import run_evaluation
     from genray.reporting.results import Results
 
-    on_workers = None
-    if workers is not None:
-        from genray.runtime.ray.evaluation import run_on_workers
-        from genray.runtime.ray.worker_pool import Limits
+    how: tuple[Any, ...] = (num_classes, seed, block_size, engine, output, resume, overwrite, data)
+    asked = EvaluationArguments(attacks, norms, epsilon, step_size, *how)
+    if workers is None:
+        return Results(run_evaluation(model, x, y, asked))
+    from genray.runtime.ray.evaluation import run_on_workers
+    from genray.runtime.ray.worker_pool import PoolOptions
 
-        limits = Limits(startup_timeout_s, stall_timeout_s, max_failures)
-        on_workers = partial(run_on_workers, workers=workers, address=address, device=device, limits=limits)
-    record = run_evaluation(
-        model,
-        x,
-        y,
-        attacks=attacks,
-        norms=norms,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_classes=num_classes,
-        seed=seed,
-        block_size=block_size,
-        engine=engine,
-        together=1 if workers is None else workers or os.cpu_count() or 1,
-        on_workers=on_workers,
-        output=output,
-        resume=resume,
-        overwrite=overwrite,
-        data=data,
-    )
-    return Results(record)
+    limits: tuple[Any, ...] = (workers, address, device, startup_timeout_s, stall_timeout_s, max_failures)
+    pool = PoolOptions(*limits)
+    together, on_workers = workers or os.cpu_count() or 1, partial(run_on_workers, pool=pool)
+    return Results(run_evaluation(model, x, y, asked, together, on_workers))
 
 
 @checked
@@ -344,22 +329,12 @@ def label(
     on_workers = None
     if workers is not None:
         from genray.runtime.ray.labelling import predicted_on_workers
-        from genray.runtime.ray.worker_pool import Limits
+        from genray.runtime.ray.worker_pool import PoolOptions
 
-        limits = Limits(startup_timeout_s)
-        on_workers = partial(predicted_on_workers, workers=workers, address=address, device=device, limits=limits)
-    return label_images(
-        model,
-        output,
-        images,
-        image_column=image_column,
-        resize=resize,
-        examples=examples,
-        batch_size=batch_size,
-        device=device,
-        on_workers=on_workers,
-        overwrite=overwrite,
-    )
+        limits: tuple[Any, ...] = (workers, address, device, startup_timeout_s)
+        on_workers = partial(predicted_on_workers, pool=PoolOptions(*limits))
+    how = {"image_column": image_column, "resize": resize, "examples": examples, "batch_size": batch_size}
+    return label_images(model, output, images, **how, device=device, on_workers=on_workers, overwrite=overwrite)
 
 
 @checked

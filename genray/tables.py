@@ -1,4 +1,4 @@
-"""Tables of accuracies: one thing with labels and cells, written as text, Markdown, CSV, LaTeX and HTML."""
+"""Tables of accuracies, written as text, Markdown, CSV, LaTeX and HTML."""
 
 import csv
 import io
@@ -9,7 +9,6 @@ from html import escape
 # The paper's column order and heads.
 HEADS = {"natural": "NAT", "pgd20": "PGD20", "pgd100": "PGD100", "mim": "MIM", "cw": "CW", "apgd_ce": "APGD_ce"}
 HEADS |= {"apgd_dlr": "APGD_dlr", "apgd_t": "APGD_t", "fab_t": "FAB_t", "square": "Square", "aa": "AA"}
-NARROW = 45  # characters that a telephone's screen has room for in a row, with two of space a column
 OURS, PUBLISHED, DIFFERENCE = "ours", "published", "difference"
 
 
@@ -201,22 +200,11 @@ def as_html(table: Table) -> str:
                    for i, text in enumerate((*table.label_heads, *table.heads)))  # fmt: skip
     body = "".join(_html_row(row) for row in table.rows)
     title = escape(printable(table.title, 300))
-    hint = '<p class="hint">the table scrolls sideways</p>' * (_width(table) > NARROW)
     return (
         f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table>'
         f"<caption><span>{title}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"{hint}{notes_html(table.notes)}"
+        f"{notes_html(table.notes)}"
     )
-
-
-def _width(table):
-    """Characters of a row, about: labels are wrapped, intervals are small."""
-    labels = [min(18, max([11, *(len(row.labels[i]) for row in table.rows)])) if i == 0 else
-              max(map(len, (head, *(row.labels[i] for row in table.rows))))
-              for i, head in enumerate(table.label_heads)]  # fmt: skip
-    cells = [max([len(head), *(max(len(row.cells[i].number), 0.8 * len(row.cells[i].between)) for row in table.rows)])
-             for i, head in enumerate(table.heads)]  # fmt: skip
-    return sum(labels) + sum(cells) + 2 * len(labels + cells)
 
 
 def _html_row(row):

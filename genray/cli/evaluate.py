@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import get_args
@@ -28,22 +29,47 @@ def main(args):
         return
     from genray.evaluation.published import row_of_run
     from genray.evaluation.record import record_table
-    from genray.evaluation.sources import given_by_norm, load, look_at
+    from genray.evaluation.sources import load, look_at
     from genray.recording.evaluation_folder import check_place
     from genray.recording.progress import Progress
-    from genray.storage import Storage
 
     check_again(args.resume, args.overwrite)
-    norms = args.norms.split(",")
-    named = look_at(args.model, args.data, norms, given_by_norm("--epsilon", args.epsilon, norms), _file_options(args))
-    where = Storage(args.output or _place(args, named))
-    check_place(where, args.resume, args.overwrite)  # before the data are read
+    asked = _asked(args)
+    named = look_at(args.model, args.data, asked.norms, asked.epsilon, _file_options(args))
+    asked = replace(asked, epsilon=named.radii, data={"source": named.source["source"], "split": "test"})
+    where = check_place(args.output or _place(args, asked, named), args.resume, args.overwrite)  # before data are read
     model, split = load(named, Progress())
     examples = split if args.examples is None else split.first(args.examples, "--examples")
-    record = _evaluate(args, model, examples, named.radii, where, {"source": named.source["source"], "split": "test"})
+    record = _evaluate(args, model, examples, replace(asked, output=where))
     radii = [Fraction(t["epsilon"]) for t in record["protocol"]["threats"] if t["norm"] == "linf"]
     print(record_table(record, row_of_run(named.config, "linf", radii[0]) if named.config and radii else None))
     print(f"everything is in {where}")
+
+
+def _asked(args):
+    """The `EvaluationArguments` of the options."""
+    from genray.evaluation.inputs import EvaluationArguments, given_by_norm
+
+    norms = tuple(args.norms.split(","))
+    return EvaluationArguments(
+        attacks=tuple(args.attacks.split(",")),
+        norms=norms,
+        epsilon=given_by_norm("--epsilon", args.epsilon, norms),
+        step_size=given_by_norm("--step-size", args.step_size, norms),
+        seed=args.seed,
+        block_size=args.block_size,
+        engine=args.engine,
+        output=args.output,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
+
+
+def _evaluate(args, model, examples, asked):
+    """Evaluates one model on one split, on the workers of the options."""
+    given = {name: getattr(args, name) for name in OF_WORKERS if getattr(args, name) is not None}
+    how = {**vars(asked), **given, "workers": args.workers, "address": args.address}
+    return evaluate(model, *examples.take(), **how)
 
 
 def _file_options(args):
@@ -53,38 +79,21 @@ def _file_options(args):
 
 
 def _mixtures(args):
-    """Does what `--mixtures` and `--save-mixture` ask for and prints it."""
-    from genray.evaluation.mixture_sweep import MixtureSweep, SweepRequest
-    from genray.evaluation.sources import given_by_norm
+    """Measures `--mixtures`, writes `--save-mixture` and prints both."""
+    from genray.evaluation.mixture_sweep import MixtureSweep
     from genray.recording.writer import write_all
     from genray.reporting.mixtures import AGAIN, mixture_files, mixture_table
     from genray.tables import as_text
 
-    norms = tuple(args.norms.split(","))
-    asked = SweepRequest(
-        model=args.model,
-        mixtures=args.mixtures,
-        save_mixture=args.save_mixture,
-        batch_norm=args.batch_norm,
-        splits=args.split and tuple(dict.fromkeys(args.split.split(","))),
-        data=args.data,
-        examples=args.examples,
-        attacks=tuple(args.attacks.split(",")),
-        norms=norms,
-        epsilon=given_by_norm("--epsilon", args.epsilon, norms),
-        step_size=given_by_norm("--step-size", args.step_size, norms),
-        engine=args.engine,
-        options=_file_options(args),
-        output=args.output,
-        resume=args.resume,
-        overwrite=args.overwrite,
-    )
+    _file_options(args).refuse()
+    splits = args.split and tuple(dict.fromkeys(args.split.split(",")))
+    points = {"mixtures": args.mixtures, "save_mixture": args.save_mixture, "batch_norm": args.batch_norm}
+    sweep = MixtureSweep(args.model, _asked(args), **points, splits=splits, data=args.data, examples=args.examples)
     cluster = nullcontext
     if args.workers is not None:
         from genray.runtime.ray.cluster import connected
 
         cluster = partial(connected, args.address, num_cpus=args.workers or os.cpu_count() or 1)
-    sweep = MixtureSweep(asked)
     if sweep.mixtures:
         results = sweep.evaluate(partial(_evaluate, args), cluster)
         for split in results["splits"]:
@@ -100,52 +109,20 @@ def _mixtures(args):
         print(f"wrote {sweep.save()}")
 
 
-def _place(args, named):
-    """Where an evaluation goes by default: beside others of the same model, under a name that says what is asked."""
-    from genray.evaluation import inputs
+def _place(args, asked, named):
+    """The default folder of an evaluation: beside others of the same model, under a name of what is asked."""
     from genray.evaluation.engines import engines_text
-    from genray.evaluation.sources import given_by_norm
     from genray.storage import Storage
 
-    inputs.check_engine(args.engine)
-    attacks, norms = inputs.names(args.attacks), inputs.names(args.norms)
-    radii = {norm: fraction_text(radius) for norm, radius in inputs.radii(norms, named.radii or None).items()}
-    steps = inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
-    asked = {"attacks": sorted(attacks), "radii": radii, "steps": steps, "engine": engines_text(args.engine, norms)}
-    asked |= {"seed": args.seed, "block_size": args.block_size, "examples": args.examples}
-    asked |= {"data": named.source, "model": [args.arch, args.width, args.normalize, args.weights]}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    name = f"{'_'.join(attacks)[:60].replace(':', '.')}-{'_'.join(norms)}-{digest}"
-    model = Storage(args.model)
-    return (
-        (model if named.config else model.parent)
-        / ("evaluations" if named.config else f"{model.name}.evaluations")
-        / name
-    )
-
-
-def _evaluate(args, model, examples, epsilon, where, data):
-    """The evaluation that the arguments describe, of one model on one split."""
-    from genray.evaluation.sources import given_by_norm
-
-    return evaluate(
-        model,
-        *examples.take(),
-        attacks=args.attacks.split(","),
-        norms=args.norms.split(","),
-        epsilon=epsilon,
-        step_size=given_by_norm("--step-size", args.step_size, args.norms.split(",")) or None,
-        seed=args.seed,
-        block_size=args.block_size,
-        engine=args.engine,
-        workers=args.workers,
-        address=args.address,
-        **{name: getattr(args, name) for name in OF_WORKERS if getattr(args, name) is not None},
-        output=where,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        data=data,
-    )
+    request = asked.request()
+    radii = {threat.norm: fraction_text(threat.epsilon) for threat in request.threats}
+    key = {"attacks": sorted(request.attacks), "radii": radii, "steps": request.step_sizes}
+    key |= {"engine": engines_text(args.engine, radii), "seed": args.seed, "block_size": args.block_size}
+    key |= {"examples": args.examples, "data": named.source}
+    key |= {"model": [args.arch, args.width, args.normalize, args.weights]}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    name, model = f"{'_'.join(request.attacks)[:60].replace(':', '.')}-{'_'.join(radii)}-{digest}", Storage(args.model)
+    return model / "evaluations" / name if named.config else model.parent / f"{model.name}.evaluations" / name
 
 
 def normalization(text):

@@ -1,8 +1,9 @@
 """Checks the arguments of an evaluation before anything is computed: one line for each mistake."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,11 +13,49 @@ from genray.config.schema import Norm
 from genray.config.values import AsTuple, Exact
 from genray.errors import ConfigError, DataError, one_line
 from genray.evaluation.engines import ENGINES
-from genray.evaluation.job import as_pixels
-from genray.types import NORMS
+from genray.evaluation.job import Request, as_pixels
+from genray.types import NORMS, ThreatModel
 
 # The radii of papers, used if neither the user nor the run sets one (methods C10).
 RADII = {"linf": "8/255", "l2": "128/255", "l1": "12"}
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """The arguments of `genray.evaluate`, which describes them, without the model, the images and the workers."""
+
+    attacks: Any = ("standard",)
+    norms: Any = ("linf",)
+    epsilon: Any = None
+    step_size: Any = None
+    num_classes: int | None = None
+    seed: int = 0
+    block_size: int | None = None
+    engine: str | None = None
+    output: Any = None
+    resume: bool = False
+    overwrite: bool = False
+    data: dict | None = None
+
+    def request(self, own=RADII) -> Request:
+        """The checked request; its block size is 100 where none is given.
+
+        Args:
+            own: as in `radii`.
+
+        Raises:
+            ConfigError: an attack, a norm, a radius, a step size or the engine is wrong.
+        """
+        norms = names(self.norms)
+        threats = tuple(ThreatModel(norm, radius) for norm, radius in radii(norms, self.epsilon, own).items())
+        if self.engine is not None:
+            _checked(engine=self.engine)
+        size = {"block_size": self.block_size} if self.block_size else {}
+        steps = step_sizes(norms, self.step_size)
+        request = Request(threats, names(self.attacks), steps, self.seed, engine=self.engine, **size)
+        for norm in norms:
+            request.columns(norm)
+        return request
 
 
 def names(value) -> tuple[str, ...]:
@@ -101,15 +140,6 @@ def _checked(**given):
     return value
 
 
-def check_engine(value):
-    """The engine of AutoAttack's members; None is each norm's default.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    _checked(engine=value)
-
-
 def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
     """norm -> exact radius, in the order asked for.
 
@@ -140,9 +170,15 @@ def step_sizes(norms, step_size) -> dict[str, float]:
 def _by_norm(name, value, norms):
     if value is not None and not isinstance(value, Mapping):
         if len(norms) != 1:
-            raise ConfigError(f"{name}: expected one for each of {', '.join(norms)}, got {value!r}")
+            raise ConfigError(f"{name}: expected norm=value for each of {', '.join(norms)}, got {value!r}")
         return {norms[0]: value}
     for norm in value or ():
         if norm not in norms:
             raise ConfigError(f"{name}: expected those of {', '.join(norms)}, got one of {norm!r}")
     return dict(value or {})
+
+
+def given_by_norm(option, text, norms) -> dict:
+    """norm -> text, from "8/255" (one norm) or "linf=8/255,l2=0.5"; empty for None."""
+    pairs = dict(pair.partition("=")[::2] for pair in text.split(",")) if text and "=" in text else text
+    return _by_norm(option, pairs, norms)

@@ -1,15 +1,14 @@
 """`python -m genray.evaluate RUN --mixtures 0:1:0.1`: operating points of a finished run, without training again."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from genray.errors import CheckpointError, ConfigError
-from genray.evaluation import inputs
 from genray.evaluation.evaluator import clean_batches, reestimate_batch_norm
+from genray.evaluation.inputs import EvaluationArguments
 from genray.evaluation.mixtures import Mixture, gamma_learner, mix, pareto, parse_mixtures
-from genray.evaluation.sources import FileOptions, config_of, look_at_data, own_radius
-from genray.evaluation.suite import expand_names
+from genray.evaluation.sources import config_of, look_at_data, own_radius
 from genray.interop.load import load_model
 from genray.interop.origin import Origin, origin_of
 from genray.learners.global_learner import GlobalLearner
@@ -28,42 +27,6 @@ SPLITS = (CHOSEN_ON, "test")
 
 
 @dataclass(frozen=True)
-class SweepRequest:
-    """Mixtures of a run to measure or to write, and the data.
-
-    Attributes:
-        model: the run's folder.
-        mixtures: points to measure, as in `parse_mixtures`; None: none.
-        save_mixture: one point, to be written as a model file; None: none.
-        batch_norm: running statistics of mixtures: "mix" or "reestimate".
-        splits: names of `SPLITS`; None: all that the run has.
-        data: SOURCE:PATH, if the run's data have moved.
-        examples: the first so many of each split; None: all.
-        attacks, norms, epsilon, step_size, engine: as in `genray.evaluate`; epsilon and step_size by norm.
-        options: of a model file; refused, because a run's models are known.
-        output: folder; None: `mixtures` in the run's.
-        resume, overwrite: as in `genray.evaluate`.
-    """
-
-    model: str
-    mixtures: str | None = None
-    save_mixture: str | None = None
-    batch_norm: str = "mix"
-    splits: tuple[str, ...] | None = None
-    data: str | None = None
-    examples: int | None = None
-    attacks: tuple[str, ...] = ("standard",)
-    norms: tuple[str, ...] = ("linf",)
-    epsilon: dict = field(default_factory=dict)
-    step_size: dict = field(default_factory=dict)
-    engine: str | None = None
-    options: FileOptions = FileOptions()
-    output: str | None = None
-    resume: bool = False
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
 class OperatingPoint:
     """A model of the table: its row's kind and name, its folder's name, and the weights of a mixture."""
 
@@ -74,30 +37,44 @@ class OperatingPoint:
 
 
 class MixtureSweep:
-    """A run's mixtures: builds, evaluates and saves the models.
+    """The mixtures of a run: builds, evaluates and saves the models.
 
     Args:
-        asked: the request.
+        model: the run's folder.
+        asked: how each model is evaluated; its `output` is the folder of all, by default `mixtures` in the run's.
+        mixtures: points to measure, as in `parse_mixtures`; None: none.
+        save_mixture: one point, to be written as a model file; None: none.
+        batch_norm: running statistics of mixtures: "mix" or "reestimate".
+        splits: names of `SPLITS`; None: all that the run has.
+        data: SOURCE:PATH, if the run's data have moved.
+        examples: the first so many of each split; None: all.
 
     Raises:
-        InputError: the request is wrong or a file of the run is absent.
+        InputError: an argument is wrong or a file of the run is absent.
     """
 
-    def __init__(self, asked: SweepRequest):
-        self.asked, self.place = asked, Storage(asked.model)
+    def __init__(self, model, asked: EvaluationArguments, mixtures, save_mixture, batch_norm, splits, data, examples):
+        self.place, self.batch_norm = Storage(model), batch_norm
         config = config_of(self.place)
-        _check_request(asked, config)
+        if config is None:
+            option = "--save-mixture" if mixtures is None else "--mixtures"
+            raise CheckpointError(
+                f"{option}: expected a run folder, which holds the base learners, got the file {model}"
+            )
+        self.asked = replace(asked, epsilon=own_radius(config, asked.norms) | asked.epsilon)
+        request = self.asked.request()
+        if mixtures is not None and not any(map(request.columns, asked.norms)):
+            expected = "expected at least one attack beside natural with --mixtures"
+            raise ConfigError(f"--attacks: {expected}, got {','.join(asked.attacks)!r}")
         names, self.gamma_of, self.saved = tuple(config.base_learners), gamma_learner(config), None
-        self.mixtures = parse_mixtures(asked.mixtures, names, self.gamma_of) if asked.mixtures is not None else []
-        if asked.save_mixture is not None:
-            self.saved, *more = parse_mixtures(asked.save_mixture, names, self.gamma_of, "--save-mixture")
+        self.mixtures = parse_mixtures(mixtures, names, self.gamma_of) if mixtures is not None else []
+        if save_mixture is not None:
+            self.saved, *more = parse_mixtures(save_mixture, names, self.gamma_of, "--save-mixture")
             if more:
-                raise ConfigError(f"--save-mixture: expected one mixture, got several in {asked.save_mixture!r}")
-        self.radii = own_radius(config, asked.norms) | asked.epsilon
-        inputs.radii(asked.norms, self.radii)
-        self.setup = prepare(_with_data(config, asked.data))
+                raise ConfigError(f"--save-mixture: expected one mixture, got several in {save_mixture!r}")
+        self.setup = prepare(_with_data(config, data))
         self.config = self.setup.config
-        self.splits = _splits(asked, self.setup)
+        self.splits = _splits(self.setup.splits, splits, examples)
         self.learners = load_base_learners(self.place, self.setup)
         self.counters_of = names[GlobalLearner(config).counter_index]
         self.storage = Storage(asked.output or self.place / "mixtures")
@@ -114,14 +91,12 @@ class MixtureSweep:
         findings = look_at_data(found, self.setup.class_names, test, self.config.data.source)
         return replace(found, findings=tuple(findings))
 
-    # --- models ---------------------------------------------------------------------------------------------------
-
-    def entries(self) -> list[OperatingPoint]:
+    def points(self) -> list[OperatingPoint]:
         """The mixtures, then for comparison the base learners with their own statistics and the run's theta_g."""
         found, alone = [], list(self.learners.states)
         for mixture in self.mixtures:
             name = f"gamma {fraction_text(dict(mixture.weights)[self.gamma_of])}" if self.gamma_of else str(mixture)
-            if mixture.only and self.asked.batch_norm == "mix":
+            if mixture.only and self.batch_norm == "mix":
                 name += f" = base learner {mixture.only}"
                 alone.remove(mixture.only)
             found.append(OperatingPoint("mixture", name, mixture.key, mixture))
@@ -130,16 +105,16 @@ class MixtureSweep:
             found.append(OperatingPoint("theta_g", "theta_g (model.pt)", "theta_g"))
         return found
 
-    def model(self, entry: OperatingPoint):
-        """The network of an entry, in eval mode."""
-        if entry.kind == "theta_g":
+    def model(self, point: OperatingPoint):
+        """The network of a point, in eval mode."""
+        if point.kind == "theta_g":
             network = load_model(self.place / "model.pt")
         else:
-            states, mixture = self.learners.states, entry.mixture
-            state = mix(states, mixture, self.counters_of) if mixture else states[entry.key.removeprefix("learner-")]
+            states, mixture = self.learners.states, point.mixture
+            state = mix(states, mixture, self.counters_of) if mixture else states[point.key.removeprefix("learner-")]
             network = build_model(**self.setup.architecture)
             network.load_state_dict(state)
-            if mixture and self.asked.batch_norm == "reestimate":
+            if mixture and self.batch_norm == "reestimate":
                 reestimate_batch_norm(network, clean_batches(self.config, self.setup.splits["train"], "cpu"))
         network.origin = self.origin  # type: ignore[assignment]  # not a part of the network
         return network.eval()
@@ -152,38 +127,37 @@ class MixtureSweep:
             "data": dict(self.origin.data),
             "step": self.learners.step,
             "mixture": {name: fraction_text(weight) for name, weight in self.saved.weights},
-            "batch_norm": self.asked.batch_norm,
+            "batch_norm": self.batch_norm,
         }
         name = f"{self.saved.key}.pt"
         self.storage.write(name, model_bytes(network.state_dict(), description))
         return str(Storage(self.storage.absolute) / name)
 
-    # --- measuring ------------------------------------------------------------------------------------------------
-
     def evaluate(self, measure, cluster=nullcontext) -> dict:
         """Evaluates every model on every split.
 
         Args:
-            measure: (model, split, radii, folder, data) -> record of one model's evaluation.
+            measure: (model, split, `EvaluationArguments`) -> record of one model's evaluation.
             cluster: () -> context of all evaluations: one Ray for all, because starting it takes longer than a block.
         """
-        folders = [f"{split}/{entry.key}" for split in self.splits for entry in self.entries()]
-        for folder in folders:
-            check_place(self.storage / folder, self.asked.resume, self.asked.overwrite)
-        done = set() if self.asked.overwrite else {f for f in folders if self.storage.exists(f"{f}/results.json")}
-        left, splits = [folder for folder in folders if folder not in done], {}
-        with cluster() if left else nullcontext():
-            for split, examples in self.splits.items():
-                rows = []
-                for entry in self.entries():
-                    folder = f"{split}/{entry.key}"
-                    if folder in left:
-                        Progress().say(f"{left.index(folder) + 1}/{len(left)}: {entry.name}, {split} images")
-                    data = {"source": self.config.data.source, "split": split}
-                    record = measure(self.model(entry), examples, self.radii, self.storage / folder, data)
-                    rows.append(build_row(entry, record))
-                mark_pareto(rows)
-                splits[split] = {"protocol": record["protocol"], "rows": rows}
+        tasks = [
+            (split, point, self.storage / f"{split}/{point.key}") for split in self.splits for point in self.points()
+        ]
+        for *_, folder in tasks:
+            check_place(folder, self.asked.resume, self.asked.overwrite)
+        new = [folder for *_, folder in tasks if self.asked.overwrite or not folder.exists("results.json")]
+        splits = {split: {"protocol": None, "rows": []} for split in self.splits}
+        with cluster() if new else nullcontext():
+            for split, point, folder in tasks:
+                if folder in new:
+                    Progress().say(f"{new.index(folder) + 1}/{len(new)}: {point.name}, {split} images")
+                data = {"source": self.config.data.source, "split": split}
+                asked = replace(self.asked, output=folder, data=data)
+                record = measure(self.model(point), self.splits[split], asked)
+                splits[split]["protocol"] = record["protocol"]
+                splits[split]["rows"].append(build_row(point, record))
+        for part in splits.values():
+            mark_pareto(part["rows"])
         return {
             "run": self.config.name,
             "data": self.config.data.source,
@@ -191,7 +165,7 @@ class MixtureSweep:
             "gamma_of": self.gamma_of,
             "step": self.learners.step,
             "total_steps": self.setup.plan.total_steps,
-            "batch_norm": self.asked.batch_norm,
+            "batch_norm": self.batch_norm,
             "norms": list(self.asked.norms),
             "chosen": choose(splits[CHOSEN_ON]["rows"]) if CHOSEN_ON in splits else None,
             "theta_g_selected_on": self.config.evaluation.select_on,
@@ -199,7 +173,7 @@ class MixtureSweep:
         }
 
 
-def build_row(entry: OperatingPoint, record: dict) -> dict:
+def build_row(point: OperatingPoint, record: dict) -> dict:
     """One evaluated model's row, from the record of `genray.evaluate`."""
     columns = {  # without the cascade's members: `aa` is the last one's result
         threat["norm"]: {a["name"]: _plain(record["norms"][threat["norm"]]["columns"][a["name"]])
@@ -209,9 +183,9 @@ def build_row(entry: OperatingPoint, record: dict) -> dict:
     lowest = min((value for by_name in columns.values() for value in by_name.values()), key=lambda v: v["value"])
     first = next(iter(record["norms"].values()))
     return {
-        "kind": entry.kind,
-        "name": entry.name,
-        "weights": entry.mixture and {learner: fraction_text(weight) for learner, weight in entry.mixture.weights},
+        "kind": point.kind,
+        "name": point.name,
+        "weights": point.mixture and {learner: fraction_text(weight) for learner, weight in point.mixture.weights},
         "natural": _plain(record["natural"]),
         "columns": columns,
         "robust": _plain(record.get("union") or first.get("union", lowest)),
@@ -241,21 +215,6 @@ def _both(row):
     return row["natural"]["value"], row["robust"]["value"]
 
 
-def _check_request(asked, config):
-    option = "--mixtures" if asked.mixtures is not None else "--save-mixture"
-    if config is None:
-        raise CheckpointError(
-            f"{option}: expected a run folder, which holds the base learners, got the file {asked.model}"
-        )
-    asked.options.refuse()
-    if asked.mixtures is not None and not any(expand_names(asked.attacks, norm) for norm in asked.norms):
-        raise ConfigError(
-            f"--attacks: expected at least one attack beside natural with --mixtures, got {','.join(asked.attacks)!r}"
-        )
-    inputs.step_sizes(asked.norms, asked.step_size)
-    inputs.check_engine(asked.engine)
-
-
 def _with_data(config, text):
     """The run's configuration, with the data path of `--data` and all test images."""
     config = config.replace(evaluation=config.evaluation.replace(examples=None))
@@ -270,17 +229,15 @@ def _with_data(config, text):
     return config.replace(data=config.data.replace(path=path or config.data.path))
 
 
-def _splits(asked, setup):
+def _splits(there, wanted, examples):
     """Split name -> examples; by default validation, if the run holds any out, and test."""
-    for name in asked.splits or ():
+    for name in wanted or ():
         if name not in SPLITS:
             raise ConfigError(f"--split: expected {' or '.join(SPLITS)}, or both with a comma, got {name!r}")
-    found = {name: setup.splits[name] for name in SPLITS if name in (asked.splits or SPLITS)}
-    if CHOSEN_ON in found and len(found[CHOSEN_ON]) == 0:
-        if asked.splits is not None:
-            raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
-        del found[CHOSEN_ON]
-    if asked.examples is not None:
-        max(found.values(), key=len).first(asked.examples, "--examples")  # a smaller split is used whole
-        found = {name: split.first(min(asked.examples, len(split))) for name, split in found.items()}
+    if wanted and CHOSEN_ON in wanted and not len(there[CHOSEN_ON]):
+        raise ConfigError("--split: expected test, because the run held no validation images out, got validation")
+    found = {name: there[name] for name in SPLITS if name in (wanted or SPLITS) and len(there[name])}
+    if examples is not None:
+        max(found.values(), key=len).first(examples, "--examples")  # a smaller split is used whole
+        found = {name: split.first(min(examples, len(split))) for name, split in found.items()}
     return found

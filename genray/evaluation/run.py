@@ -15,62 +15,39 @@ from genray.evaluation.checks import NO_GRADIENT, look_at_model, look_at_origin
 from genray.evaluation.contract import as_network, device_of
 from genray.evaluation.engines import ENGINES, copies_kept
 from genray.evaluation.estimate import TimeLeft
-from genray.evaluation.job import Request, as_pixels, default_block_size, run_here
+from genray.evaluation.job import as_pixels, default_block_size, run_here
 from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
 from genray.evaluation.task_queue import TaskQueue
 from genray.interop.origin import origin_of
 from genray.recording.evaluation_folder import EvaluationFolder, fingerprint, protocol_in
 from genray.recording.progress import Progress, repeated
 from genray.recording.run_folder import versions
-from genray.types import ThreatModel
 
 
 @only_here()
-def run_evaluation(
-    model,
-    x,
-    y,
-    *,
-    attacks,
-    norms,
-    epsilon,
-    step_size,
-    num_classes,
-    seed,
-    block_size,
-    engine,
-    together,
-    on_workers,
-    output,
-    resume,
-    overwrite,
-    data,
-) -> dict:
-    """As `genray.evaluate`, which describes and checks the arguments.
+def run_evaluation(model, x, y, asked: inputs.EvaluationArguments, together: int = 1, on_workers=None) -> dict:
+    """As `genray.evaluate`, which describes the arguments.
 
     Args:
         together: number of blocks computed at a time, for the remaining time.
         on_workers: `run_on_workers` with its cluster; None computes in this process.
     """
-    check_again(resume, overwrite)
+    resume, output = asked.resume, asked.output
+    check_again(resume, asked.overwrite)
     origin = origin_of(model)
-    allow_typed(attacks)
-    attacks, norms = tuple(map(named, inputs.names(attacks))), inputs.names(norms)
-    radii = inputs.radii(norms, epsilon, origin.radii())
-    threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
-    inputs.check_engine(engine)
-    request = Request(threats, attacks, inputs.step_sizes(norms, step_size), seed, engine=engine)
-    for norm in norms:
-        request.columns(norm)
+    allow_typed(asked.attacks)
+    asked = replace(asked, attacks=tuple(map(named, inputs.names(asked.attacks))))
+    request = asked.request(origin.radii())
     request.own()
+    threats = request.threats
     images, labels = inputs.check_images(x, y)
     model, logits, findings = as_network(model, as_pixels(images[:32]))
-    classes = inputs.check_classes(labels, logits, num_classes)
+    classes = inputs.check_classes(labels, logits, asked.num_classes)
     before = protocol_in(output) if output and resume else {}
-    block_size = block_size or before.get("block_size") or default_block_size(images.shape[1:])
-    engine = engine or (before["engine"] if before.get("engine") in ENGINES else None)
+    block_size = asked.block_size or before.get("block_size") or default_block_size(images.shape[1:])
+    engine = asked.engine or (before["engine"] if before.get("engine") in ENGINES else None)
     request = replace(request, block_size=block_size, engine=engine)
-    described = {"source": "arrays", "split": "given", **(data or {}), "examples": len(labels)}
+    described = {"source": "arrays", "split": "given", **(asked.data or {}), "examples": len(labels)}
     described |= {"fingerprint": data_fingerprint(images, labels)}
     stated = protocol(request, described, classes, _versions())
     identity = {
@@ -79,7 +56,7 @@ def run_evaluation(
         "images": fingerprint({"x": images, "y": labels}),
         "predictions": fingerprint({"first images": logits.argmax(1)}),  # networks of equal weights may differ
     }
-    folder = EvaluationFolder(output, identity, resume, overwrite) if output else None
+    folder = EvaluationFolder(output, identity, resume, asked.overwrite) if output else None
     findings = look_at_origin(origin, threats, images.shape[1:]) + findings
     for finding in findings:
         Progress().say(f"! {finding}")  # before the attacks, which may take hours

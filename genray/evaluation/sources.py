@@ -244,18 +244,3 @@ def _open_choice(names, normalizations, build, examples, is_silent) -> str:
     others = f", not {', '.join(found[1:])}" if found[1:] else ""
     end = ", or --normalize MEAN:STD" if is_silent else ""
     return f"the file does not tell all of its network; taken was {found[0]}{others}: pass what it is{end}"
-
-
-def given_by_norm(option, text, norms):
-    """norm -> value from "8/255" (one norm) or "linf=8/255,l2=0.5"."""
-    if text is None:
-        return {}
-    if "=" not in text:
-        if len(norms) != 1:
-            raise ConfigError(f"{option}: expected norm=value for each of {', '.join(norms)}, got {text!r}")
-        return {norms[0]: text}
-    pairs = [part.partition("=") for part in text.split(",")]
-    unknown = [norm for norm, _, _ in pairs if norm not in norms]
-    if unknown:
-        raise ConfigError(f"{option}: expected those of {', '.join(norms)} (--norms), got one of {unknown[0]!r}")
-    return {norm: radius for norm, _, radius in pairs}

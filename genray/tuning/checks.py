@@ -1,14 +1,15 @@
 """Checks of a cluster before the first trial of a grid starts."""
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from genray.console import say
 from genray.errors import GenrayError, LostError, PlacementError
 from genray.run.allocation import fit, total
 from genray.runtime.ray.cluster import node_resources
 from genray.runtime.ray.fetch import fetch
-from genray.runtime.ray.placement import GRACE_S
+from genray.runtime.ray.placement import GRACE_S, ClusterWait, place_group
 from genray.storage import Storage
 from genray.tuning.grid import RECORD
 from genray.tuning.resources import Needs
@@ -46,21 +47,17 @@ def check_fits(wanted: dict, patience_s: float = 0):
     """
     nodes = node_resources()
     for name, trial in wanted.items():
-        if not fit(trial, nodes) and not _holds(trial, max(patience_s, GRACE_S)):
+        if fit(trial, nodes):
+            continue
+        wait = ClusterWait(max(patience_s, GRACE_S), say if patience_s else None)
+        group = place_group(trial, "PACK", wait, f"trial {name}")
+        if group is None:
             text = ", ".join(f"{total(trial).get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
             there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise PlacementError(
                 f"trial {name}: wants {text} in bundles of one learner each, the cluster has {len(nodes)} nodes "
                 f"({there}); lower base_learners.<name>.resources, or add nodes"
             )
-
-
-def _holds(trial, patience_s):
-    """Whether Ray places the bundles of a trial within `patience_s`."""
-    group = placement_group(trial)
-    try:
-        return bool(ray.wait([group.ready()], timeout=patience_s)[0])
-    finally:
         remove_placement_group(group)
 
 

@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genray import records
-from genray.config.grid_file import GridFile, Method, Scheduler
+from genray.config.grid_file import GridFile, Method
 from genray.config.load import DEFAULT_CONFIG, apply_overrides, listed_overrides, load_config, read_yaml, to_dict
 from genray.config.model import collect
 from genray.config.schema import RunConfig
 from genray.core.user_code import allow_typed
 from genray.errors import ConfigError
-from genray.evaluation import inputs
+from genray.evaluation.inputs import EvaluationArguments
 from genray.evaluation.job import Request
 from genray.storage import Storage, expand
-from genray.types import ThreatModel
 
 RECORD = "grid.json"  # in a grid's folder: the grid and its trials
 MOST_TRIALS = 10_000
@@ -96,30 +95,24 @@ class Grid:
 
     Attributes:
         name: of the folder in the storage.
+        file: the content of the file.
         trials: in starting order; with a `space`, one at each of its ends, for checks only.
         space: of the trials that Optuna suggests, or None.
-        metric, mode: of the comparison; `metric` is reported after every evaluated epoch.
-        scheduler: the settings of ASHA, or None.
-        evaluate: {} or arguments of `genray.evaluate` for every finished run.
-        judging: the same as a `Request`, without the radii of the runs; or None.
-        runtime: "ray" (a trial's learners in actors of their own) or "local" (one process a trial: for small runs).
-        max_failures: number of failures after which a trial resumes from its checkpoint.
-        loggers: "mlflow" and "wandb" -> their settings.
+        judging: `evaluate` as a `Request`, without the radii of the runs; or None.
         source: the file as plain data, for the record.
     """
 
     name: str
+    file: GridFile
     trials: tuple[Trial, ...]
     space: Space | None
-    metric: str
-    mode: str
-    scheduler: Scheduler | None
-    evaluate: dict
     judging: Request | None
-    runtime: str
-    max_failures: int
-    loggers: dict
     source: dict = field(repr=False)
+
+    @property
+    def evaluate(self) -> dict:
+        """{} or arguments of `genray.evaluate`, and `examples`, for every finished run."""
+        return self.file.evaluate.model_dump(mode="json", exclude_unset=True) if self.file.evaluate else {}
 
     @property
     def size(self) -> int:
@@ -129,7 +122,7 @@ class Grid:
     @property
     def longest(self) -> int:
         """Epochs of the longest trial."""
-        return _longest(self.trials)
+        return max(trial.config.training.epochs for trial in self.trials)
 
 
 def load_grid(path, overrides=()) -> Grid:
@@ -161,23 +154,12 @@ def load_grid(path, overrides=()) -> Grid:
     else:
         points = _points(file)
     trials = _trials(methods, points, seeds, path)
-    _check_metric(file.metric, trials, path)
-    if file.scheduler:
-        _check_scheduler(file.scheduler, trials, path)
-    return Grid(
-        name=file.name or Path(path.name).stem,
-        trials=trials,
-        space=space,
-        metric=file.metric,
-        mode=file.mode,
-        scheduler=file.scheduler,
-        evaluate=file.evaluate.model_dump(mode="json", exclude_unset=True) if file.evaluate else {},
-        judging=judging,
-        runtime=file.runtime,
-        max_failures=file.max_failures,
-        loggers=file.loggers.model_dump(exclude_unset=True),
-        source=source | {"overrides": listed_overrides(overrides)},
-    )
+    source |= {"overrides": listed_overrides(overrides)}
+    grid = Grid(file.name or Path(path.name).stem, file, trials, space, judging, source)
+    problems = [f"{path}: {problem}" for problem in (*_metric_problems(grid), *_scheduler_problems(grid))]
+    if problems:
+        raise ConfigError(problems)
+    return grid
 
 
 def _methods(file, folder, problems):
@@ -203,20 +185,12 @@ def _judging(evaluate, problems) -> Request | None:
     """The `Request` of `evaluate`, checked as far as possible without a model, before any trial is trained."""
     if evaluate is None:
         return None
-    norms = evaluate.norms or ["linf"]
+    given = {name: value for name, value in vars(evaluate).items() if value is not None and name != "examples"}
     try:
-        radii = inputs.radii(norms, evaluate.epsilon)
-        threats = tuple(ThreatModel(norm, radius) for norm, radius in radii.items())
-        steps = inputs.step_sizes(norms, evaluate.step_size)
-        inputs.check_engine(evaluate.engine)
-        size = {"block_size": evaluate.block_size} if evaluate.block_size else {}
-        request = Request(threats, tuple(evaluate.attacks), steps, engine=evaluate.engine, **size)
-        for norm in norms:
-            request.columns(norm)
+        return EvaluationArguments(**given).request()
     except ConfigError as error:
         problems += [f"evaluate: {problem}" for problem in error.problems]
         return None
-    return request
 
 
 def _points(file) -> list[dict]:
@@ -260,29 +234,23 @@ def reported(config: RunConfig) -> tuple[str, ...]:
     return ("score", "natural", f"pgd{config.evaluation.attack.num_steps}")
 
 
-def _check_metric(metric, trials, path):
-    for trial in trials:
-        if metric not in reported(trial.config):
+def _metric_problems(grid):
+    for trial in grid.trials:
+        if grid.file.metric not in reported(trial.config):
             names = ", ".join(reported(trial.config))
-            raise ConfigError(f"{path}: metric: expected what trial {trial.name} reports ({names}), got {metric!r}")
+            yield f"metric: expected what trial {trial.name} reports ({names}), got {grid.file.metric!r}"
+            return
 
 
-def _longest(trials):
-    return max(trial.config.training.epochs for trial in trials)
-
-
-def _check_scheduler(scheduler, trials, path):
-    """Checks ASHA's epochs against those of the trials: no result is left if it ends every trial early."""
-    longest, problems = _longest(trials), []
-    most, grace = scheduler.max_epochs or longest, scheduler.grace_period or 1
-    if most < longest:
-        problems.append(
-            f"scheduler.max_epochs: expected at least training.epochs ({longest}), got {most}, before some end"
-        )
-    if grace > longest:
-        problems.append(f"scheduler.grace_period: expected at most training.epochs ({longest}), got {grace}")
-    if problems:
-        raise ConfigError([f"{path}: {problem}" for problem in problems])
+def _scheduler_problems(grid):
+    """ASHA's epochs against those of the trials: no result is left if it ends every trial early."""
+    scheduler, longest = grid.file.scheduler, grid.longest
+    if scheduler and (scheduler.max_epochs or longest) < longest:
+        most = scheduler.max_epochs
+        yield f"scheduler.max_epochs: expected at least training.epochs ({longest}), got {most}, before some end"
+    if scheduler and (scheduler.grace_period or 1) > longest:
+        grace = scheduler.grace_period
+        yield f"scheduler.grace_period: expected at most training.epochs ({longest}), got {grace}"
 
 
 def _trials(methods, points, seeds, path):

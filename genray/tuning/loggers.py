@@ -15,7 +15,7 @@ def check_loggers(grid: Grid):
     Raises:
         ConfigError: one is missing.
     """
-    missing = [name for name in grid.loggers if find_spec(name) is None]
+    missing = [name for name in _settings(grid) if find_spec(name) is None]
     if missing:
         raise ConfigError([f"loggers.{name}: {name} is not installed; pip install {name}" for name in missing])
 
@@ -23,8 +23,12 @@ def check_loggers(grid: Grid):
 def logger_callbacks(grid: Grid) -> list:
     """A callback for each of the grid's loggers; the grid's name is the name of the experiment or group."""
     default = {"mlflow": {"experiment_name": grid.name}, "wandb": {"project": "genray", "group": grid.name}}
-    return [_callback(name)(**default[name] | settings) for name, settings in grid.loggers.items()]
+    return [_callback(name)(**default[name] | settings) for name, settings in _settings(grid).items()]
 
 
 def _callback(name):
     return getattr(import_module(f"ray.air.integrations.{name}"), CALLBACKS[name])
+
+
+def _settings(grid):
+    return grid.file.loggers.model_dump(exclude_unset=True)

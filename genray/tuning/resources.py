@@ -53,7 +53,7 @@ class Needs:
         return dict.fromkeys(found, largest)
 
     def _bundles(self, setup, num_gpus):
-        if self.grid.runtime == "ray":
+        if self.grid.file.runtime == "ray":
             return trial_bundles(setup.plan, setup.weight_bytes, num_gpus)
         learners = [learner.resources for learner in setup.config.base_learners.values()]  # one after another
         gpus = max(gpus_each([each.num_gpus], setup.config.device, num_gpus)[0] for each in learners)
@@ -134,7 +134,7 @@ def plan_grid(needs: Needs, nodes: list[dict], cores: int | None, max_concurrent
         cost, seconds = needs.cost(trial), pace[trial.name].of
         learners = [seconds(passes) for passes in cost.learners.values()]
         evaluations = seconds(cost.evaluations + cost.table)
-        longest += (max(learners) if grid.runtime == "ray" else sum(learners)) + evaluations
+        longest += (max(learners) if grid.file.runtime == "ray" else sum(learners)) + evaluations
         summed += sum(learners) + evaluations
         judging += seconds(needs.judging(trial))
     together, scale = min(at_once, cores), grid.size / len(grid.trials)

@@ -144,7 +144,7 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
         run_trial,
         configs=configs,
         storage=folder,
-        runtime=grid.runtime,
+        runtime=grid.file.runtime,
         train=train,
         evaluate=evaluate,
         judged_by=grid.evaluate,
@@ -160,8 +160,8 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
         tune.with_resources(trainable, resources),
         param_space=None if grid.space else {"point": tune.grid_search(points)},
         tune_config=tune.TuneConfig(
-            metric=grid.metric,
-            mode=grid.mode,
+            metric=grid.file.metric,
+            mode=grid.file.mode,
             scheduler=_scheduler(grid),
             search_alg=suggestions(grid, folder) if grid.space else None,
             num_samples=grid.space.samples if grid.space else 1,
@@ -172,7 +172,7 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
         run_config=tune.RunConfig(
             name=f"attempt_{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=(Storage(folder) / "tune").absolute,
-            failure_config=tune.FailureConfig(max_failures=grid.max_failures),
+            failure_config=tune.FailureConfig(max_failures=grid.file.max_failures),
             callbacks=[watch, *logger_callbacks(grid)],
             verbose=0,
         ),
@@ -181,14 +181,14 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
 
 def _scheduler(grid):
     """ASHA (Li et al., 1810.05934) over epochs, or none."""
-    if not grid.scheduler:
+    if not grid.file.scheduler:
         return None
     longest = grid.longest
     return ASHAScheduler(
         time_attr="epoch",
-        max_t=(grid.scheduler.max_epochs or longest) + 1,  # it is evaluated after its last epoch
-        grace_period=grid.scheduler.grace_period or max(1, longest // 4),
-        reduction_factor=grid.scheduler.reduction_factor,
+        max_t=(grid.file.scheduler.max_epochs or longest) + 1,  # it is evaluated after its last epoch
+        grace_period=grid.file.scheduler.grace_period or max(1, longest // 4),
+        reduction_factor=grid.file.scheduler.reduction_factor,
     )
 
 

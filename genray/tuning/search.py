@@ -44,7 +44,7 @@ class Suggestions(Searcher):
     """
 
     def __init__(self, grid: Grid, storage: Storage):
-        super().__init__(metric=grid.metric, mode=grid.mode)
+        super().__init__(metric=grid.file.metric, mode=grid.file.mode)
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -56,8 +56,8 @@ class Suggestions(Searcher):
         axes = {key: _domain(axis) for key, axis in self.space.axes.items()}
         self.optuna = OptunaSearch(
             OptunaSearch.convert_search_space(axes),
-            metric=grid.metric,
-            mode=grid.mode,
+            metric=grid.file.metric,
+            mode=grid.file.mode,
             seed=seed,
             points_to_evaluate=before,
         )

@@ -19,13 +19,11 @@ from conftest import ROOT
 from pages import PAGES, Block, blocks, commands, simple_commands
 
 import genray
+from genray.cli.evaluate import _asked
 from genray.cli.parser import run_command
 from genray.config import load_config
 from genray.data.datasets import SOURCES
-from genray.evaluation import inputs
 from genray.evaluation.mixtures import parse_mixtures
-from genray.evaluation.sources import given_by_norm
-from genray.evaluation.suite import expand_names
 from genray.tuning.grid import load_grid
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -77,11 +75,7 @@ def check_train(args):
 
 
 def check_evaluate(args):
-    norms = args.norms.split(",")
-    radii = inputs.radii(norms, given_by_norm("--epsilon", args.epsilon, norms) or None)
-    inputs.step_sizes(norms, given_by_norm("--step-size", args.step_size, norms) or None)
-    inputs.check_engine(args.engine)
-    assert all(expand_names(args.attacks.split(","), norm) is not None for norm in radii)
+    _asked(args).request()
     assert args.data is None or args.data.partition(":")[0] in SOURCES
     three = ("natural", "linf", "l2")
     for points in (args.mixtures, args.save_mixture):

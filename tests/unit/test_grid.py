@@ -32,7 +32,7 @@ def test_a_grid_is_the_product_of_its_values_and_seeds(grid_file):
     ]
     assert found == list(itertools.product(cs, ts, [7, 8]))
     assert len({t.name for t in grid.trials}) == 12 and all(t.config.name == t.name for t in grid.trials)
-    assert grid.name == "some_grid" and grid.metric == "score" and grid.mode == "max"
+    assert grid.name == "some_grid" and grid.file.metric == "score" and grid.file.mode == "max"
 
 
 def test_a_trial_is_the_configuration_that_train_would_load(grid_file):

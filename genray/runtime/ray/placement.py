@@ -132,30 +132,57 @@ def _place_evaluator(plan, learners, bundles, available) -> ActorPlacement:
     return ActorPlacement(place.bundle, 0, gpu)
 
 
+class ClusterWait:
+    """A limited wait for resources of the cluster.
+
+    Args:
+        timeout_s: limit of the wait.
+        say: prints one line while nodes may still join; None: none will, and a cluster that lacks resources ends the
+            wait after `GRACE_S`.
+    """
+
+    def __init__(self, timeout_s: float, say=None):
+        self.timeout_s, self.may_grow, self.say = timeout_s, say is not None, say
+
+    def is_over(self, waited: float, lacks: bool, shortage: str) -> bool:
+        """Whether the wait has ended after `waited` seconds; `lacks`: the cluster is too small."""
+        if waited < min(GRACE_S, self.timeout_s):
+            return False
+        if self.say and lacks and waited < self.timeout_s:
+            self.say(f"waiting up to {self.timeout_s:g} s for the cluster: {shortage}")
+            self.say = None
+        return waited >= self.timeout_s or (lacks and not self.may_grow)
+
+
+def place_group(bundles: list[dict], strategy: str, wait: ClusterWait, shortage: str = ""):
+    """The placement group once Ray has placed all bundles; None after the wait."""
+    began, group = time.monotonic(), placement_group(bundles, strategy=strategy)
+    ready, lacks = group.ready(), wait.may_grow or not fit(bundles, node_resources())
+    while not ray.wait([ready], timeout=0.1)[0]:
+        if wait.is_over(time.monotonic() - began, lacks, shortage):
+            remove_placement_group(group)
+            return None
+    return group
+
+
 def reserve(placement: Placement, timeout_s: float, on_wait=None):
     """Waits until Ray has placed the whole group.
 
     Args:
         timeout_s: runtime.startup_timeout_s.
-        on_wait: called once with the missing resources while a cluster may still grow; None: it will not grow.
+        on_wait: `say` of `ClusterWait`.
 
     Raises:
         PlacementError: not placed within `timeout_s`, or earlier if the cluster is too small and will not grow.
     """
-    group = placement_group(placement.bundles, strategy=placement.strategy)
-    pending, first = [group.ready()], min(timeout_s, GRACE_S)
-    ready, _ = ray.wait(pending, timeout=first)
-    if not ready and (on_wait or fit(placement.bundles, node_resources())):
-        if on_wait:
-            on_wait(f"waiting up to {timeout_s:g} s for the cluster: {_shortage(placement)}")
-        ready, _ = ray.wait(pending, timeout=timeout_s - first)
-    if ready:
-        return group
-    remove_placement_group(group)
-    raise PlacementError(
-        f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add nodes, "
-        f"or raise runtime.startup_timeout_s ({timeout_s:g})"
-    )
+    wait = ClusterWait(timeout_s, on_wait)
+    group = place_group(placement.bundles, placement.strategy, wait, _shortage(placement))
+    if group is None:
+        raise PlacementError(
+            f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add "
+            f"nodes, or raise runtime.startup_timeout_s ({timeout_s:g})"
+        )
+    return group
 
 
 def free_resources(lost: Placement | None, timeout_s: float) -> dict:

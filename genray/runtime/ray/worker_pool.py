@@ -1,10 +1,12 @@
 """Workers that take tasks from one queue. A lost worker is replaced, and its task goes back to the queue."""
 
+import os
 import threading
 import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,9 +14,11 @@ import ray
 from genray.console import say
 from genray.core.allocator import keep_freed_memory
 from genray.errors import LostError, PlacementError
+from genray.run.allocation import equal_workers
 from genray.runtime.ray.actors import actor_device
+from genray.runtime.ray.cluster import connected, node_resources
 from genray.runtime.ray.fetch import fetch
-from genray.runtime.ray.placement import GRACE_S
+from genray.runtime.ray.placement import ClusterWait
 
 POLL_S = 1.0
 MOVES_S = 0.01  # of CPU time: a waiting thread uses less
@@ -51,15 +55,21 @@ WORKER_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "con
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Time limits and number of retries.
+class PoolOptions:
+    """Number of workers, their cluster, time limits and number of retries.
 
     Attributes:
+        workers: number; 0 for one a GPU, or one a CPU without GPUs; one if the cluster has no nodes yet.
+        address: of the Ray cluster to join; None starts a private Ray on this machine.
+        device: "auto" takes the GPUs of the cluster, "cuda" asks for one a worker even if the cluster has none yet.
         startup_timeout_s: limit of the wait for a first worker.
         stall_timeout_s: limit of the time that a worker computes nothing or does not answer.
         max_failures: tolerated losses: of workers by one task, and of one worker in a row.
     """
 
+    workers: int = 0
+    address: str | None = None
+    device: str = "auto"
     startup_timeout_s: float = 120.0
     stall_timeout_s: float = 1800.0
     max_failures: int = 5
@@ -87,6 +97,30 @@ class _Slot:
     losses: int = 0
 
 
+def run_on_pool(what, worker, shared, settings, *, first, more=lambda: (), arguments, name, options: PoolOptions):
+    """Yields (task, result) as workers finish tasks, in any order; the connection to Ray ends with the generator.
+
+    A lost worker's task goes back to the queue, and the worker is replaced if the cluster has room; the others
+    continue. A task gives the same result wherever and however often it is run.
+
+    Args:
+        worker: subclass of `ModelWorker`, called with `shared`, `settings` and the device.
+        shared: objects for the object store, one copy a node.
+        settings: further arguments.
+        what, first, more, arguments, name, options: as in `Pool` and `Pool.results`.
+
+    Raises:
+        PlacementError: no cluster answers, or it has room for no worker.
+        LearnerError: a task failed, or lost its workers more often than the limits allow; the message names it.
+    """
+    with connected(options.address, num_cpus=options.workers or os.cpu_count() or 1) as may_grow:
+        number, held = equal_workers(node_resources(), options.workers, len(first), options.device)
+        remote, references = ray.remote(**WORKER_OPTIONS, **held)(worker), [ray.put(item) for item in shared]
+        start = partial(remote.remote, *references, *settings, options.device)
+        pool = Pool(what, number, held, start=start, arguments=arguments, name=name, limits=options, may_grow=may_grow)
+        yield from pool.results(first, more)
+
+
 class Pool:
     """A pool of equal workers.
 
@@ -101,9 +135,9 @@ class Pool:
         may_grow: whether nodes may join the cluster later.
     """
 
-    def __init__(self, what, number, held, *, start, arguments, name, limits: Limits, may_grow: bool):
+    def __init__(self, what, number, held, *, start, arguments, name, limits: PoolOptions, may_grow: bool):
         self.what, self.held, self.start, self.arguments, self.name = what, held, start, arguments, name
-        self.limits, self.may_grow, self.told = limits, may_grow, False
+        self.limits, self.wait = limits, ClusterWait(limits.startup_timeout_s, say if may_grow else None)
         self.slots = [_Slot(f"{what} worker {i + 1} of {number}") for i in range(number)]
         self.queue, self.losses, self.crashes, self.any_started = deque(), Counter(), {}, False
         self.last_there = self.looked = time.monotonic()
@@ -235,25 +269,17 @@ class Pool:
             self._await_one(now - self.last_there)
 
     def _await_one(self, waited):
-        """Raises after the limit, or at once for resources that a private Ray will never have.
+        """Raises once the wait for a worker is over.
 
         Raises:
             PlacementError, or LostError if there were workers before.
         """
-        limit = self.limits.startup_timeout_s
-        if waited < min(GRACE_S, limit):
-            return
-        total = ray.cluster_resources()
-        holds = {"CPU": self.held["num_cpus"], "GPU": self.held["num_gpus"]}
+        total, holds = ray.cluster_resources(), {"CPU": self.held["num_cpus"], "GPU": self.held["num_gpus"]}
         wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in holds.items() if amount)
         there = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in holds)
         what = f"{wanted} wanted for each of {len(self.slots)} workers, {there} in the cluster"
-        lacks = any(total.get(kind, 0) < amount for kind, amount in holds.items())
-        if lacks and self.may_grow and not self.told:
-            say(f"waiting up to {limit:g} s for the cluster: {what}")
-            self.told = True
-        if waited < limit and (self.may_grow or not lacks):
-            return
-        if self.any_started:
-            raise LostError(self.what, f"no worker came back within startup_timeout_s ({limit:g} s): {what}")
-        raise PlacementError(f"{self.what}: no worker started within startup_timeout_s ({limit:g} s): {what}")
+        if self.wait.is_over(waited, any(total.get(kind, 0) < amount for kind, amount in holds.items()), what):
+            within = f"within startup_timeout_s ({self.limits.startup_timeout_s:g} s): {what}"
+            if self.any_started:
+                raise LostError(self.what, f"no worker came back {within}")
+            raise PlacementError(f"{self.what}: no worker started {within}")
