@@ -152,7 +152,8 @@ def cluster():
     """One Ray for all tests of this process that can share it: a head with 4 CPUs. Tests may add nodes."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "_system_config": QUICK_TO_NOTICE})
+    head = {"num_cpus": 4, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     disconnect()
     made.shutdown()

@@ -103,8 +103,8 @@ def tiny_colour_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_papers_configuration_starts_on_both_runtimes(on_ray, tmp_path, tiny_colour_folder):
-    """Two steps of the full ResNet-18 preset at batch 8."""
+def test_papers_configuration_starts_on_ray(on_ray, tmp_path, tiny_colour_folder):
+    """Two steps of the full ResNet-18 preset at batch 8; thinner, in one process: test_presets_train.py."""
     overrides = [
         "data.source=image_folder",
         f"data.path={tiny_colour_folder}",
@@ -119,13 +119,10 @@ def test_papers_configuration_starts_on_both_runtimes(on_ray, tmp_path, tiny_col
         "base_learners.linf.attack.num_steps=1",
     ]
     config = ROOT / "configs/cifar10_resnet18_generalist.yaml"
-    results = {}
-    for runtime in ("local", "ray"):
-        results[runtime] = genray.train(config, overrides, runtime=runtime, storage=str(tmp_path / runtime))
-    name = "cifar10_resnet18_generalist"
-    ours, theirs = (_weights(tmp_path / runtime / name, "model_last.pt") for runtime in ("local", "ray"))
-    assert sum(v.numel() for k, v in ours.items() if "running" not in k and "num_batches" not in k) > 11_000_000
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    record = json.loads((tmp_path / "ray" / name / "metrics.jsonl").read_text())
+    genray.train(config, overrides, runtime="ray", storage=str(tmp_path))
+    weights = _weights(tmp_path / "cifar10_resnet18_generalist", "model_last.pt")
+    assert sum(v.numel() for k, v in weights.items() if "running" not in k and "num_batches" not in k) > 11_000_000
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    record = json.loads((tmp_path / "cifar10_resnet18_generalist" / "metrics.jsonl").read_text())
     assert record["step"] == 2
     assert record["redistributions"] == 2

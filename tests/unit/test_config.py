@@ -14,8 +14,7 @@ from genray.config import load_config, load_run, to_dict, to_yaml
 from genray.config.load import parse_yaml
 from genray.config.objectives import AdversarialObjective, NaturalObjective
 from genray.config.optimizers import SGD, Adam, AdamW
-from genray.config.schema import RunConfig
-from genray.config.values import Schedule, number_to_yaml, parse_fraction
+from genray.config.values import number_to_yaml, parse_fraction
 from genray.errors import ConfigError
 from genray.types import ThreatModel, fraction_text
 
@@ -85,7 +84,7 @@ def test_what_is_not_a_number(value):
         parse_fraction(value)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.one_of(
         st.fractions(max_denominator=10**6),
@@ -106,15 +105,6 @@ def test_numbers_are_written_as_people_write_them(text):
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------
-
-
-def test_schedule_from_number_and_pairs():
-    assert Schedule.parse("1/3").knots == ((0, Fraction(1, 3)),)
-    schedule = Schedule.parse([[0, 1], ["2/3", 1], [1, 0.4]])
-    assert schedule.exact(Fraction(1, 2)) == 1 and schedule.exact(Fraction(5, 6)) == Fraction(7, 10)
-    assert schedule.exact(Fraction(1)) == Fraction(2, 5)
-    jump = Schedule.parse([[0.2, 1], [0.5, 1], [0.5, 2], [0.9, 3]])
-    assert [jump.exact(Fraction(at)) for at in ("0", "0.4999", "0.5", "0.7", "1")] == [1, 1, 2, Fraction(5, 2), 3]
 
 
 # --- round trips ---------------------------------------------------------------------------------------------------
@@ -169,7 +159,7 @@ def configurations(draw):
     )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(configurations())
 def test_resolved_configuration_gives_the_same_run(source):
     config = load_config(source)
@@ -179,13 +169,6 @@ def test_resolved_configuration_gives_the_same_run(source):
     weights = list(config.global_learner.mixing_weights.values())
     for at in {at for w in weights for at, _ in w.knots} | {Fraction(1, 7), Fraction(1)}:
         assert sum(w.exact(at) for w in weights) == 1
-
-
-def test_round_trip_of_the_embedded_run_through_a_file(tmp_path):
-    config = load_config()
-    (tmp_path / "c.yaml").write_text(to_yaml(config))
-    assert load_config(tmp_path / "c.yaml") == load_config(str(tmp_path / "c.yaml")) == config
-    assert isinstance(config, RunConfig)
 
 
 def test_source_is_not_changed():
@@ -243,20 +226,6 @@ def test_missing_fields_say_what_is_expected():
     assert [p.split(":")[0] for p in found] == ["name", "data", "model", "training", "base_learners"]
     assert found[0] == "name: missing, expected text of letters, digits, . _ and -, up to 100"
     assert "data.source: missing, expected one of digits, cifar10" in one_problem(minimal(data={}))
-
-
-@pytest.mark.parametrize(
-    ("override", "hint"),
-    [
-        ("trainnig.epochs=3", "training"),
-        ("base_learners.robust.attack.num_step=2", "num_steps"),
-        ("model.name=resnet_18", "resnet18"),
-        ("base_learners.natural.objective=natrual", "natural"),
-        ("base_learners.robust.attack.norm=Linf", "linf"),
-    ],
-)
-def test_what_was_meant(override, hint):
-    assert one_problem(overrides=[override]).endswith(f" (did you mean {hint}?)")
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -330,7 +299,7 @@ def test_nasty_yaml_is_a_config_error(tmp_path, text):
     refused(minimal(), [f"training={text}"])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.recursive(
         st.none()
@@ -599,7 +568,7 @@ def accepted_or_refused(data, overrides=()):
 NEW_PATHS = st.tuples(st.sampled_from([(), *PATHS]), keys).map(lambda found: (*found[0], found[1]))
 
 
-@settings(max_examples=700, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(PATHS) | NEW_PATHS, junk), min_size=1, max_size=3))
 def test_junk_anywhere_is_accepted_or_a_config_error(changes):
     data = copy.deepcopy(COMPLETE)
@@ -608,13 +577,13 @@ def test_junk_anywhere_is_accepted_or_a_config_error(changes):
     accepted_or_refused(data)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(PATHS).map(".".join), st.text("ab01.5/-e[]{}:,&*!|>#'\"%@ \n\t<=~", max_size=20))
 def test_junk_overrides_are_accepted_or_a_config_error(path, text):
     accepted_or_refused(COMPLETE, [f"{path}={text}"])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.text("ab01.5/-e[]{}:,&*!|>#'\"%@ \n\t<=~é\x00", max_size=40))
 def test_junk_files_are_config_errors(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "junk.yaml"

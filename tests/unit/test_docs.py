@@ -104,7 +104,11 @@ CALLS = sorted({(m, tuple(a)) for _, _, (m, a) in OF_GENRAY})  # in one order in
 def test_a_command_of_genray_is_taken(module, argv, capsys):
     """By its own parser and by what checks its values: only files that are not here are not looked at."""
     if module == "genray.config":
-        assert argv[0] in ("schema", "grid-schema", "reference")  # run by test_json_schema.py and test_reference.py
+        assert argv[0] in (
+            "schema",
+            "grid-schema",
+            "reference",
+        )  # run by test_json_schema.py
         return
     args = importlib.import_module(module.replace("genray.", "genray.cli.")).parse_args(list(argv))
     CHECKS.get(module, lambda args: None)(args)
@@ -173,7 +177,8 @@ def test_python_on_a_page_runs(block, trained_run, tmp_path, monkeypatch):
     shutil.copytree(trained_run, tmp_path / "runs/digits")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    exec(compile(block.text.replace("epochs=10", "epochs=1"), block.where, "exec"), {"images": torch.rand(2, 1, 8, 8)})
+    text = block.text.replace('"training.epochs": 10', '"training.epochs": 1')
+    exec(compile(text, block.where, "exec"), {"images": torch.rand(2, 1, 8, 8)})
 
 
 def test_what_python_on_a_page_calls_is_there():

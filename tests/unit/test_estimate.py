@@ -146,15 +146,6 @@ def test_the_time_left_that_is_told_is_shown(clock):
     assert shown.stream.getvalue().endswith("evaluating 3/100 %  about 1:06:40 left\n")
 
 
-def test_a_bar_shows_the_time_left_that_it_is_told(monkeypatch):
-    monkeypatch.setattr(progress, "_columns", lambda stream: 80)
-    shown = progress.Progress(io.StringIO())
-    shown.phase("evaluating", 100, unit="%")
-    shown.steps(25.0, 3725.0)
-    assert "25%" in shown.stream.getvalue() and "<1:02:05]" in shown.stream.getvalue()
-    shown.close()
-
-
 def test_repeated_calls_end_with_the_block():
     calls = []
     with progress.repeated(lambda: calls.append(1), 0.01):

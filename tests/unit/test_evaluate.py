@@ -164,10 +164,6 @@ def test_union_counts_examples_and_parquet_holds_every_flag(model, digits, tmp_p
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(record))
 
 
-def test_one_norm_has_no_union_of_norms(record):
-    assert "union" not in record and set(record["norms"]["linf"]) == {"columns", "union", "findings"}
-
-
 @pytest.mark.slow
 def test_the_cascade_is_its_last_stage(model, digits, tmp_path):
     record = genray.evaluate(model, digits[0][:4], digits[1][:4], epsilon=0.2, output=str(tmp_path / "out"))
@@ -248,15 +244,6 @@ def test_blocks_of_tiny_images_are_larger(shape, size):
     assert stated["block_size"] == size
 
 
-def test_versions_are_stated_but_not_hashed(monkeypatch):
-    x, y = stripes(10, 20)
-    before = genray.evaluate(Linear(10), x, y, attacks="pgd20")["protocol"]
-    monkeypatch.setattr("genray.evaluation.run._versions", lambda: {"torch": "0.1"})
-    after = genray.evaluate(Linear(10), x, y, attacks="pgd20")["protocol"]
-    assert after["versions"] == {"torch": "0.1"} != before["versions"]
-    assert after["hash"] == before["hash"]
-
-
 def test_a_notebook_shows_a_table_a_norm():
     x, y = stripes(10, 20)
     record = genray.evaluate(Linear(10), x, y, attacks="pgd20", norms="linf,l2")
@@ -298,12 +285,6 @@ def test_few_classes(classes):
     assert record["findings"] == []
 
 
-def test_notes_of_the_cascade_and_of_its_members_are_printed_once():
-    x, y = stripes(3, 6)
-    table = record_table(genray.evaluate(Linear(3), x, y, attacks="apgd_t,fab_t,aa", epsilon=0.05))
-    assert table.count("note: apgd_t: ") == 1 and table.count("note: fab_t: ") == 1
-
-
 @pytest.mark.slow
 def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypatch):
     """Workers give results back in any order."""
@@ -314,8 +295,8 @@ def test_the_order_of_the_work_does_not_matter(model, digits, tmp_path, monkeypa
                 yield task, run_task(task, todo.request, model, images, labels, classes, "cpu")
 
     def written(name):
-        options = QUICK | {"attacks": "pgd20,aa", "epsilon": 0.2, "engine": "genray", "block_size": 8}
-        genray.evaluate(model, digits[0][:50], digits[1][:50], **options, output=str(tmp_path / name))
+        options = QUICK | {"attacks": "pgd20,aa", "epsilon": 0.2, "engine": "genray", "block_size": 4}
+        genray.evaluate(model, digits[0][:16], digits[1][:16], **options, output=str(tmp_path / name))
         return [(tmp_path / name / file).read_bytes() for file in ("results.json", "results.parquet")]
 
     forwards = written("forwards")
@@ -569,9 +550,3 @@ def test_a_model_on_a_gpu_stays_there(model, digits, record):
     for ours, theirs in zip(columns_of(found), columns_of(record)):
         assert abs(ours["value"] - theirs["value"]) <= 1 / 120
     assert found["findings"] == []
-
-
-def test_threat_models_are_printed_both_ways():
-    from fractions import Fraction
-
-    assert str(ThreatModel("linf", Fraction(8, 255))) == "linf 8/255 (0.0313725)"

@@ -289,20 +289,8 @@ ARRAYS = {
         {},
         "expected ordinary float32 weights, got float16; call",
     ),
-    "no attack": ((TEN, images(), labels()), {"attacks": ["fgsm"]}, "evaluation attack: expected one of"),
-    "no norm": ((TEN, images(), labels()), {"norms": ()}, "norms: expected a list of one or more"),
-    "radius of another norm": ((TEN, images(), labels()), {"epsilon": {"l2": 1}}, "epsilon: expected those of linf"),
-    "one radius, two norms": (
-        (TEN, images(), labels()),
-        {"epsilon": 1, "norms": ["l2", "l1"]},
-        "norm=value for each of",
-    ),
     "radius None": ((TEN, images(), labels()), {"epsilon": {"linf": None}}, "epsilon.linf: expected a number"),
-    "step size": ((TEN, images(), labels()), {"step_size": 0}, "step_size.linf: expected a number"),
-    "step size text": ((TEN, images(), labels()), {"step_size": {"linf": "big"}}, "step_size.linf: expected a number"),
-    "block size": ((TEN, images(), labels()), {"block_size": 0}, "block_size: expected a whole number at least 1"),
     "seed": ((TEN, images(), labels()), {"seed": 1.5}, "seed: expected a whole number at least 0, got 1.5"),
-    "workers": ((TEN, images(), labels()), {"workers": -1}, "workers: expected a whole number at least 0"),
 }
 
 

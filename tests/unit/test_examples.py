@@ -8,10 +8,11 @@ import pytest
 from conftest import ROOT
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 
 NOTEBOOKS = {
-    "01_train_and_evaluate.ipynb": {"EPOCHS": 2, "EXAMPLES": 40},
-    "02_your_own_model.ipynb": {"EPOCHS": 2, "EXAMPLES": 40},
+    "01_train_and_evaluate.ipynb": {"EPOCHS": 1, "EXAMPLES": 20},
+    "02_your_own_model.ipynb": {"EPOCHS": 1, "EXAMPLES": 20},
 }
 
 
@@ -43,7 +44,10 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     assert known == set(NOTEBOOKS[name])
     cell.source += "".join(f"\n{key} = {value}" for key, value in NOTEBOOKS[name].items())
     kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip="kernel")  # no open port
-    NotebookClient(notebook, km=kernel, timeout=1200).execute()
+    try:
+        NotebookClient(notebook, km=kernel, timeout=1200).execute()
+    finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
     text, pictures = text_of(notebook)
     assert pictures == 2 and "Traceback" not in text
     expected = "base learner linf" if name.startswith("01") else "logits x 1,000: CW breaks far more than PGD-20"

@@ -141,6 +141,7 @@ ONNX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONNX)
 @torch.no_grad()
 def test_onnx_gives_the_same_logits_for_any_number_of_images(name, tmp_path):

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import described, run_outcome
 from PIL import Image
 from test_bad_input import check
 
@@ -21,9 +20,6 @@ from genray.core import rng
 from genray.data.loader import BatchLoader
 from genray.data.splits import Split
 from genray.errors import ConfigError
-from genray.recording import RunRecorder
-from genray.recording.table import results_table
-from genray.records import RunResults
 from genray.run.setup import prepare
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -245,34 +241,6 @@ def test_labels_of_files_give_the_same_run_data(labelled):
     for name in ("images", "labels", "labelled"):
         assert torch.equal(getattr(splits[0], name), getattr(splits[1], name))
     assert (~splits[0].labelled).sum() == 30
-
-
-def test_resumed_in_the_middle_of_an_epoch(labelled, tmp_path, monkeypatch):
-    """The same bits; the file may lie elsewhere by then, with other labels it is refused."""
-    storage, file = labelled
-    whole = genray.train(None, rst(file), runtime="local", storage=str(tmp_path / "whole"))
-    assert "extra images: 1177 of npz" in results_table(whole) and "1177 pseudo-labelled, 50 %" in results_table(whole)
-    done, steps = RunRecorder.window_done, []
-
-    def stop_in_epoch_two(self, window, *args):
-        steps.append(window.stop)
-        if window.stop == 8:
-            raise KeyboardInterrupt
-        done(self, window, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunRecorder, "window_done", stop_in_epoch_two)
-        with pytest.raises(KeyboardInterrupt):
-            genray.train(None, rst(file), runtime="local", storage=str(tmp_path / "parts"))
-    assert steps[-2] == 6 and whole["protocol"]["extra"]["examples"] == 1177
-    assert described(RunResults, tmp_path / "whole/digits/results.json")
-    arrays = dict(np.load(file))
-    np.savez(tmp_path / "same.npz", **arrays)
-    np.savez(tmp_path / "other.npz", **arrays | {"label": (arrays["label"] + 1) % 10})
-    with pytest.raises(genray.errors.RunFolderError, match="the data are not those the run began with: train had"):
-        genray.train(None, rst(tmp_path / "other.npz"), runtime="local", storage=str(tmp_path / "parts"), resume=True)
-    genray.train(None, rst(tmp_path / "same.npz"), runtime="local", storage=str(tmp_path / "parts"), resume=True)
-    assert run_outcome(tmp_path / "parts/digits") == run_outcome(tmp_path / "whole/digits")
 
 
 def test_configurations_of_older_versions():

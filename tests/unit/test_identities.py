@@ -6,9 +6,7 @@ The two configurations have the same learner's name, because that name is part o
 
 import numpy as np
 import pytest
-import torch
 
-import genray
 from genray.config import load_config
 from genray.core.flat import FlatWeights
 from genray.learners.base_learner import BaseLearner
@@ -163,57 +161,3 @@ def test_seat_by_its_own_recursion(splits, gamma):
     theta_g = GlobalLearner(setup.config).combine([learner.contribution() for learner in made.values()])
     np.testing.assert_allclose(theta_g.weights, average, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(robust.model_snapshot().weights, average, rtol=1e-6, atol=1e-6)
-
-
-# --- inside Generalist -----------------------------------------------------------------------------------------------
-
-CUSTOM = {
-    "TRADES-AWP and mixup with cutout": [
-        f"{L}.objective=trades",
-        f"{L}.attack.start=gaussian",
-        f"{L}.awp={{gamma: 0.01, warmup_epochs: 1}}",
-        f"{N}.objective={{name: natural, mixup: 0.7, label_smoothing: 0.1}}",
-        f"{N}.augmentation={{cutout: 3, crop_padding: 1}}",
-    ],
-    "FAT-MART and label smoothing": [
-        f"{L}.objective=mart",
-        f"{L}.attack.tau=[[0, 0], [1/3, 0], [1/3, 1]]",
-        f"{L}.attack.step_noise=0.01",
-        f"{N}.objective={{name: natural, label_smoothing: 0.2}}",
-        "compute.precision=bf16",
-    ],
-}
-SHORT = [
-    "training.epochs=3",
-    "global_learner.gamma=[[0, 1], [1, 0.4]]",
-    "global_learner.warmup_epochs=1",
-    "global_learner.sync_unit=step",
-    "global_learner.sync_every=2",
-]
-
-
-@pytest.mark.parametrize("custom", CUSTOM)
-def test_resumed_in_the_middle(tmp_path, custom):
-    """Any loss in any base learner: a run that was killed goes on and ends with the bits of the run that was not."""
-    overrides = [*RUN, *SHORT, *CUSTOM[custom]]
-    whole = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "run"))
-    folder = tmp_path / "run" / "digits"
-    *_, last = sorted((folder / "checkpoints").iterdir())
-    expected = [torch.load(path, weights_only=True) for path in (last, folder / "model_last.pt")]
-    for path in (last, folder / "model_last.pt", folder / "results.json"):  # as if killed after the second epoch
-        path.unlink()
-    resumed = genray.train(None, overrides, runtime="local", storage=str(tmp_path / "run"), resume=True)
-    assert resumed["models"] == whole["models"]
-    for before, path in zip(expected, (last, folder / "model_last.pt")):
-        ours, theirs = (dict(leaves(content)) for content in (before, torch.load(path, weights_only=True)))
-        assert ours.keys() == theirs.keys() and len(ours) > 10
-        assert all(torch.equal(ours[key], theirs[key]) and torch.isfinite(ours[key]).all() for key in ours)
-
-
-def leaves(content, path=""):
-    """(path, tensor) of all tensors in nested dicts."""
-    if torch.is_tensor(content):
-        yield path, content
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            yield from leaves(value, f"{path}.{key}")

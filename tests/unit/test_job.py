@@ -80,8 +80,8 @@ def test_stored_results_are_taken_over_stage_by_stage():
 
 @pytest.mark.slow
 def test_one_block_is_the_cascade(trained_run, digits):
-    model, (x, y) = genray.load_model(trained_run), (digits[0][:30].float() / 255, digits[1][:30])
-    todo = TaskQueue(Request((LINF,), ("aa",), {}, seed=3, block_size=30, engine="genray"), 30)
+    model, (x, y) = genray.load_model(trained_run), (digits[0][:12].float() / 255, digits[1][:12])
+    todo = TaskQueue(Request((LINF,), ("aa",), {}, seed=3, block_size=12, engine="genray"), 12)
     for task, result in run_here(todo, model, x, y, 10, "cpu"):
         todo.finish(task, result)
     found, natural = join(todo.results), model(x).argmax(1) == y
@@ -142,6 +142,7 @@ def test_known_tasks_are_those_of_a_slow_definition_in_any_order_of_the_work(see
     assert set(todo.results) == set(todo.known()) and len(todo.results) > 40
 
 
+@pytest.mark.slow
 def test_the_work_beside_the_attacks_grows_with_the_blocks_and_not_with_their_square(tmp_path, monkeypatch):
     def instantly(todo, *others):
         queue = deque(todo.take())

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 
@@ -80,3 +81,18 @@ def test_a_wrong_run_is_underlined_where_it_is_wrong(path, value):
 def test_a_wrong_grid_is_underlined(key, value):
     assert not VALIDATORS["grid"].is_valid({key: value})
     assert VALIDATORS["grid"].is_valid({})
+
+
+FIELDS = {
+    f"{kind}.{name}": field
+    for kind, section in {"": VALIDATORS["run"].schema, **VALIDATORS["run"].schema["$defs"]}.items()
+    for name, field in section.get("properties", {}).items()
+    if "const" not in field
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_a_description_and_a_unit(name):
+    assert FIELDS[name]["description"].strip(), "the schema says nothing about it"
+    if re.search(r"epochs$|_steps$|_s$|_gib$|examples$|\.epsilon$|\.step_size$|padding$|num_[cg]pus$", name):
+        assert FIELDS[name]["unit"]

@@ -145,19 +145,6 @@ def test_counters_are_the_first_robust_learners():
     assert contributions[1].counters.tolist() == [20, 21]  # a copy
 
 
-def test_counters_without_a_robust_learner_are_the_firsts():
-    config = load_config(
-        overrides=[
-            "base_learners.linf=null",
-            "global_learner.gamma=null",
-            "evaluation.attack.norm=linf",
-            "evaluation.attack.epsilon=0.1",
-            "evaluation.attack.step_size=0.1",
-        ]
-    )
-    assert GlobalLearner(config).combine([snapshot([3], [4])]).counters.tolist() == [4]
-
-
 def test_read_only_arrays_are_accepted():
     contributions = [snapshot([i], [i]) for i in range(3)]
     for c in contributions:

@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import shutil
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -270,15 +269,6 @@ def test_the_saved_model_is_the_row_of_the_table(study, parts, tmp_path, capsys)
     assert metadata["mixture"] == {"natural": "0.6", "linf": "0.4"} and metadata["batch_norm"] == "mix"
 
 
-def test_the_plot_is_stamped_with_its_split(study):
-    for split in ("validation", "test"):
-        svg = (study / f"curve_{split}_against.svg").read_text()
-        assert f"digits: 40 {split.upper()} images, linf 0.1; full: Pareto-optimal; * chosen on validation" in svg
-        assert "gamma 0.4" in svg and "theta_g (model.pt)" in svg
-        assert "gamma (weight of linf)" in (study / f"curve_{split}_over_gamma.svg").read_text()
-        assert (study / f"curve_{split}_against.png").read_bytes().startswith(b"\x89PNG")
-
-
 FILES = ("results.json", "curve_test.csv", "curve_test_against.png", "curve_test_over_gamma.svg")
 
 
@@ -325,18 +315,6 @@ def test_another_point_is_added_to_those_that_are_there(trained_run, study, tmp_
     ]  # fmt: skip
     assert results["chosen"] is None and "validation" not in results["splits"]
     assert "picked on test images; --split validation,test picks honestly" in captured.out
-
-
-def test_without_matplotlib_the_table_comes_anyway(trained_run, study, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(study, out)
-    for file in (*out.glob("curve_*.png"), *out.glob("curve_*.svg")):
-        file.unlink()
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert command(trained_run, "--mixtures", "0,0.4,1", *QUICK, "--output", out, "--resume") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].startswith("no plots: matplotlib is not installed; pip install 'genray[plot]'")
-    assert any("gamma 0.4" in line for line in lines) and not list(out.glob("curve_*.[ps]*g"))
 
 
 # --- BatchNorm -----------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def packages_rounding(monkeypatch):
 
 
 CASES = {
-    "linf": [("apgd_ce", 10), ("apgd_t", 10), ("apgd_dlr", 3), ("apgd_ce", 2)],
+    "linf": [("apgd_ce", 10), ("apgd_t", 4), ("apgd_dlr", 3), ("apgd_ce", 2)],
     "l2": [("apgd_ce", 10), ("apgd_dlr", 3), ("apgd_t", 4)],
     "l1": [("apgd_ce", 10), ("apgd_dlr", 3), ("apgd_t", 4)],
 }

@@ -38,6 +38,7 @@ def old(tmp_path):
     return shutil.copytree(OLD, tmp_path / "old")
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with(old, tmp_path):
     config = load_stored_config(yaml.safe_load((old / "half/digits/config.yaml").read_text()))
     epochs = []

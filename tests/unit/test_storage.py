@@ -255,7 +255,7 @@ def test_the_home_folder_is_understood_wherever_a_path_is_given(tmp_path, monkey
         ["evaluate", "~/runs/digits", "--attacks=pgd20", "--examples=10", "--output=~/judged"],
         ["evaluate", "~/runs/digits", "--save-mixture=0.5", "--output=~/mixed"],
         ["export", "~/runs/digits", "--layout=onnx", "--output=~/m.onnx"],
-        ["report", "~/runs", "--output=~/report", "--format=csv", "--gallery", *["~/runs/digits/model.pt"] * 2],
+        ["report", "~/runs", "--output=~/report", "--format=csv", "--no-gallery"],
         ["tune", "~/grid.yaml", "--dry-run", "--storage=~/runs"],
     ]
     monkeypatch.setenv("HOME", str(home))

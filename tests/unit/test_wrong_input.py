@@ -242,6 +242,7 @@ def put(content, place, value):
     return content
 
 
+@pytest.mark.slow
 def test_records(tmp_path, capsys):
     """Each in a folder of its own, and one intact run: a report of all leaves them out and says why."""
     ignored = shutil.ignore_patterns("evaluation", "mixtures")
