@@ -336,6 +336,10 @@ def _check_learners(config: RunConfig, problems: list[str]) -> None:
         if name in RESERVED:
             problems.append(f"{path}: expected another name; results keep {name} for theta_g")
         problems += _interval_problems(path, name, config)
+        if config.compute.compile and any(attack.tau is not None for attack in learner.all_attacks.values()):
+            problems.append(
+                f"{path}.attack.tau: expected none with compute.compile: each of its steps has another size"
+            )
         if config.device == "cpu" and gpus not in ("auto", 0):
             problems.append(f"{path}.resources.num_gpus: expected 0 with device: cpu, got {gpus:g}")
         if config.device == "cuda" and gpus == 0:

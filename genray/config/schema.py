@@ -394,8 +394,10 @@ class RuntimeConfig(Section):
 class ComputeConfig(Section):
     """How the same training is computed; all but `precision` change results by rounding only."""
 
-    precision: Literal["fp32", "bf16"] = option(
-        "fp32", "bf16: forward and backward passes in bfloat16; weights, losses, averages and evaluation stay float32"
+    precision: Literal["fp32", "tf32", "bf16"] = option(
+        "fp32",
+        "forward and backward passes in float32; on a GPU with inputs rounded to TF32; in bfloat16. Weights, losses, "
+        "averages and evaluation stay float32",
     )
     channels_last: bool = option(True, "images and convolution weights in NHWC order")
     fold_batch_norm: bool = option(True, "attacks run on a copy whose BatchNorm is folded into the convolutions")

@@ -1,4 +1,4 @@
-"""Bitwise reproducible kernels: the default on a CPU, a setting of torch on a GPU."""
+"""Settings of torch that decide the bits: reproducible kernels, and the precision of float32 operations."""
 
 import os
 from contextlib import contextmanager
@@ -37,12 +37,28 @@ def deterministic(wanted: bool):
 
 
 @contextmanager
+def float32_precision(kind: str):
+    """How float32 matrix products and convolutions are computed inside the `with` statement.
+
+    Args:
+        kind: "fp32" computes in float32; "tf32" lets a GPU round their inputs to 10 bits of mantissa, which is torch's
+            default for convolutions. A CPU always computes in float32 here, whatever the caller has set.
+    """
+    backends, value = torch.backends, {"fp32": "ieee", "tf32": "tf32"}[kind]
+    wanted = {backends.cuda.matmul: value, backends.cudnn.conv: value, backends.cudnn.rnn: value}
+    wanted |= dict.fromkeys((backends.mkldnn.matmul, backends.mkldnn.conv), "ieee")
+    before = {backend: backend.fp32_precision for backend in wanted}
+    try:
+        for backend, precision in wanted.items():
+            backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, precision in before.items():
+            backend.fp32_precision = precision
+
+
+@contextmanager
 def full_precision():
     """Evaluation is float32 whatever training used: no TF32, no autocast."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with float32_precision("fp32"), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        yield

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from genray.attacks import StreamDraw
+from genray.core.determinism import float32_precision
 from genray.core.flat import FlatWeights, from_array, to_array
 from genray.core.mixing import accumulate_, ema_update_
 from genray.core.rng import generator, host_generator, key_seed
@@ -103,15 +104,16 @@ class BaseLearner:
         rested = 0.0 if self.rests_since is None else began - self.rests_since
         self.stopwatch.begin(stop - start)
         accumulator, self.crafter.radii = StatsAccumulator(self.process_group, self.device), None
-        while self.step < stop:
-            if self.plan.trains(self.name, self.step):
-                accumulator.add(*self._take_step(self.step))
-            else:
-                self._pass_step(self.step)
-            self.step += 1
-            self.stopwatch.next_step()
-            if self.on_step:
-                self.on_step()
+        with float32_precision("tf32" if self.plan.config.compute.precision == "tf32" else "fp32"):
+            while self.step < stop:
+                if self.plan.trains(self.name, self.step):
+                    accumulator.add(*self._take_step(self.step))
+                else:
+                    self._pass_step(self.step)
+                self.step += 1
+                self.stopwatch.next_step()
+                if self.on_step:
+                    self.on_step()
         accumulator.settle()
         if stop > start:  # a window of no steps only hands over
             self._check_finite(accumulator, start)

@@ -5,7 +5,7 @@ import torch
 
 import genray
 from genray.config import load_config
-from genray.core.determinism import deterministic
+from genray.core.determinism import deterministic, full_precision
 from genray.learners.base_learner import BaseLearner
 from genray.run.setup import prepare
 
@@ -61,3 +61,50 @@ def test_settings_come_back_after_an_error():
     with pytest.raises(RuntimeError), deterministic(True):
         raise RuntimeError
     assert settings() == before and before[:2] == (True, False)
+
+
+BACKENDS = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+)
+
+
+def precisions():
+    return [backend.fp32_precision for backend in BACKENDS]
+
+
+@pytest.fixture
+def fast_by_the_caller():
+    """A caller who allows everything that is faster; what torch had comes back."""
+    before = precisions()
+    for backend in BACKENDS:
+        backend.fp32_precision = "tf32" if backend in BACKENDS[:2] else "bf16"
+    yield ["tf32", "tf32", "bf16", "bf16"]
+    for backend, precision in zip(BACKENDS, before):
+        backend.fp32_precision = precision
+
+
+@pytest.mark.parametrize(("precision", "on_a_gpu"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
+def test_float32_is_what_the_run_says_whatever_the_caller_has_set(
+    tmp_path, monkeypatch, fast_by_the_caller, precision, on_a_gpu
+):
+    training, evaluating = [], []
+    convolve = torch.nn.Conv2d.forward
+
+    def watched(layer, x):  # the test images are evaluated in eval mode without gradients
+        (training if layer.training else evaluating).append(precisions())
+        return convolve(layer, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    overrides = [*SHORT, f"compute.precision={precision}"]
+    genray.train(None, overrides, runtime="local", storage=str(tmp_path))
+    assert training and all(found == [on_a_gpu, on_a_gpu, "ieee", "ieee"] for found in training)
+    assert evaluating and ["ieee"] * 4 in evaluating
+    assert all(found == ["ieee"] * 4 for found in evaluating[-3:])  # the final table
+    assert precisions() == fast_by_the_caller
+    with pytest.raises(RuntimeError), full_precision():
+        assert precisions() == ["ieee"] * 4
+        raise RuntimeError
+    assert precisions() == fast_by_the_caller

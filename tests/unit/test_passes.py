@@ -14,10 +14,10 @@ from genray.models.tracing import overwriting
 X = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
 
 
-def passes(**compute):
+def passes(dropout=0.0, **compute):
     model = build_model("small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), width=8, batch_norm=True, seed=1)
     torch.nn.init.normal_(model.classifier.fc3.weight, std=0.1, generator=torch.Generator().manual_seed(2))
-    model.classifier.drop.p = 0.0
+    model.classifier.drop.p = dropout
     section = load_config(None, [f"compute.{key}={str(value).lower()}" for key, value in compute.items()]).compute
     FlatWeights(model.train())
     return Execution(model, section, torch.device("cpu"))
@@ -74,6 +74,18 @@ def test_compiled_passes_compute_the_same():
     (second,) = torch.autograd.grad(compiled.attacked("eval")(image).square().sum(), image)
     assert torch.allclose(first, second, rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 2  # it was really compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_dropout_draws_the_same_masks():
+    plain, compiled = passes(0.5), passes(0.5, compile=True)
+    found = []
+    for made in (plain, compiled):
+        torch.manual_seed(1)
+        found.append(made.training(X).detach())
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0], plain.training(X), rtol=1e-4, atol=1e-5)  # others, with other numbers
 
 
 @pytest.mark.parametrize("training", [True, False])
