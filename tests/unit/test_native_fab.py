@@ -12,7 +12,6 @@ from genray.attacks.auto import run_member
 from genray.attacks.native import outcome, projections
 from genray.attacks.native.fab import fab_t
 from genray.attacks.native.projections import hyperplane_move
-from genray.core.geometry import BALLS
 
 pytestmark = pytest.mark.slow  # runs the package beside ours
 
@@ -56,22 +55,6 @@ def test_iterates_are_the_packages(trained, norm):
 
 
 # --- results --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_points_are_legal_and_nothing_else_changes(trained, norm):
-    model, x, y = trained(3)
-    y, epsilon = y.clone(), 2 * EPSILON[norm]
-    y[0] = (model(x[:1]).argmax(1) + 1) % 3  # wrong from the start
-    images, randomness = x.clone(), torch.get_rng_state()
-    found = fab_t(model, x, y, norm=norm, epsilon=epsilon, seed=1, num_classes=3)
-    assert torch.equal(torch.get_rng_state(), randomness) and torch.equal(x, images)
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    length = BALLS[norm].length((found - x).double())
-    assert (length <= epsilon * (1 + 1e-6) + 2**-24).all() and found.min() >= 0 and found.max() <= 1
-    moved, right = length > 0, correct(model, found, y)
-    assert torch.equal(moved, ~right & correct(model, x, y)) and torch.equal(found[~moved], x[~moved])
-    assert moved.any() and right.any() and not found.requires_grad
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -125,26 +108,9 @@ def test_broken_examples_leave_the_batch(trained, full, monkeypatch):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_memory_format_is_the_incoming_one(norm):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).eval()
-    x = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    y, how = model(x).argmax(1), {"norm": norm, "seed": 2, "num_classes": 4}
-    how["epsilon"] = {"linf": 0.02, "l2": 0.15, "l1": 1.0}[norm]
-    plain, watched = fab_t(model, x, y, **how), Watched(model)
-    last = fab_t(watched, x.contiguous(memory_format=torch.channels_last), y, **how)
-    assert plain.is_contiguous() and last.is_contiguous(memory_format=torch.channels_last)
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in watched.seen)
-    assert correct(model, plain, y).tolist() == correct(model, last, y).tolist()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_no_example_radius_zero_and_no_gradient(trained, norm):
-    model, x, y = trained(3)
+def test_without_a_gradient_nothing_moves(trained, norm):
+    _, x, y = trained(3)
     how = {"norm": norm, "seed": 0, "num_classes": 3}
-    assert fab_t(None, x[:0], y[:0], epsilon=0.1, **how).shape == (0, 1, 8, 8)
-    assert torch.equal(fab_t(model, x, y, epsilon=0.0, **how), x)
     flat = fab_t(lambda v: v.flatten(1)[:, :3] * 0 + torch.arange(3.0), x, y * 0 + 2, epsilon=0.5, **how)
     assert torch.equal(flat, x)
 
