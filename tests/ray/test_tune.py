@@ -2,20 +2,20 @@
 
 import json
 import os
-import time
-from pathlib import Path
+import signal
+import subprocess
+import sys
 
 import pytest
-import ray
 import torch
 import yaml
-from conftest import descendants
-from ray.util import placement_group_table
+from conftest import ROOT, actors, left, run_outcome, wait_for
 
 import genray
 from genray.config import to_dict
 from genray.errors import GenrayError, PlacementError
 from genray.reporting.trials import read_trials
+from genray.tuning.checks import check_visible
 from genray.tuning.grid import load_grid
 from genray.tuning.run import GridOutcome, check_ended
 
@@ -33,13 +33,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="genray")
-    yield
-    ray.shutdown()
-
-
 def write(tmp_path, name="small", **content):
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"set": TINY, **content}))
@@ -50,10 +43,11 @@ def weights(folder):
     return genray.load_model(folder).state_dict()
 
 
-def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path, monkeypatch):
+def test_trials_are_runs_and_resume_repeats_nothing(on_ray, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(
         tmp_path,
+        runtime="local",  # a trial in one process; in actors: below
         grid={"base_learners.linf.lr": [0.1, 0.05], "global_learner.warmup_epochs": [1]},
         seeds=[3],
         evaluate={"attacks": ["pgd20"], "examples": 20, "engine": "genray"},
@@ -86,13 +80,13 @@ def test_trials_are_runs_and_resume_repeats_nothing(cluster, tmp_path, monkeypat
     assert all(torch.equal(before[key], after[key]) for key in after)
 
     (folder / "mine.txt").write_text("kept")
-    other = write(tmp_path, grid={"base_learners.linf.lr": [0.2]}, seeds=[4])
+    other = write(tmp_path, runtime="local", grid={"base_learners.linf.lr": [0.2]}, seeds=[4])
     anew = genray.tune(other, storage=str(tmp_path / "runs"), overwrite=True)
     assert [row["status"] for row in anew.rows] == ["finished"]
     assert not (folder / kept).exists() and (folder / "mine.txt").exists()
 
 
-def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
+def test_asha_stops_the_worse_trial_and_leaves_nothing(on_ray, tmp_path):
     path = write(
         tmp_path,
         "asha",
@@ -107,38 +101,19 @@ def test_asha_stops_the_worse_trial_and_leaves_nothing(cluster, tmp_path):
     )
     trials = genray.tune(path, storage=str(tmp_path / "runs"), max_concurrent=1)
     assert [row["status"] for row in trials.rows] == ["finished", "unfinished"]
-    end = time.monotonic() + 60
-    while left() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert left() == []
+    wait_for(lambda: left() == [], "the end of the trials' groups and actors", seconds=60)
 
 
-def left():
-    """Placement groups and actors of trials that still exist."""
-    groups = [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
-    titles = [process_title(pid) for pid in descendants(os.getpid())]
-    return groups + [
-        title for title in titles if title.startswith(("ray::BaseLearner", "ray::Evaluator", "ray::Global"))
-    ]
-
-
-def process_title(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def test_what_cannot_be_placed_is_said_before_any_trial(cluster, tmp_path):
+def test_what_cannot_be_placed_is_said_before_any_trial(on_ray, tmp_path):
     path = write(tmp_path, "wide", grid={"base_learners.linf.resources.num_cpus": [1, 64]})
     with pytest.raises(PlacementError, match=r"trial 1_num_cpus-64_seed-0: wants 65 CPU, 0 GPU"):
         genray.tune(path, storage=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_path, capfd):
+def test_a_failing_trial_is_named_and_the_others_are_in_the_table(on_ray, tmp_path, capfd):
     methods = {"a": None, "b": {"set": {"base_learners.linf.lr": 1e30}}}
-    path = write(tmp_path, "half", methods=methods, max_failures=0)
+    path = write(tmp_path, "half", runtime="local", methods=methods, max_failures=0)
     with pytest.raises(GenrayError, match=r"1 of 2 trials failed, first 1_b_seed-0: base_learners\.linf: .*--resume"):
         genray.tune(path, storage=str(tmp_path / "runs"))
     shown = capfd.readouterr().err.splitlines()  # what Tune has to say about it is in its files
@@ -152,3 +127,74 @@ def test_a_failing_trial_is_named_and_the_others_are_in_the_table(cluster, tmp_p
 def test_a_grid_without_a_result_is_no_success():
     with pytest.raises(GenrayError, match="none of 2 trials was finished.*: a was stopped at epoch 3"):
         check_ended(GridOutcome(stopped={"a": 3, "b": 3}), 2)
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 << 20}
+SETTINGS = {
+    "training.epochs": 25,
+    "training.batch_size": 48,
+    "data.train_examples": 300,
+    "data.test_examples": 30,
+    "data.validation_examples": 40,
+    "model.width": 4,
+    "base_learners.linf.attack.num_steps": 2,
+    "base_learners.natural.resources.num_gpus": 0.5,
+    "base_learners.linf.resources.num_gpus": 0.5,
+    "evaluation.attack.num_steps": 2,
+    "global_learner.warmup_epochs": 1,
+    "runtime.startup_timeout_s": 900,
+}
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(on_ray, tmp_path):
+    """A grid on two nodes loses a learner, a node and its tuner: `--resume` gives the whole table, of the same runs."""
+    nodes = [on_ray.add_node(**NODE) for _ in range(2)]
+    on_ray.wait_for_nodes()
+    path, folder = tmp_path / "killed.yaml", tmp_path / "runs" / "killed"
+    path.write_text(yaml.safe_dump({"set": SETTINGS, "seeds": [0, 1], "max_failures": 9}))
+    with pytest.raises(PlacementError, match="expected a folder that every node sees"):
+        check_visible(str(tmp_path))  # it has no grid in it: as a folder of another machine looks from here
+    line = [sys.executable, "-m", "genray.tune", str(path), "--storage", str(tmp_path / "runs")]
+    line += ["--address", on_ray.address]
+
+    def start(*more):
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*line, *more], cwd=ROOT, **pipes)
+
+    def epochs():
+        return sum(len(p.read_text().splitlines()) for p in folder.glob("*/metrics.jsonl"))
+
+    def finished():
+        return {p.parent.name for p in folder.glob("*/results.json")}
+
+    def under_way():
+        return {p.parent.name for p in folder.glob("*/checkpoints")} - finished()
+
+    tuner = start()
+    try:
+        found = wait_for(lambda: epochs() >= 2 and actors(b"ray::BaseLearner"), "a learner", tuner, seconds=900)
+        os.kill(found[0], signal.SIGKILL)
+        wait_for(lambda: epochs() >= 12, "some epochs", tuner, seconds=900)
+        raylet = nodes[1].all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()  # as long as it is a zombie, its workers take it for alive
+        wait_for(lambda: finished() and under_way(), "a trial after another", tuner, seconds=900)
+    finally:
+        tuner.kill()
+    tuner.communicate()
+    done = finished()
+    assert len(done) < 2
+    stamps = {p: p.stat().st_mtime_ns for name in done for p in (folder / name).rglob("*") if p.is_file()}
+    on_ray.remove_node(nodes[1], allow_graceful=False)
+    on_ray.add_node(wait=False, **NODE)
+    tuner = start("--resume")
+    _, err = tuner.communicate(timeout=1800)
+    assert tuner.returncode == 0, err
+    assert [row["status"] for row in read_trials(str(folder)).rows] == ["finished"] * 2
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps}  # what was finished is not touched again
+    for trial in load_grid(path).trials:
+        genray.train(trial.config, runtime="local", storage=str(tmp_path / "alone"))
+        assert run_outcome(folder / trial.name) == run_outcome(tmp_path / "alone" / trial.name)
