@@ -1,7 +1,7 @@
 """Writes what editors and readers need of configurations: `python -m genray.config schema > run.schema.json`.
 
-`schema` is the JSON Schema of a run's YAML, `grid-schema` that of a grid of `genray.tune`, `reference` the page of all
-fields of a run.
+`schema` is the JSON Schema of a run's YAML, `grid-schema` that of a grid of `genray.tune`, `results-schema` and
+`evaluation-schema` those of `results.json` of a run and of an evaluation, `reference` the page of all fields of a run.
 """
 
 import json
@@ -11,18 +11,22 @@ from genray.config.grid_file import GridFile
 from genray.config.model import json_schema
 from genray.config.reference import reference
 from genray.config.schema import RunConfig
+from genray.records import EvaluationRecord, RunResults
+
+SCHEMAS = {"schema": RunConfig, "grid-schema": GridFile}
+SCHEMAS |= {"results-schema": RunResults, "evaluation-schema": EvaluationRecord}
 
 
 def main(args):
     if args.what == "reference":
         print(reference(), end="")
     else:
-        print(json.dumps(json_schema(GridFile if args.what == "grid-schema" else RunConfig), indent=1))
+        print(json.dumps(json_schema(SCHEMAS[args.what]), indent=1))
 
 
 def parse_args(argv):
     parser = Parser("genray config schema", prog="genray.config", description=__doc__)
-    kinds = ["schema", "grid-schema", "reference"]
+    kinds = [*SCHEMAS, "reference"]
     parser.add_argument("what", choices=kinds, metavar="|".join(kinds))
     parser.set_defaults(debug=False)
     return parser.parse_args(argv)

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 from genray.config.model import did_you_mean
 from genray.console import lasting_output
@@ -15,8 +16,11 @@ from genray.errors import ConfigError, GenrayError
 class Parser(argparse.ArgumentParser):
     """An argument parser: its help ends with an example, an error is one line with what was probably meant."""
 
-    def __init__(self, example: str = "", **options):
-        super().__init__(epilog=f"example: {example}" if example else None, **options)
+    def __init__(self, example: str = "", prog: str = "", **options):
+        program = Path(sys.argv[0])
+        if program.name == "genray" or program.parts[-2:] == ("genray", "__main__.py"):
+            prog = prog.replace(".", " ")  # called by that name
+        super().__init__(epilog=f"example: {example}" if example else None, prog=prog or None, **options)
 
     def add_allow_option(self):
         """`--allow`, of commands that read configurations or model files; `--network` is its older name."""

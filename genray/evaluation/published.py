@@ -145,7 +145,9 @@ def _methods(config) -> tuple[str, ...]:
     if any(learner.awp or learner.augmentation.cutout for learner in learners):
         return ()
     natural = [learner for learner in learners if learner.objective == objectives.NaturalObjective()]
-    robust = [learner for learner in learners if _in_the_tables_ball(learner, config.data.source)]
+    radii, num_steps = THREATS.get(config.data.source, THREAT)
+    attacks = [(learner, learner.attack) for learner in learners if learner.attack is not None]
+    robust = [one for one, a in attacks if a.norm == "linf" and a.epsilon in radii and a.num_steps == num_steps]
     glob = config.global_learner
     if len(learners) == 1:
         if (glob.mix, glob.decay) != ("raw", 0):  # theta_g is an average of the network's weights: SEAT
@@ -153,12 +155,6 @@ def _methods(config) -> tuple[str, ...]:
         return ("NT",) if natural else _row_of(robust[0]) if robust else ()
     pair = len(learners) == 2 and len(natural) == len(robust) == 1 and glob.sync_unit != "never"
     return ("Generalist",) if pair and _row_of(robust[0]) == ("AT (beta=1)",) else ()
-
-
-def _in_the_tables_ball(learner, source):
-    radii, num_steps = THREATS.get(source, THREAT)
-    attack = learner.attack
-    return attack is not None and attack.norm == "linf" and attack.epsilon in radii and attack.num_steps == num_steps
 
 
 def _row_of(learner):

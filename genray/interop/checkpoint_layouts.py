@@ -93,15 +93,6 @@ def open_checkpoint(source: Any, part: str | None = None) -> Checkpoint:
     return replace(checkpoint, findings=(f"{doubt}; --weights NAME decides",))
 
 
-def read_checkpoint(source: Any, part: str | None = None) -> dict[str, Tensor]:
-    """The weights of a model file, and `normalize.mean` and `normalize.std` where it states them.
-
-    `load_into` knows what to do with these. Arguments and errors as of `open_checkpoint`.
-    """
-    checkpoint = open_checkpoint(source, part)
-    return checkpoint.state | checkpoint.statistics
-
-
 def read_metadata(source: Any) -> dict:
     """What genray wrote beside the weights of a `model.pt`; empty for files of other producers."""
     file = read_file(source)

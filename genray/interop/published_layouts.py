@@ -24,7 +24,6 @@ _HELD = {
     "robustbench": {"resnet18": _RESNET, "preact_resnet18": _RESNET, "preact_resnet18_no_bn": _RESNET, **_WIDE}
     | {"preact_resnet18_no_bn_raw_shortcut": _RESNET},
 }
-LAYOUTS = tuple(_HELD)
 
 
 def published_state(model: nn.Module, metadata: Mapping, layout: str) -> OrderedDict[str, Tensor]:
@@ -40,7 +39,7 @@ def published_state(model: nn.Module, metadata: Mapping, layout: str) -> Ordered
     Args:
         model: from `build_model`, on any device; stays as it is.
         metadata: of its file; the arguments of `build_model` that gave it are its `architecture`.
-        layout: one of `LAYOUTS`.
+        layout: "trades" or "robustbench".
 
     Returns:
         name -> tensor on the CPU, in their order of layers. The metadata are an attribute of it, which `torch.save`

@@ -78,20 +78,17 @@ class RunRecorder:
         """
         if self.devices is None:
             self.began = time.perf_counter()
-            self._create(devices)
+            try:
+                if self.folder.replaces or not self.folder.storage.exists("config.yaml"):
+                    self.folder.create(self.setup.config, devices, self.setup.identity)
+            except StorageError as error:
+                raise RunFolderError(str(error)) from None
         self.devices = devices
         if self.records:
             self._write_metrics()
         plan = self.setup.plan
         later = table_in_steps(run_cost(plan, self.setup.splits), plan, len(devices))
         self.progress.phase("training", plan.total_steps, self.newest_step, later=later)
-
-    def _create(self, devices):
-        try:
-            if self.folder.replaces or not self.folder.storage.exists("config.yaml"):
-                self.folder.create(self.setup.config, devices, self.setup.identity)
-        except StorageError as error:
-            raise RunFolderError(str(error)) from None
 
     # --- while training ---------------------------------------------------------------------------------------
 
@@ -123,14 +120,15 @@ class RunRecorder:
             self.write_model("model.pt", self.best, window.epoch, rates)
 
     def _epoch_done(self, window, scores, own):
-        plan = self.setup.plan
+        plan, split = self.setup.plan, self.setup.config.evaluation.select_on
         record = {
             "epoch": window.epoch,
             "step": window.stop,
             "wall_s": round(self.wall_s(), 3),
             "redistributions": self.redistributions,
             "learners": {
-                name: self._learner_record(name, parts) | self._own_record(own.get(name, {}))
+                name: self._learner_record(name, parts)
+                | {f"{split}_{key}": correct / examples for key, (correct, examples) in own.get(name, {}).items()}
                 for name, parts in self.pending.items()
                 if any(part.num_examples for part in parts)  # the learner trained in this epoch
             },
@@ -163,10 +161,6 @@ class RunRecorder:
             **{name: round(sum(getattr(p, name) for p in parts), 4) for name in TIMES},
             **{name: sum(getattr(p, name) * (p.stop - p.start) for p in varied) / steps for name in RADII if varied},
         }
-
-    def _own_record(self, scores):
-        split = self.setup.config.evaluation.select_on
-        return {f"{split}_{name}": correct / examples for name, (correct, examples) in scores.items()}
 
     def _headline(self, record):
         parts = [f"epoch {record['epoch']}/{self.setup.config.training.epochs}"]
@@ -256,10 +250,11 @@ class RunRecorder:
         Raises:
             StorageError: not everything could be written within runtime.storage_timeout_s.
         """
-        models = {
-            name: {attack: accuracy(values) for attack, values in _with_union(by_attack).items()}
-            for name, by_attack in flags.items()
-        }
+        models = {}
+        for name, by_attack in flags.items():
+            models[name] = {attack: accuracy(values) for attack, values in by_attack.items()}
+            if len(by_attack) > 2:  # several attacks
+                models[name]["union"] = accuracy(np.logical_and.reduce(list(by_attack.values())))
         results = {
             "models": models,
             "protocol": self._protocol(),
@@ -292,11 +287,6 @@ class RunRecorder:
             "selected_on": config.evaluation.select_on,
             "interval": "95 % Wilson",
         }
-
-
-def _with_union(flags):
-    """Adds the examples that are correct under every attack, if there are several."""
-    return flags if len(flags) == 2 else {**flags, "union": np.logical_and.reduce(list(flags.values()))}
 
 
 def _ball(attack):

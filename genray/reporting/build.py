@@ -5,7 +5,6 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
-from genray.errors import ConfigError
 from genray.evaluation.published import published_row
 from genray.recording.table import table_of
 from genray.reporting import plots, run_plots
@@ -16,7 +15,7 @@ from genray.reporting.mixtures import draw_split, mixture_table
 from genray.reporting.paper import tables_of
 from genray.reporting.record_tables import attacks_table, time_table, versions_line
 from genray.reporting.style import MISSING
-from genray.reporting.trials import trials_table
+from genray.reporting.trials import trials_table, varying
 from genray.tables import head_of, printable
 
 MOST_RUNS = 12  # runs whose curves are drawn one by one
@@ -126,14 +125,14 @@ class _Make:
             part.blocks.append(trials_table(trials))
             if not self.with_plots:
                 continue
-            name = f"grid_{number}"
-            try:
-                for measure in dict.fromkeys(("natural", trials.measures[-1])):
-                    caption = f"{trials.name}: {head_of(measure)} over the two fields, mean over seeds."
-                    of = partial(plots.heat_map, trials, measure)
-                    part.blocks += self.figure(f"{name}_heat_{measure.replace('/', '_')}", caption, of)
-            except ConfigError as error:
-                part.blocks.append(Notes((str(error),)))
+            name, fields = f"grid_{number}", varying(trials)
+            for measure in dict.fromkeys(("natural", trials.measures[-1])) if len(fields) == 2 else ():
+                caption = f"{trials.name}: {head_of(measure)} over the two fields, mean over seeds."
+                of = partial(plots.heat_map, trials, measure)
+                part.blocks += self.figure(f"{name}_heat_{measure.replace('/', '_')}", caption, of)
+            if len(fields) != 2:
+                note = f"no heat map: it is of two fields, this grid varies {', '.join(fields) or 'none'}"
+                part.blocks.append(Notes((note,)))
             runs = [run for run in self.found.runs if run.grid == path and run.records]
             if runs:
                 caption = f"{trials.name}: theta_g of every trial over epochs, on what checkpoints are chosen on."
@@ -281,18 +280,13 @@ def _best(comparison: Comparison):
 def _published_points(comparison, column, lowest):
     """Those of the same network where there are any; without natural training where nothing of ours is as weak."""
     tables = [table for table in comparison.published if table.network.lower() == comparison.setting.network.lower()]
-    points = [
-        plots.Point(row[0] if tables else f"{row[0]} ({table.network})", *place)
-        for table in tables or comparison.published
-        for row in table.read()[1]
-        if (place := _published_place(table.name, row[0], column))
-    ]
+    points = []
+    for table in tables or comparison.published:
+        for method in (row[0] for row in table.read()[1]):
+            values = published_row(table.name, method)["values"]
+            name = method if tables else f"{method} ({table.network})"
+            points += [plots.Point(name, values["natural"], values[column])] if column in values else []
     return [point for point in points if point.robust > 1 or lowest < 10]
-
-
-def _published_place(table, method, column):
-    values = published_row(table, method)["values"]
-    return (values["natural"], values[column]) if column in values else None
 
 
 def _epochs_caption(run):

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genray.errors import ConfigError
 from genray.evaluation.mixtures import pareto
 from genray.reporting.style import BLUE, GREY, colours_of, draw, label_text, legend_below
-from genray.reporting.trials import METHOD, Trials, groups, varying
+from genray.reporting.trials import Trials, groups, varying
 from genray.tables import head_of
 from genray.tuning.grid import short_names
 
@@ -61,16 +60,10 @@ def _with_bars(axes, point, **look):
 def heat_map(trials: Trials, measure: str) -> dict:
     """A two-way grid: rows and columns are its two fields, cells the mean over seeds in per cent.
 
-    Raises:
-        ConfigError: not exactly two fields vary (the message says which do), or matplotlib is not installed.
+    Args:
+        trials: of a grid in which two fields vary, as `varying` says.
     """
     keys = varying(trials)
-    if len(keys) != 2:
-        names = dict(zip((METHOD, *trials.keys), (METHOD, *short_names(trials.keys))))
-        raise ConfigError(
-            "no heat map: expected a grid in which two fields vary, this one varies "
-            + (", ".join(names[key] for key in keys) or "none")
-        )
     rows = [row for row in groups(trials) if row[measure]]
     down, across = (list(dict.fromkeys(row[key] for row in trials.rows)) for key in keys)
     values = [[float("nan")] * len(across) for _ in down]

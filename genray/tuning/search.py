@@ -51,7 +51,9 @@ class Suggestions(Searcher):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.storage = grid.space, storage
         self.number, self.tries, self.asked = 0, 0, {}
-        before = [self._encoded(trial["point"]) for trial in stated_trials(storage).values()]
+        choices = [key for key, axis in self.space.axes.items() if axis[0] == "choices"]
+        points = [trial["point"] for trial in stated_trials(storage).values()]
+        before = [point | {key: json.dumps(point[key]) for key in choices} for point in points]
         seed = random.Random(f"{self.space.search_seed} {len(before)}").getrandbits(32)  # a resumed one draws others
         axes = {key: _domain(axis) for key, axis in self.space.axes.items()}
         self.optuna = OptunaSearch(
@@ -76,7 +78,8 @@ class Suggestions(Searcher):
         for _ in range(MOST_TRIES):
             self.tries += 1
             self.asked[trial_id] = str(self.tries)
-            point = self._decoded(self.optuna.suggest(self.asked[trial_id]))
+            suggested = self.optuna.suggest(self.asked[trial_id])
+            point = {key: _value(axis, suggested[key]) for key, axis in self.space.axes.items()}
             try:
                 return self.space.trial(self.number, point)
             except ConfigError as error:
@@ -95,14 +98,6 @@ class Suggestions(Searcher):
 
     def restore(self, checkpoint_path):
         """Does nothing, as `save`."""
-
-    def _encoded(self, point):
-        """The point in Optuna's values: choices as JSON."""
-        axes = self.space.axes.items()
-        return {key: json.dumps(point[key]) if axis[0] == "choices" else point[key] for key, axis in axes}
-
-    def _decoded(self, point):
-        return {key: _value(axis, point[key]) for key, axis in self.space.axes.items()}
 
 
 def _value(axis, suggested):

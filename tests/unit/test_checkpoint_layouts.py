@@ -13,7 +13,7 @@ from test_models import build, randomised
 from torch import nn
 
 from genray.errors import CheckpointError, ConfigError
-from genray.interop.checkpoint_layouts import load_into, open_checkpoint, read_checkpoint, read_metadata
+from genray.interop.checkpoint_layouts import load_into, open_checkpoint, read_metadata
 from genray.models import CIFAR10_MEAN, CIFAR10_STD, MODELS
 from genray.models.fit import fitting_architectures
 
@@ -210,7 +210,7 @@ def test_every_layout_loads_and_gives_the_same_logits(producer, old_format, tmp_
     torch.testing.assert_close(logits(model), logits(original, statistics), rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == list(original.state_dict())
     expected = "wrn_34_10" if name == "wrn_32_10" else name
-    assert expected in fitting_architectures(read_checkpoint(path))
+    assert expected in fitting_architectures(open_checkpoint(path).state)
 
 
 def test_state_dict_in_memory_loads_without_being_changed():
@@ -225,10 +225,11 @@ def test_state_dict_in_memory_loads_without_being_changed():
     assert model.conv1.weight.any()  # a copy, not a view of the source
 
 
-def test_read_checkpoint_survives_a_round_trip_with_its_normalisation(tmp_path):
+def test_what_a_file_holds_loads_again_with_its_normalisation(tmp_path):
     original = source("resnet18")
     torch.save({"state_dict": original.state_dict(), "normalize_input": True}, tmp_path / "a.pt")
-    state = read_checkpoint(tmp_path / "a.pt")
+    found = open_checkpoint(tmp_path / "a.pt")
+    state = found.state | found.statistics
     assert state["normalize.mean"].shape == state["normalize.std"].shape == (3,)
     model = build("resnet18", seed=9)
     load_into(model, state)
@@ -451,7 +452,7 @@ def test_public_checkpoint_of_the_autoattack_package_loads():
     path = Path(package.__file__).parent / "examples" / "model_test.pt"
     if not path.exists():
         pytest.skip("the installed pyautoattack has no example checkpoint")
-    state = read_checkpoint(path)
+    state = open_checkpoint(path).state
     assert fitting_architectures(state) == ["resnet18"]
     model = build("resnet18", width=None)
     load_into(model, path)

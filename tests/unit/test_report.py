@@ -354,8 +354,8 @@ def test_a_heat_map_is_of_two_fields_and_says_which_vary_otherwise(lab, tmp_path
     for trial in record["trials"].values():
         trial["point"]["global_learner.sync_every"] = 1
     (tmp_path / "one/grid.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"no heat map: expected a grid in which two fields vary, .* varies gamma$"):
-        heat_map(read_trials(str(tmp_path / "one")), "natural")
+    report = build_report(find([str(tmp_path / "one")]), None, "", True)
+    assert "no heat map: it is of two fields, this grid varies global_learner.gamma" in as_page(report)
 
 
 def test_the_split_of_time_is_the_sum_over_epochs(page):

@@ -73,17 +73,14 @@ class ActorGroup:
         self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
         threads = evaluation_threads(self.setup.config, self.setup.architecture)
         self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, splits, threads)
-        self.whereabouts = self._await_start(max(1.0, deadline - time.monotonic()))
+        asked = {name: actor.whereabouts.remote() for name, actor in self.workers.items()}
+        self.whereabouts = self._answers(asked, max(1.0, deadline - time.monotonic()), "not started within {}")
         self._connect(max(1.0, deadline - time.monotonic()))
 
     def _creator(self, cls, place: ActorPlacement):
         actor = ray.remote(max_restarts=0, max_task_retries=0, **ACTOR_OPTIONS)(cls)
         strategy = strategy_for(self.group, place)
         return actor.options(num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy).remote
-
-    def _await_start(self, timeout_s) -> dict:
-        asked = {name: actor.whereabouts.remote() for name, actor in self.workers.items()}
-        return self._answers(asked, timeout_s, "not started within {}")
 
     def _answers(self, asked, timeout_s, problem) -> dict:
         """Actor name -> answer; PlacementError with `problem` if an actor does not answer in time."""
