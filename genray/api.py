@@ -14,6 +14,7 @@ from genray.config.arguments import Count, Natural, Place, Seconds, check_again,
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+    from torch.utils.data import Dataset
 
     from genray.config.schema import RunConfig
     from genray.reporting.content import Report
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Model: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
     Images: TypeAlias = Tensor | np.ndarray
     Arrays: TypeAlias = tuple[np.ndarray, np.ndarray]
+    Examples: TypeAlias = tuple[Images, Images] | Dataset | None
     Labeller: TypeAlias = Model | str | os.PathLike[str]
     Unlabelled: TypeAlias = Images | str | None
     Names: TypeAlias = str | Iterable[str]
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     Table: TypeAlias = Trials
 else:  # not checked here: the functions that read these values report more than their type
     Configuration = Overrides = Network = Factory = Model = Images = Labeller = Unlabelled = Names = Any
-    Arrays = Radii = Paths = EpochCallback = PlanCallback = Findings = Table = Any
+    Arrays = Examples = Radii = Paths = EpochCallback = PlanCallback = Findings = Table = Any
 
 DEFAULT_STORAGE = "runs"
 Runtime = Literal["ray", "local"]
@@ -57,6 +59,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     network: Factory | None = None,
+    train: Examples = None,
+    test: Examples = None,
     on_epoch: EpochCallback | None = None,
 ) -> dict[str, Any]:
     """Trains one run to its end and returns its final record.
@@ -73,6 +77,11 @@ def train(
         network: returns the network to train, a `torch.nn.Module` from (N, C, H, W) in [0, 1] to logits; instead of
             `model.name`. Called with `model.options` and with num_classes, in_channels and image_size as far as it
             has such parameters; sent to the actors by value if it is defined in a notebook or script.
+        train: the training images, instead of `data.source`: (x, y), or a Dataset of (image, label). x is (N, C, H, W),
+            or (N, H, W, C) where the last axis has 1 or 3 entries and the second has not, or (N, H, W); uint8, or
+            floats in [0, 1], which are rounded to 8 bits; y (N,) integers 0..K-1. Read once, into memory; a resumed
+            run is given the same ones.
+        test: the test images, likewise.
         on_epoch: called with each epoch's record, as in `metrics.jsonl`; again for epochs that are replayed.
 
     Returns:
@@ -86,7 +95,9 @@ def train(
     from genray.training import train_run
 
     how = {"runtime": runtime, "address": address, "name": name, "storage": storage, "on_epoch": on_epoch}
-    return Results(train_run(config, overrides, **how, resume=resume, overwrite=overwrite, network=network))
+    return Results(
+        train_run(config, overrides, **how, resume=resume, overwrite=overwrite, network=network, train=train, test=test)
+    )
 
 
 @checked

@@ -30,11 +30,14 @@ def train_run(
     resume=False,
     overwrite=False,
     network=None,
+    train=None,
+    test=None,
     on_epoch=None,
 ) -> dict:
     """As `genray.train`, which describes and checks the arguments."""
     check_again(resume, overwrite)
-    loaded, progress = _loaded(config, overrides, name, network), Progress()
+    arrays = None if train is None and test is None else {"train": train, "test": test}
+    loaded, progress = _loaded(config, overrides, name, network, arrays), Progress()
     folder = RunFolder(storage, loaded.config.name)
     finished = folder.finished(loaded.config, _unsettled(loaded)) if resume else None
     if finished:
@@ -44,7 +47,9 @@ def train_run(
         try:
             state = _starting_state(folder, loaded, resume, overwrite, progress)
             # Ray's object store holds a second copy of the images.
-            setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, network=network, progress=progress)
+            setup = _prepared(
+                loaded, copies=2 if runtime == "ray" else 1, network=network, arrays=arrays, progress=progress
+            )
             if resume and folder.storage.exists("config.yaml"):
                 folder.check_data(setup.identity)
                 folder.check_resumable(setup.config)
@@ -81,10 +86,12 @@ def _wants(learner):
     return f"{several}{resources.num_cpus:g} CPU, {gpus} GPU"
 
 
-def _loaded(config, overrides, name, network=None):
+def _loaded(config, overrides, name, network=None, arrays=None):
     own = [{"name": name}] if name is not None else []
     if network is not None:
         own.append({"model": {"name": name_of(network), "width": None, "batch_norm": False, "activation": "relu"}})
+    if arrays is not None:
+        own.append({"data": {"source": "arrays", "path": None, "image_column": None, "label_column": None}})
     given = [named(override) for override in listed_overrides(overrides)]
     loaded = load_run(named(config), [*given, *own])
     from_file = config is None or isinstance(config, (str, os.PathLike))

@@ -53,8 +53,8 @@ NetworkName = Annotated[
 
 
 class DataConfig(Section):
-    source: Literal["digits", "cifar10", "cifar100", "mnist", "svhn", "parquet", "image_folder"] = required(
-        "where the images come from"
+    source: Literal["digits", "cifar10", "cifar100", "mnist", "svhn", "parquet", "image_folder", "arrays"] = required(
+        "where the images come from; arrays: they are passed to `genray.train(train=..., test=...)`"
     )
     path: Text | None = option(None, "folder or URI; for torchvision sets the download folder")
     image_column: Text | None = option(None, "Parquet column with the images; found by itself when null")
@@ -86,6 +86,8 @@ class DataConfig(Section):
             yield f"path: missing, source {self.source} needs the folder or URI of the images"
         if self.home == "files" and self.source not in ("parquet", "image_folder"):
             yield f"home: expected auto, resident or mapped with source {self.source}, which has no image files"
+        if self.source == "arrays" and self.path is not None:
+            yield "path: has no effect with source arrays, which genray.train is given; remove it"
         if self.source == "digits" and self.path is not None:
             yield "path: has no effect with source digits, which scikit-learn carries; remove it"
         for name, sources in (

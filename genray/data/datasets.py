@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from genray.config.arguments import Count, checked
 from genray.config.values import AsTuple
 from genray.core.memory import check_memory
+from genray.data.arrays import load_arrays
 from genray.data.catalogue import without
 from genray.data.home_choice import FILE_SOURCES, choose_home, make_home, stored_part
 from genray.data.homes import Resident
@@ -27,6 +28,7 @@ SOURCES = {
     "svhn": load_torchvision,
     "parquet": load_parquet,
     "image_folder": load_image_folder,
+    "arrays": load_arrays,
 }
 
 
@@ -54,7 +56,7 @@ def load_image_data(
     Args:
         source: a key of SOURCES. `digits` comes with scikit-learn; `cifar10`, `cifar100`, `mnist` and `svhn` come from
             torchvision; `parquet` reads the Hugging Face hub's layout; `image_folder` reads train/<class>/ and
-            test/<class>/ (or val/).
+            test/<class>/ (or val/); `arrays` takes {"train": ..., "test": ...} as its path, each as in `genray.train`.
         path: where the data lies. torchvision: a local folder, ~/.cache/genray by default. parquet and image_folder: a
             local folder, a URI (file:///, s3://, gs://, ...) or a tuple (pyarrow.fs.FileSystem, folder in it). digits:
             none.

@@ -37,7 +37,7 @@ def load_digits(request: DataRequest) -> Catalogue:
     is_test = torch.zeros(len(every), dtype=torch.bool)
     is_test[balanced_choice(every.labels, _DIGITS_TEST_EXAMPLES, _DIGITS_SEED, field="digits test split")] = True
     parts = {"train": every.select((~is_test).nonzero().flatten()), "test": every.select(is_test.nonzero().flatten())}
-    return _from_arrays(request, {part: (s.images.numpy(), s.labels.numpy()) for part, s in parts.items()}, None)
+    return from_arrays(request, {part: (s.images.numpy(), s.labels.numpy()) for part, s in parts.items()}, None)
 
 
 def load_torchvision(request: DataRequest) -> Catalogue:
@@ -50,7 +50,7 @@ def load_torchvision(request: DataRequest) -> Catalogue:
         parts[part] = (_channels_first(dataset), np.asarray(getattr(dataset, _LABELS[request.source])))
     # Only CIFAR's names say more than the number.
     names = dataset.classes if request.source in ("cifar10", "cifar100") else None
-    return _from_arrays(request, parts, names)
+    return from_arrays(request, parts, names)
 
 
 def load_image_folder(request: DataRequest) -> Catalogue:
@@ -139,7 +139,7 @@ def stored_files(folder: Folder, found: list[tuple[str, int, int]], request: Dat
     return shape_of(singly, request.image_size, request.skips), read, lambda: files.mark, files
 
 
-def _from_arrays(request: DataRequest, parts: dict, names) -> Catalogue:
+def from_arrays(request: DataRequest, parts: dict, names) -> Catalogue:
     """ImageData from whole arrays: part -> ((N, C, H, W) uint8, (N,) integers)."""
     labels = {part: torch.from_numpy(parts[part][1].astype(np.int64)) for part in PARTS}
     names = resolve_classes(labels, names, lambda part, index: f"{request.source} {part} example {index}")

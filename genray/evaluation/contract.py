@@ -38,6 +38,8 @@ def as_network(model, pixels) -> tuple[nn.Module, torch.Tensor, list[str]]:
     x = before.clone()
     version = x._version
     outputs = _run(network, x, model)
+    if not isinstance(outputs, torch.Tensor) and isinstance(getattr(outputs, "logits", None), torch.Tensor):
+        network, outputs = _Logits(network), outputs.logits  # as the models of transformers return
     if x._version != version or not torch.equal(x, before):
         network = _Adapted(network)
         outputs = _run(network, before, model)
@@ -65,6 +67,18 @@ class _Adapted(nn.Module):
 
     def forward(self, x):
         return self.network(x.clone()).float()
+
+
+class _Logits(nn.Module):
+    """A network whose outputs have the logits as an attribute."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.train(network.training)
+
+    def forward(self, x):
+        return self.network(x).logits
 
 
 class _Function(nn.Module):
@@ -157,8 +171,7 @@ def _run(network, x, model):
 
 def _checked(outputs, pixels):
     if not isinstance(outputs, torch.Tensor):
-        fields = [name for name in ("logits",) if hasattr(outputs, name)]
-        fields += list(outputs) if isinstance(outputs, dict) else []
+        fields = list(outputs) if isinstance(outputs, dict) else []
         fields += ["[0]"] if isinstance(outputs, (tuple, list)) else []
         cure = f"; take one of it in a function, lambda x: model(x) and {', '.join(map(str, fields))}" if fields else ""
         raise DataError(f"model: expected logits (N, K), got {type(outputs).__name__}{cure}")

@@ -139,6 +139,7 @@ def prepare(
     copies: int = 1,
     progress=None,
     network: Callable | None = None,
+    arrays: dict | None = None,
 ) -> RunSetup:
     """Loads the data, splits it, checks it against the configuration and plans the run.
 
@@ -148,6 +149,7 @@ def prepare(
         decode: False reads no images: they are tensors on torch's device "meta".
         copies, progress: as in `load_image_data`.
         network: factory of the run's network, instead of `model.name`.
+        arrays: {"train", "test"}, the images of `data.source: arrays`.
 
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
@@ -156,7 +158,7 @@ def prepare(
     fitting = Fitting(config, follows)
     data = load_image_data(
         config.data.source,
-        path=config.data.path,
+        path=arrays or config.data.path,
         image_column=config.data.image_column,
         label_column=config.data.label_column,
         download=config.data.download,

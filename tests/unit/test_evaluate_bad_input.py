@@ -266,10 +266,15 @@ ARRAYS = {
     "other rows": ((Answers(lambda x: x.view(-1, 8)), images(), labels()), {}, "for 4 images, got shape (32, 8)"),
     "pairs": ((Answers(lambda x: (x, x)), images(), labels()), {}, "model: expected logits (N, K), got tuple; take"),
     "a dict": ((Answers(lambda x: {"out": x}), images(), labels()), {}, "got dict; take one of it in a function"),
-    "logits in an object": (
+    "maps in an object": (
         (Answers(lambda x: types.SimpleNamespace(logits=x)), images(), labels()),
         {},
-        "lambda x: model(x) and logits",
+        "K >= 2 for 4 images, got shape (4, 1, 8, 8)",
+    ),
+    "no logits in an object": (
+        (Answers(lambda x: types.SimpleNamespace(scores=x)), images(), labels()),
+        {},
+        "model: expected logits (N, K), got SimpleNamespace",
     ),
     "arrays": ((lambda x: x.flatten(1).numpy(), images(), labels()), {}, "expected logits (N, K), got ndarray"),
     "class numbers": ((Answers(lambda x: x.flatten(1).long()), images(), labels()), {}, "got int64 numbers"),

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 
 import pytest
 import torch
@@ -58,6 +59,17 @@ class Halves(Keeps):
         return super().forward(x).half()
 
 
+class InAnObject(nn.Module):
+    """As the models of transformers, whose outputs are dictionaries with attributes too."""
+
+    def __init__(self, net, kind=Keeps):
+        super().__init__()
+        self.kept = kind(net)
+
+    def forward(self, x):
+        return types.SimpleNamespace(loss=None, logits=self.kept(x))
+
+
 class Callable:
     def __init__(self, net):
         self.net = net
@@ -86,6 +98,8 @@ BREACHES = {  # name -> (what is evaluated instead of Keeps, what is found, how 
     "float16": (lambda net: Keeps(net).half(), "the weights are float16", 0.05),
     "bfloat16": (lambda net: Keeps(net).bfloat16(), "the weights are bfloat16", 0.05),
     "half of it in float64": (lambda net: nn.Sequential(Keeps(net), nn.Identity().double()), None, 0),
+    "logits in an object": (InAnObject, None, 0),
+    "logits in float16 in an object": (lambda net: InAnObject(net, Halves), "the outputs are float16", 0.05),
     "outputs in float16": (Halves, "the outputs are float16, compared in float32", 0.05),
 }
 
