@@ -88,6 +88,8 @@ class DataConfig(Section):
             yield f"home: expected auto, resident or mapped with source {self.source}, which has no image files"
         if self.source == "arrays" and self.path is not None:
             yield "path: has no effect with source arrays, which genray.train is given; remove it"
+        if self.source == "arrays" and self.home in ("mapped", "files"):
+            yield f"home: expected auto or resident with source arrays, which are in memory, got {self.home}"
         if self.source == "digits" and self.path is not None:
             yield "path: has no effect with source digits, which scikit-learn carries; remove it"
         for name, sources in (

@@ -96,7 +96,7 @@ def load_image_data(
     if check is not None:
         check(catalogue, request.available)
     needed = sum(part.nbytes for name, part in catalogue.parts.items() if name in decode)
-    kind, note = choose_home(home, copies * needed, cache, source in FILE_SOURCES)
+    kind, note = choose_home("resident" if source == "arrays" else home, copies * needed, cache, source in FILE_SOURCES)
     reading.say(note if decode else "")
     shape = "x".join(map(str, catalogue.parts["train"].shape))
     counted = [f"{len(part.labels)} {name} images" for name, part in catalogue.parts.items() if name in decode]

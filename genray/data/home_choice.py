@@ -36,6 +36,7 @@ def stored_part(
         reopen: opens the part by a request; it can be pickled.
     """
     place = Storage(request.path).absolute if isinstance(request.path, str | os.PathLike) else request.path
+    place = None if isinstance(place, dict) else place  # arrays, which are always resident
     root = "" if place is None else Storage(place).root
     count = request.test_examples if name == "test" else request.train_examples
     key = hashlib.sha256(repr((place, column, request.image_size, count, request.skips)).encode()).hexdigest()[:12]
