@@ -28,13 +28,13 @@ _SECRETS = (
 
 
 def expand(path: Any) -> str:
-    """What a user names as text: a URI as it is, a local path with ~ expanded. Every path of a user goes through it."""
+    """Returns the path of a user as text: a URI unchanged, a local path with ~ expanded."""
     text = os.fspath(path)
     return text if "://" in text else os.path.expanduser(text)
 
 
 def without_secrets(text: object) -> str:
-    """A URI, or a text that quotes one, on one line and without the credentials in it."""
+    """Returns a URI, or a text with URIs, on one line and with credentials masked."""
     line = " ".join(str(text).split())
     for secret in _SECRETS:
         line = secret.sub(lambda match: f"{match[1] if match.re.groups else ''}***", line)
@@ -88,7 +88,7 @@ class Storage:
 
     @property
     def parent(self) -> "Storage":
-        """The folder that it is in."""
+        """The folder above."""
         root = os.path.dirname(self.root) or self.root
         return self._at(root, lambda path: str(Path(path).parent), lambda path: path.rpartition("/")[0])
 
@@ -110,17 +110,17 @@ class Storage:
 
     @property
     def absolute(self) -> str:
-        """Names the place in any process, whatever its working directory."""
+        """The absolute path, or the URI, valid in any process."""
         return self.root if self.is_local else self.uri
 
     def path(self, name: str = "") -> str:
-        """The path in the file system."""
+        """Returns the path in the file system."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     # --- looking ------------------------------------------------------------------------------------------------
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there.
+        """Returns whether a file or folder exists.
 
         Raises:
             RunFolderError: the storage does not answer.
@@ -128,11 +128,11 @@ class Storage:
         return self._type(name) != fs.FileType.NotFound
 
     def is_folder(self, name: str = "") -> bool:
-        """Whether a folder is there; errors as of `exists`."""
+        """Returns whether a folder exists; errors as of `exists`."""
         return self._type(name) == fs.FileType.Directory
 
     def is_file(self, name: str = "") -> bool:
-        """Whether a file is there; errors as of `exists`."""
+        """Returns whether a file exists; errors as of `exists`."""
         return self._type(name) == fs.FileType.File
 
     def _type(self, name):
@@ -145,11 +145,10 @@ class Storage:
             raise RunFolderError(f"{self}: cannot be reached: {_short(error)}") from None
 
     def check_writable(self):
-        """Whether the folder can be made and written to, without making it: its permissions, or that its bucket is
-        there.
+        """Checks that the folder can be created and written to, without creating it: permissions, or the bucket.
 
         Raises:
-            RunFolderError: what is in the way.
+            RunFolderError: it cannot; the message names the reason.
         """
         if not self.is_local:
             bucket = self.root.partition("/")[0]
@@ -166,7 +165,7 @@ class Storage:
             raise RunFolderError(f"{self.root}: cannot be written: no permission in {folder}")
 
     def entries(self, below: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
-        """What stands in the folder or its sub-folder `below`, sorted by path; nothing where there is none.
+        """Returns the entries of the folder or its sub-folder `below`, sorted by path; an absent folder has none.
 
         Raises:
             RunFolderError: the storage does not answer.
@@ -175,21 +174,21 @@ class Storage:
         return sorted(self._asked(self.filesystem.get_file_info, selector), key=lambda info: info.path)
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files directly in a folder, sorted; none where it does not exist. Errors as of `entries`."""
+        """Returns the sorted names of the files in a folder; an absent folder has none. Errors as of `entries`."""
         return sorted(info.base_name for info in self.entries(folder) if info.is_file)
 
     def folders(self, folder: str = "") -> list[str]:
-        """Names of the folders directly in a folder, as `names`."""
+        """Returns the sorted names of the folders in a folder, as `names`."""
         return sorted(info.base_name for info in self.entries(folder) if info.type == fs.FileType.Directory)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def open(self, name: str = "") -> pa.NativeFile:
-        """A file to read from and seek in; the errors are pyarrow's."""
+        """Opens a file for reading and seeking; the errors are pyarrow's."""
         return self.filesystem.open_input_file(self.path(name))
 
     def read(self, name: str = "") -> bytes:
-        """The bytes of a file.
+        """Returns the bytes of a file.
 
         Raises:
             StorageError: it cannot be read.
@@ -204,8 +203,7 @@ class Storage:
 
     @contextmanager
     def fetch(self) -> Iterator[Path]:
-        """The file on this machine: a local one itself, any other as a copy in a temporary folder, which is removed
-        at the end.
+        """Yields the path of the file on this machine: a local file itself, any other as a temporary copy.
 
         Raises:
             StorageError: it cannot be read, or the temporary folder is full.
@@ -225,7 +223,7 @@ class Storage:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes):
-        """Writes a file atomically: aside, flushed to disk, then renamed (object stores are atomic by themselves).
+        """Writes a file atomically: to a temporary name, flushed, then renamed (object stores are atomic themselves).
 
         Raises:
             StorageError: the folder cannot be written to.
@@ -244,13 +242,13 @@ class Storage:
             raise StorageError(f"{self._shown(name)}: cannot be written: {_short(error)}") from None
 
     def remove_unfinished(self):
-        """Removes what a process that was killed while writing has left (local folders only)."""
+        """Removes half-written files of killed processes (local folders only)."""
         for path in Path(self.root).rglob("*.tmp-*") if self.is_local else ():
             if _ASIDE.search(path.name):
                 path.unlink(missing_ok=True)
 
     def delete(self, name: str):
-        """Removes a file, or a folder with all that is in it.
+        """Removes a file, or a folder with its content.
 
         Raises:
             StorageError: it cannot be removed.

@@ -14,7 +14,7 @@ OURS, PUBLISHED, DIFFERENCE = "ours", "published", "difference"
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as it is printed.
+    """A printed number.
 
     Attributes:
         text: the number, in per cent; "" where there is none.
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def number(self) -> str:
-        """With its spread."""
+        """The number with its spread."""
         return f"{self.text} ± {self.spread}" if self.spread else self.text or "-"
 
     @property
@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line: what it is of, its cells, and whether they are ours, published, or a difference of the two."""
+    """One row: its labels, its cells, and its kind: ours, published, or a difference of the two."""
 
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -54,7 +54,7 @@ class Table:
     title: one line.
     label_heads, heads: of the labels and of the cells.
     rows: see `TableRow`.
-    notes: what a reader has to know of the numbers, a line each.
+    notes: remarks on the numbers, a line each.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def ranked(self, lower_is_better=()) -> "Table":
-        """The same table with the best and second best of each column marked, ours among ours, published among
-        published; equal numbers share a rank, and one number alone has none."""
+        """Returns the table with the best and second best of each column marked, separately for ours and published;
+        equal numbers share a rank, and a single number has none."""
         ranks = {}
         for column, head in enumerate(self.heads):
             for kind in (OURS, PUBLISHED):
@@ -83,25 +83,25 @@ class Table:
 
 
 def head_of(column: str) -> str:
-    """What a column is called; "l2/aa" is a column of one of several norms."""
+    """Returns the head of a column; "l2/aa" is a column of one of several norms."""
     norm, _, name = column.rpartition("/")
     head = HEADS.get(name, name.upper() if name.startswith("pgd") else name)
     return f"{norm} {head}" if norm else head
 
 
 def cell_of(mean: float, spread: float | None = None, low: float | None = None, high: float | None = None) -> Cell:
-    """From fractions."""
+    """Returns the cell of a mean, a spread and an interval, given as fractions."""
     interval = () if low is None else (f"{100 * low:.1f}", f"{100 * high:.1f}")
     return Cell(f"{100 * mean:.2f}", "" if spread is None else f"{100 * spread:.2f}", interval)
 
 
 def accuracy_cell(record: dict | None) -> Cell:
-    """Of {"value", "low", "high"}; an empty one for None."""
+    """Returns the cell of {"value", "low", "high"}; an empty one for None."""
     return cell_of(record["value"], None, record["low"], record["high"]) if record else Cell()
 
 
 def printable(text, longest: int = 200) -> str:
-    """Text of unknown origin as one printable line."""
+    """Returns text of unknown origin as one printable line."""
     words = "".join(c if c.isprintable() else " " for c in str(text)).split()
     line = " ".join(words)
     return line if len(line) <= longest else line[: longest - 1] + "…"
@@ -111,7 +111,7 @@ def printable(text, longest: int = 200) -> str:
 
 
 def as_text(table: Table, intervals: bool = False, notes: bool = False) -> str:
-    """For a terminal: aligned, best marked *, second best marked +."""
+    """Returns the table for a terminal: aligned, best marked *, second best marked +."""
     lines = [[*table.label_heads, *table.heads]]
     for row in table.rows:
         cells = (f"{c.number}{('', '*', '+')[c.rank]} {c.between * intervals}".rstrip() for c in row.cells)
@@ -122,13 +122,13 @@ def as_text(table: Table, intervals: bool = False, notes: bool = False) -> str:
 
 
 def aligned(lines: list[list[str]], justify=str.ljust) -> list[str]:
-    """Rows of cells as lines of text whose columns are equally wide."""
+    """Returns rows of cells as lines of text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return ["  ".join(map(justify, line, widths)).rstrip() for line in lines]
 
 
 def as_markdown(table: Table) -> str:
-    """Best in bold, second best underlined, intervals behind the numbers."""
+    """Returns the table as Markdown: best in bold, second best underlined, intervals behind the numbers."""
     labels, marks = len(table.label_heads), {1: "**{}**", 2: "<u>{}</u>", 0: "{}"}
     lines = [[*table.label_heads, *table.heads], ["---"] * labels + ["---:"] * len(table.heads)]
     for row in table.rows:
@@ -140,12 +140,12 @@ def as_markdown(table: Table) -> str:
 
 
 def markdown_text(text, longest: int = 200) -> str:
-    """Text of unknown origin, without a meaning to Markdown."""
+    """Returns text of unknown origin with the characters of Markdown escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(text, longest))
 
 
 def as_csv(table: Table) -> str:
-    """A line a row; a column's spread and interval stand in columns of their own where there are any."""
+    """Returns the table as CSV, a line a row; spreads and intervals have columns of their own."""
     parts = []
     for j, head in enumerate(table.heads):
         cells = [row.cells[j] for row in table.rows]
@@ -164,7 +164,7 @@ def as_csv(table: Table) -> str:
 
 
 def _csv_text(text):
-    """A spreadsheet takes what begins so for a formula."""
+    """Returns the text with a leading quote where a spreadsheet would read a formula."""
     line = printable(text)
     return f"'{line}" if line[:1] in "=+-@" and line else line
 
@@ -178,7 +178,7 @@ def latex_text(text) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A `tabular` with booktabs' rules; best bold, second best underlined."""
+    """Returns the table as a LaTeX `tabular` with booktabs' rules; best bold, second best underlined."""
     marks = {1: r"\textbf{%s}", 2: r"\underline{%s}", 0: "%s"}
     lines = [f"% {printable(table.title)}", *(f"% {printable(note, 1000)}" for note in table.notes)]
     lines.append(r"\begin{tabular}{" + "l" * len(table.label_heads) + "r" * len(table.heads) + "}")
@@ -194,7 +194,7 @@ def as_latex(table: Table) -> str:
 
 
 def as_html(table: Table) -> str:
-    """With a caption, header cells, and a frame that scrolls sideways where the table is wider than the screen."""
+    """Returns the table as HTML with a caption and header cells, in a frame with a horizontal scroll bar."""
     labels = len(table.label_heads)
     head = "".join(f'<th scope="col"{" class=label" * (i < labels)}>{escape(text)}</th>'
                    for i, text in enumerate((*table.label_heads, *table.heads)))  # fmt: skip

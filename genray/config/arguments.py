@@ -39,7 +39,7 @@ def checked(function: F) -> F: ...
 @typing.overload
 def checked(*, error: type[GenrayError] = ..., prefix: str = ...) -> Callable[[F], F]: ...
 def checked(function: Any = None, *, error: type[GenrayError] = ConfigError, prefix: str = "") -> Any:
-    """A function whose annotated arguments are refused where they are of another type, no choice or out of range.
+    """Returns the function with a check of its annotated arguments: their types, choices and ranges.
 
     Args:
         function: with annotations of pydantic's kinds; arguments without one, or of type `Any`, are passed on as they
@@ -71,7 +71,7 @@ def checked(function: Any = None, *, error: type[GenrayError] = ConfigError, pre
 
 
 def check_again(resume: bool, overwrite: bool) -> None:
-    """What is there is gone on with or done anew, not both.
+    """Refuses `resume` together with `overwrite`.
 
     Raises:
         ConfigError: both are asked for.

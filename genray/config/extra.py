@@ -1,4 +1,4 @@
-"""Labelled images that are trained on beside those of `data.source`: the section `data.extra`."""
+"""The section `data.extra`: labelled training images beside those of `data.source`."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +41,7 @@ class ExtraConfig(Section):
 
 
 def extra_problems(config: "RunConfig") -> Iterator[str]:
-    """What `data.extra` and the rest of a run may not be together."""
+    """Yields the conflicts between `data.extra` and the rest of a run's configuration."""
     extra, size = config.data.extra, config.training.batch_size
     for name, learner in config.base_learners.items():
         if getattr(learner.objective, "needs_pseudo_labels", False) and extra is None:
@@ -56,5 +56,5 @@ def extra_problems(config: "RunConfig") -> Iterator[str]:
 
 
 def share_of(share: float, size: int) -> int:
-    """Extra images in a batch of `size`; halves are rounded up."""
+    """Returns the number of extra images in a batch of `size`; halves are rounded up."""
     return int(share * size + 0.5)

@@ -1,4 +1,4 @@
-"""What a grid file of `genray.tune` holds, as pydantic models."""
+"""The content of a grid file of `genray.tune`, as pydantic models."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -83,7 +83,7 @@ class Scheduler(Section):
 
 
 class Evaluate(Section):
-    """How every finished run is evaluated: arguments of `genray.evaluate`."""
+    """Arguments of `genray.evaluate`, for every finished run."""
 
     attacks: Names = option(lambda: ["standard"], "columns or groups")
     norms: Names | None = option(None, "of linf, l2, l1; null: the run's own")
@@ -150,7 +150,7 @@ SomeLoggers = Annotated[
 
 
 class GridFile(Section):
-    """A grid: which runs are compared. Every trial is a whole run; the number of trials is that of methods, times
+    """A grid of runs to compare. Every trial is a whole run; the number of trials is that of methods, times
     points of `grid`, times samples, times seeds."""
 
     name: RunName | None = option(None, "of the folder below the storage; null: the file's name")

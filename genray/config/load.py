@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to one checked `RunConfig`, and back to YAML."""
+"""Reads a YAML file and overrides into one checked `RunConfig`, and writes it back as YAML."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ FOLLOW_DATA = ("data.train_examples", "data.test_examples", "data.validation_exa
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader with the few types of YAML 1.2; a key written twice is refused, which YAML would let win.
+    """A safe loader with the few types of YAML 1.2; a repeated key is refused, where YAML keeps the last one.
 
     PyYAML's own rules are those of YAML 1.1, where `no` is false, `010` is 8, `1:20` is 80 and `2024-11-30` a date.
     What is a number, a truth value or null here is the same there, so that files that PyYAML wrote are read as before.
@@ -59,10 +59,10 @@ for tag, pattern, first in (
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The content of YAML text: safe tags only, a finite tree.
+    """Returns the content of YAML text: safe tags only, a finite tree.
 
-    Without quotes, `true`, `false`, `null` (or `~`, or nothing) and decimal numbers without leading zeros are what they
-    look like; everything else is text.
+    Unquoted `true`, `false`, `null` (or `~`, or nothing) and decimal numbers without leading zeros have these types;
+    everything else is text.
 
     Raises:
         ConfigError: anything else; PyYAML raises many kinds for hostile text.
@@ -112,7 +112,7 @@ def read_yaml(path: Any) -> dict:
 
 
 def yaml_mapping(content: bytes, where: str) -> dict:
-    """The mapping in a YAML file's content; errors as of `read_yaml`, which name `where`."""
+    """Returns the mapping in the content of a YAML file; raises the errors of `read_yaml`, which name `where`."""
     try:
         text = content.decode()
     except ValueError:
@@ -124,7 +124,7 @@ def yaml_mapping(content: bytes, where: str) -> dict:
 
 
 def listed_overrides(overrides: Any) -> list:
-    """Overrides in any form that users give them in, as a list of "a.b.c=value" strings and mappings.
+    """Returns overrides of any accepted form as a list of "a.b.c=value" strings and mappings.
 
     Raises:
         ConfigError: something else is among them.
@@ -241,7 +241,7 @@ def load_config(source: Any = None, overrides: Any = ()) -> RunConfig:
 
 
 def load_run(source: Any = None, overrides: Any = ()) -> Loaded:
-    """As `load_config`, with what else is known of the configuration."""
+    """Loads a configuration as `load_config`, with its derived and data-dependent fields named."""
     if isinstance(source, RunConfig):
         source = to_dict(source)
     if source is not None and not isinstance(source, (str, Path, Mapping)):
@@ -303,7 +303,7 @@ def _following(data: dict[str, Any], typed: set[str]) -> frozenset[str]:
 
 
 def load_stored_config(plain: Any) -> RunConfig:
-    """The configuration that a run has written, from its plain data.
+    """Returns the configuration of a run from the plain data of its `config.yaml`.
 
     Raises:
         ConfigError, TypeError, ValueError: it is not the configuration of a run.
@@ -312,7 +312,7 @@ def load_stored_config(plain: Any) -> RunConfig:
 
 
 def complete(config: RunConfig, problems: list[str]) -> RunConfig:
-    """Fills what is derived (mixing weights, t', the evaluation's attack) and checks what spans several fields."""
+    """Fills what is derived (mixing weights, t', the evaluation's attack) and checks conditions between fields."""
     _check_learners(config, problems)
     problems += extra_problems(config)
     problems += worker_problems(config)
@@ -462,10 +462,10 @@ def _evaluation_attack(config: RunConfig, problems: list[str]) -> EvaluationAtta
 
 
 def to_dict(config: RunConfig) -> dict:
-    """The resolved configuration as plain YAML data; `load_config` of it gives an equal object."""
+    """Returns the resolved configuration as plain YAML data; `load_config` of it returns an equal object."""
     return config.model_dump(mode="json")
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML text."""
+    """Returns the resolved configuration as YAML text."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=110, default_flow_style=None)

@@ -41,16 +41,16 @@ TYPES = {
 
 
 def option(default: Any, doc: str, unit: str = "", **ranges: Any) -> Any:
-    """A field with its default (a class: made anew), its meaning, unit and range (`ge`, `gt`, `le`, `lt`).
+    """Declares a field: default (a class or function is called for each object), meaning, unit and range.
 
-    The range holds for each number in the field's value.
+    The range (`ge`, `gt`, `le`, `lt`) holds for each number in the field's value.
     """
     given = {"default_factory": default} if callable(default) else {"default": default}
     return Field(**given, **_described(doc, unit, ranges))
 
 
 def required(doc: str, unit: str = "", **ranges: Any) -> Any:
-    """A field that has to be given."""
+    """Declares a field without a default."""
     return Field(**_described(doc, unit, ranges))
 
 
@@ -60,7 +60,7 @@ def _described(doc: str, unit: str, ranges: dict[str, Any]) -> dict[str, Any]:
 
 
 class Described(BaseModel):
-    """A mapping of described fields. A subclass may have `problems()`: what its fields may not be together."""
+    """A mapping of described fields. A subclass may define `problems()`: conflicts between its fields."""
 
     def problems(self) -> Iterable[str]:
         """Yields "field: message" lines."""
@@ -80,7 +80,7 @@ class Section(Described):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with other values, which are not checked."""
+        """Returns a copy with other values, which are not checked."""
         return self.model_copy(update=changes)
 
     @model_validator(mode="before")
@@ -230,7 +230,7 @@ class _Untitled(GenerateJsonSchema):
 
 @cache
 def json_schema(model: type[BaseModel]) -> dict:
-    """The JSON Schema (draft 2020-12) of a section."""
+    """Returns the JSON Schema (draft 2020-12) of a section."""
     return model.model_json_schema(schema_generator=_Untitled)
 
 
@@ -359,7 +359,7 @@ def _choices(node: dict[str, Any]) -> list[Any]:
 
 
 def words(node: dict, items: bool = False) -> str:
-    """A field's type and range in words.
+    """Describes the type and range of a field.
 
     Args:
         node: its JSON Schema.
@@ -394,7 +394,7 @@ def _list(names: Iterable[Any]) -> str:
 
 
 def wrong(path: str, expected: str, given: Any, known: Iterable[Any] = ()) -> str:
-    """The line of a wrong value."""
+    """Returns the line of a wrong value."""
     from genray.storage import without_secrets  # not above: reading a configuration needs no file systems
 
     try:
@@ -406,7 +406,7 @@ def wrong(path: str, expected: str, given: Any, known: Iterable[Any] = ()) -> st
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """ " (did you mean X?)" where one of the known words is like it."""
+    """Returns " (did you mean X?)" for a word similar to a known one, else ""."""
     close = difflib.get_close_matches(word, list(known), 1) if isinstance(word, str) else []
     return f" (did you mean {close[0]}?)" if close else ""
 

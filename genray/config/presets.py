@@ -1,4 +1,4 @@
-"""The configurations that come with genray, wherever it is installed: those of `configs/` in the repository."""
+"""The configurations of the package: the files of `configs/` in the repository."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def presets() -> dict[str, Path]:
 
 
 def first_comment(path: Path) -> str:
-    """What a preset says of itself, in one line."""
+    """Returns the first comment of a preset, in one line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next(line[1:].strip() for line in lines if line.startswith("#") and not line.startswith(_SCHEMA))
 

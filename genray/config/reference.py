@@ -34,7 +34,7 @@ all of them filled in. Any field can be overridden on the command line by its pa
 
 
 def reference(model: type[BaseModel] = RunConfig) -> str:
-    """The page as Markdown: each kind of section once, where it stands highest, in the order of the file."""
+    """Returns the page as Markdown: each kind of section once, at its highest place, in the order of the file."""
     root = json_schema(model)
     found = [*_sections(root, root, "")]
     highest = dict(sorted(found, key=lambda section: -section[1].count(".")))

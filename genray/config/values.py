@@ -1,4 +1,4 @@
-"""Values that YAML does not know: exact fractions and piecewise linear schedules."""
+"""Types of values beyond YAML: exact fractions and piecewise linear schedules."""
 
 import re
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Schedule:
         return tuple(value for _, value in self.knots)
 
     def exact(self, position: Fraction) -> Fraction:
-        """The value at `position`, exactly."""
+        """Returns the exact value at `position`."""
         before: Any = None
         for at, value in self.knots:
             if at > position:
@@ -101,7 +101,7 @@ class Schedule:
 
 
 def number_to_yaml(value: Fraction) -> int | float | str:
-    """An exact number as YAML holds it: 3, 0.031 or "8/255"."""
+    """Returns an exact number in its YAML form: 3, 0.031 or "8/255"."""
     text = fraction_text(value)
     return text if "/" in text else float(text) if any(c in text for c in ".e") else int(text)
 

@@ -1,4 +1,4 @@
-"""What several actors can do together: one learner's batches (`workers`), all learners' attacks (`share_attack`)."""
+"""Conditions of several actors for one batch (`workers`) and for all learners' attacks (`share_attack`)."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from genray.config.schema import BaseLearnerConfig, RunConfig
 
 
 def worker_problems(config: RunConfig) -> Iterator[str]:
-    """What cannot be divided, or would silently compute something else than one process does."""
+    """Yields the settings that cannot be divided among actors, or would compute something else than one process."""
     learners = config.base_learners
     for name, learner in learners.items():
         if learner.workers != 1:

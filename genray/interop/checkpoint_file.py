@@ -1,4 +1,4 @@
-"""Reads a torch file of unknown origin: tensors, plain containers and nothing else, or one line that says why not."""
+"""Reads a torch file of unknown origin: only tensors and plain containers; every other file is one line of error."""
 
 import os
 import re
@@ -18,14 +18,14 @@ REASON_SHOWN = 120
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file that was read: what it holds, tensors and plain containers only, and how messages name it."""
+    """The content of a model file, tensors and plain containers only, and its name in messages."""
 
     content: object
     where: str
 
 
 def read_file(source: Any) -> ModelFile:
-    """Reads a model file once, for all that is asked of it.
+    """Reads a model file.
 
     Args:
         source: path, URI or `Storage` of the file; a `ModelFile` is given back, a state dict in memory becomes one.

@@ -39,7 +39,7 @@ _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_m
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model file's content, under the plain keys of genray's networks and on the CPU.
+    """The content of a model file, under the keys of genray's networks and on the CPU.
 
     Attributes:
         state: name -> tensor.
@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def matching_state(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of a checkpoint, under the file's own names if a network (of others: its body) has exactly these."""
+    """Returns the weights of a checkpoint, under the file's own names if the network (or body) has exactly these."""
     inner, stored = model.body if isinstance(model, OtherNetwork) else model, checkpoint.stored
     while True:  # all names of a network of others may begin alike, so that wrappers go one by one
         for names in (inner.state_dict(), model.state_dict()):
@@ -94,7 +94,7 @@ def open_checkpoint(source: Any, part: str | None = None) -> Checkpoint:
 
 
 def read_metadata(source: Any) -> dict:
-    """What genray wrote beside the weights of a `model.pt`; empty for files of other producers."""
+    """Returns the metadata of a `model.pt`; empty for files of other producers."""
     file = read_file(source)
     return _metadata(file.content, file.where)
 

@@ -1,4 +1,4 @@
-"""A model as a file that other programs read."""
+"""Writes a model as a file for other programs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A trained model from a run folder or a `model.pt`."""
+"""Loads a trained model from a run folder or a `model.pt`."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,12 @@ def load_model(path, device="cpu", *, network=None, trust: bool = False) -> torc
 
 
 def model_file(place: Storage) -> Storage:
-    """The model of a run folder, or the model file itself."""
+    """Returns the model file of a run folder, or the given model file."""
     return place / "model.pt" if place.is_folder() else place
 
 
 def model_of(file: ModelFile, network: Callable | None = None, trust: bool = False) -> torch.nn.Module:
-    """The network in a file that was read, as `load_model` gives it, on the CPU."""
+    """Returns the network of a model file as `load_model` does, on the CPU."""
     architecture = read_metadata(file).get("architecture")
     if not isinstance(architecture, dict):
         raise CheckpointError(f"{file.where}: expected a model written by genray, which says its architecture")

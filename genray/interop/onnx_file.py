@@ -1,4 +1,4 @@
-"""A network as an ONNX file. Needs the optional extra `onnx`, which is imported only here and only when it is used."""
+"""Writes a network as an ONNX file. Needs the optional extra `onnx`, which is imported only in these functions."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ TOLERANCE = 1e-4  # of the largest logit; float32 in another order gives about a
 
 
 def onnx_bytes(model: nn.Module, image_shape: tuple[int, int, int], notes: dict[str, str]) -> bytes:
-    """The eval-mode function of a network as one ONNX file, checked with onnxruntime before it is returned.
+    """Returns the eval-mode function of a network as one ONNX file, checked with onnxruntime.
 
     Normalisation is inside: `images` (N, C, H, W) float32 in [0, 1] -> `logits` (N, K) float32, for any N.
 

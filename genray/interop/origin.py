@@ -1,4 +1,4 @@
-"""What a model file says of its model beside the weights: what it was trained for, on what, and what it leaves open."""
+"""The metadata of a model file: threat models and data of the training, and open questions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

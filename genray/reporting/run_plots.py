@@ -19,7 +19,7 @@ PARTS = ("attack", "step", "averaging", "transfer", "waiting")
 
 
 def epochs(run: Run) -> dict:
-    """Accuracies over epochs: theta_g on the images that checkpoints are chosen on, learners on what they train on.
+    """Draws accuracies over epochs: theta_g on the selection images, learners on their training inputs.
 
     Returns:
         {"png": bytes, "svg": bytes}.
@@ -96,7 +96,7 @@ def _redistributions(axes, records):
 
 
 def schedules(run: Run) -> dict:
-    """Mixing weights (gamma is the robust learner's) and learning rates over epochs."""
+    """Draws mixing weights (gamma is the robust learner's) and learning rates over epochs."""
     looks = colours_of(["theta_g", *run.config.base_learners])
 
     def paint(panels):
@@ -121,7 +121,7 @@ def schedules(run: Run) -> dict:
 
 
 def grid_epochs(runs: list[Run]) -> dict:
-    """theta_g of all trials of a grid over epochs: natural above, under attack below; one colour a place."""
+    """Draws theta_g of all trials over epochs: natural above, under attack below; one colour a place."""
     looks = colours_of(dict.fromkeys(run.point for run in runs))
 
     def paint(panels):
@@ -145,7 +145,7 @@ def grid_epochs(runs: list[Run]) -> dict:
 
 
 def times(records: list[dict]) -> dict[str, dict[str, float]]:
-    """Learner -> seconds a part, over the epochs that say so; learners of older runs, which do not, are left out."""
+    """Returns learner -> part -> seconds, summed over epochs; older records without these times are left out."""
     found = {}
     for record in records:
         for learner, values in record["learners"].items():
@@ -158,7 +158,7 @@ def times(records: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def time_split(by_run: dict[str, dict[str, dict[str, float]]]) -> dict:
-    """Bars of seconds, one a learner, cut into what they went for.
+    """Draws bars of seconds, one a learner, divided into the parts of its time.
 
     Args:
         by_run: run -> learner -> part -> seconds.

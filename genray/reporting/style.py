@@ -1,5 +1,7 @@
-"""How every figure of genray is drawn: one style file, the same bytes for the same input. Needs matplotlib, which is an
-optional extra and is imported only when something is drawn."""
+"""Draws every figure of genray: one style file, the same bytes for the same input.
+
+Needs matplotlib, an optional extra, which is imported only in these functions.
+"""
 
 import io
 import re
@@ -40,7 +42,7 @@ def require_matplotlib():
 def draw(
     paint, width: float = 5.4, height: float = 3.6, rows: int = 1, columns: int = 1, share_x: bool = False
 ) -> dict:
-    """A figure: file ending -> content, "png" and "svg".
+    """Draws a figure; returns file ending -> content, "png" and "svg".
 
     Args:
         paint: called with the axes (a list where there are several), draws on them.
@@ -72,8 +74,8 @@ def _saved(figure, kind, metadata):
 
 
 def label_text(text, longest: int = 44) -> str:
-    """Text of unknown origin as a label, with its end, which tells long names apart; a legend leaves out what begins
-    with an underscore."""
+    """Returns text of unknown origin as a label: long text keeps its end, which tells names apart, and a leading
+    underscore gets a space, because a legend leaves such labels out."""
     line = printable(text, 200)
     if len(line) > longest:
         line = f"{line[: longest // 2 - 1]}…{line[-(longest // 2) :]}"
@@ -81,7 +83,7 @@ def label_text(text, longest: int = 44) -> str:
 
 
 def legend_below(axes, columns: int = 2):
-    """Below the axes, where it hides nothing and a narrow screen has room."""
+    """Draws the legend below the axes, where it hides nothing and a narrow screen has room."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = 1 if max(map(len, labels)) > 30 else columns
@@ -89,14 +91,14 @@ def legend_below(axes, columns: int = 2):
 
 
 def whole_epochs(axes):
-    """No ticks between epochs."""
+    """Sets the ticks of the epoch axis to whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def colours_of(names) -> dict:
-    """name -> colour and marker, in order: the same in all figures of one thing."""
+    """Returns name -> colour and marker, by the order of the names."""
     return {
         name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
         for i, name in enumerate(names)
@@ -104,7 +106,7 @@ def colours_of(names) -> dict:
 
 
 def inline_svg(svg: bytes, prefix: str, alt: str) -> str:
-    """An SVG as a part of a page: no XML head, names of its own, ink and paper of the page's colours.
+    """Returns an SVG as a part of a page: no XML head, unique ids, the colours of the page.
 
     Args:
         svg: as `draw` gives it.

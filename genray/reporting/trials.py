@@ -36,13 +36,13 @@ class Trials:
     about: str
 
     def place_of(self, row: dict) -> str:
-        """Method and place in the grid of a row, in words."""
+        """Returns the method and the grid values of a row, as text."""
         parts = [row[METHOD], *(f"{short}={row[key]}" for short, key in zip(short_names(self.keys), self.keys))]
         return " ".join(part for part in parts if part) or self.name
 
 
 def read_trials(folder: Any) -> Trials:
-    """Reads all runs of a grid folder, whatever state they are in.
+    """Reads all runs of a grid folder, finished or not.
 
     Args:
         folder: path, URI or `Storage`.
@@ -77,7 +77,7 @@ def _in_the_papers_order(measure):
 
 
 def data_name(data: dict) -> str:
-    """What the images are called: their folder's name where the source is only a file format."""
+    """Returns the name of the images: that of their folder where the source is only a file format."""
     folder = str(data.get("path") or "").partition("?")[0].rstrip("/").rpartition("/")[2]
     return folder if data["source"] in ("parquet", "image_folder") and folder else data["source"]
 
@@ -115,7 +115,7 @@ def _numbers(storage, name, data):
 
 
 def groups(trials: Trials) -> list[dict]:
-    """Mean and sample standard deviation over seeds: one dict a place in the grid.
+    """Computes mean and sample standard deviation over seeds: one dict a place in the grid.
 
     Returns:
         [{"method", each key, "seeds": n, measure: (mean, std or None)}], in the order of the trials.
@@ -137,7 +137,7 @@ def groups(trials: Trials) -> list[dict]:
 
 
 def trials_csv(trials: Trials) -> bytes:
-    """One row a trial; accuracies are fractions."""
+    """Returns a CSV file: one row a trial; accuracies are fractions."""
     text = io.StringIO()
     writer = csv.DictWriter(text, dict.fromkeys(key for row in trials.rows for key in row), lineterminator="\n")
     writer.writeheader()
@@ -146,12 +146,12 @@ def trials_csv(trials: Trials) -> bytes:
 
 
 def varying(trials: Trials) -> list[str]:
-    """The grid's keys, and the method, that take more than one value."""
+    """Returns the keys of the grid, `method` among them, with more than one value."""
     return [key for key in (METHOD, *trials.keys) if len({row[key] for row in trials.rows}) > 1]
 
 
 def trials_table(trials: Trials) -> Table:
-    """The papers' layout: one row a method or place, accuracies in per cent, mean and standard deviation over seeds."""
+    """Returns a table in the papers' layout: a row a method or place, per cent, mean and deviation over seeds."""
     rows = groups(trials)
     with_method = [METHOD] if any(row[METHOD] for row in rows) else []
     places, heads = [*with_method, *trials.keys], [*with_method, *short_names(trials.keys)]

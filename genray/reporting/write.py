@@ -1,4 +1,4 @@
-"""A report's files, in a folder that holds nothing else or an earlier report."""
+"""Writes the files of a report into a folder of its own."""
 
 import json
 from pathlib import PurePosixPath
@@ -16,7 +16,7 @@ RECORD, KIND = "report.json", "genray-report/1"
 
 
 def open_output(folder: str) -> tuple[Storage, list[str]]:
-    """The folder of a report, and the files that an earlier report has left there.
+    """Returns the folder of a report and the names of the files of an earlier report in it.
 
     Raises:
         RunFolderError: it cannot be written, or something else is in it.
@@ -46,7 +46,7 @@ def _inside(name):
 
 
 def files_of(report: Report, formats) -> dict[str, bytes]:
-    """Name -> content of every file."""
+    """Returns name -> content of every file."""
     tables, figures = [], []
     _collect(report.sections, tables, figures)
     files = {}
@@ -78,8 +78,9 @@ def _collect(blocks, tables, figures):
 
 
 def write_files(storage: Storage, before: list[str], files: dict[str, bytes]):
-    """Each file aside, then renamed; what only the earlier report had is removed; the record of both comes first, so
-    that the folder stays a report's whatever happens.
+    """Writes the files and removes those of the earlier report without a successor.
+
+    The record of both is written first, so that an interrupted report can be overwritten.
 
     Raises:
         StorageError: files could not be written; all others are.

@@ -45,7 +45,7 @@ class Trial:
     config: RunConfig
 
     def record(self) -> dict:
-        """The trial as plain data, for the grid's folder."""
+        """Returns the trial as plain data, for the grid's folder."""
         stated = {key: value for key, value in vars(self).items() if key != "config"}
         return {**stated, "config": to_dict(self.config)}
 
@@ -79,13 +79,13 @@ class Space:
         return _trial(number, MOST_TRIALS, self.method, self.base, labelled, self.seed)  # a resumed one may have more
 
     def ends(self) -> list[dict]:
-        """Points that together have every choice, and of every range both ends and a value between them."""
+        """Returns points that together contain every choice, and of every range both ends and a value inside."""
         values = {key: axis_values(axis) for key, axis in self.axes.items()}
         first = {key: some[0] for key, some in values.items()}
         return [first, *(first | {key: value} for key, some in values.items() for value in some[1:])]
 
     def record(self) -> dict:
-        """The fields that must be equal when a search is resumed."""
+        """Returns the fields that must be equal when a search is resumed."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "samples"}
 
 
@@ -213,7 +213,7 @@ def _sample(draw, axes):
 
 
 def between(axis, at: float) -> float:
-    """The value at fraction `at` of a range, on its linear or logarithmic scale."""
+    """Returns the value at fraction `at` of a range, on its linear or logarithmic scale."""
     kind, low, high = axis
     if kind == "uniform":
         return low + at * (high - low)
@@ -225,12 +225,12 @@ def rounded(value: float) -> float:
 
 
 def axis_values(axis) -> list:
-    """All choices; for a range a value inside and both ends."""
+    """Returns all choices; for a range a value inside and both ends."""
     return list(axis[1]) if axis[0] == "choices" else [rounded(between(axis, 0.4)), *axis[1:]]
 
 
 def reported(config: RunConfig) -> tuple[str, ...]:
-    """Metrics that a run reports after each evaluated epoch: of theta_g, on the split that selects checkpoints."""
+    """Returns the metrics of theta_g that a run reports after each evaluated epoch, on the selection split."""
     return ("score", "natural", f"pgd{config.evaluation.attack.num_steps}")
 
 
@@ -288,7 +288,7 @@ def _of_trials(labels):
 
 
 def short_names(keys) -> list[str]:
-    """The shortest endings that distinguish config keys: ["natural.lr", "linf.lr", "sync_every"]."""
+    """Returns the shortest endings that distinguish config keys: ["natural.lr", "linf.lr", "sync_every"]."""
     found = []
     for key in keys:
         parts = key.split(".")
@@ -305,7 +305,7 @@ def _text(value):
 
 
 def stated_trials(storage) -> dict:
-    """Trial name -> its record, with its configuration, in the folder of a grid; for a search, those suggested so far.
+    """Returns trial name -> record, with its configuration, of a grid folder; for a search, the trials so far.
 
     Args:
         storage: a `Storage` of the folder.
@@ -322,5 +322,5 @@ def stated_trials(storage) -> dict:
 
 
 def suggested_file(number: int) -> str:
-    """Name of the file that records trial `number` of a search before the trial begins."""
+    """Returns the name of the file with the record of trial `number` of a search."""
     return f"{SUGGESTED}/{number}.json"

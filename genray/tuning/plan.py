@@ -13,7 +13,7 @@ from genray.tuning.search import check_searcher
 
 
 def needs_of(grid, address) -> tuple[Needs, float]:
-    """(needs of the trials, most CPUs of one trial), checked as far as possible without a cluster."""
+    """Returns (needs of the trials, most CPUs of a trial), checked as far as possible without a cluster."""
     check_loggers(grid)
     check_searcher(grid)
     needs = Needs(grid)
@@ -23,7 +23,7 @@ def needs_of(grid, address) -> tuple[Needs, float]:
 
 
 def dry_run(grid, address, max_concurrent) -> str:
-    """The plan with a private Ray on this machine; joins no cluster."""
+    """Returns the plan with a private Ray on this machine as text; joins no cluster."""
     needs, widest = needs_of(grid, address)
     if address:
         return plan_text(needs, [], None, max_concurrent)
@@ -33,7 +33,7 @@ def dry_run(grid, address, max_concurrent) -> str:
 
 
 def plan_text(needs, nodes: list[dict], cores: int | None, max_concurrent: int | None) -> str:
-    """The plan as text: trials, their resources, how many run at once, and about how long.
+    """Returns the plan as text: trials, their resources, the number at the same time, and an estimate of the time.
 
     Args:
         needs, nodes, cores, max_concurrent: as in `genray.tuning.resources.plan_grid`; no nodes for a

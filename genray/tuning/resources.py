@@ -36,7 +36,7 @@ class Needs:
             self.setups[trial.name] = known[key]
 
     def bundles(self, num_gpus: float) -> dict:
-        """Trial name -> its bundles, the driver's first; in a search every trial reserves the largest ones.
+        """Returns trial name -> bundles, the driver's first; in a search every trial reserves the largest ones.
 
         Args:
             num_gpus: GPUs of the cluster.
@@ -60,12 +60,12 @@ class Needs:
         return [{"CPU": float(max(each.num_cpus for each in learners)), **({"GPU": gpus} if gpus else {})}]
 
     def cost(self, trial: Trial) -> RunCost:
-        """Passes of a trial's run, without the grid's `evaluate`."""
+        """Returns the passes of a trial's run, without the grid's `evaluate`."""
         setup = self.setups[trial.name]
         return run_cost(make_plan(trial.config, setup.plan.num_train), setup.splits)
 
     def judging(self, trial: Trial) -> Passes:
-        """Passes of the grid's `evaluate` section, if every image resists every attack."""
+        """Returns the passes of the grid's `evaluate` section if every image resists every attack."""
         setup, request = self.setups[trial.name], self.grid.judging
         if request is None:
             return Passes()
@@ -74,7 +74,7 @@ class Needs:
         return Passes(attack=resisting_cost(request, size, len(setup.class_names)) / FORWARDS_A_PASS)
 
     def work(self) -> dict:
-        """Trial name -> (work of the run, work of `evaluate`), in passes through the model times its size."""
+        """Returns trial name -> (work of the run, work of `evaluate`), in passes through the model times its size."""
         found = {}
         for trial in self.grid.trials:
             cost, size = self.cost(trial), self.setups[trial.name].weight_bytes
@@ -83,7 +83,7 @@ class Needs:
         return found
 
     def probe(self) -> dict[str, PassSeconds]:
-        """Trial name -> seconds of a pass, measured on this machine once for each network."""
+        """Returns trial name -> seconds of a pass, measured on this machine once for each network."""
         seconds, found = {}, {}
         for name, setup in self.setups.items():
             config, architecture = setup.config, setup.architecture
@@ -96,7 +96,7 @@ class Needs:
 
 
 def fits_at_once(wanted: list[list[dict]], nodes: list[dict]) -> int:
-    """Number of trials, from the first on, that fit at the same time, as in `placed`."""
+    """Returns the number of trials, from the first on, that fit at the same time, as in `placed`."""
     number = placed([bundle for trial in wanted for bundle in trial], nodes)
     return sum(sum(map(len, wanted[: i + 1])) <= number for i in range(len(wanted)))
 

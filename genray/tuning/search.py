@@ -27,7 +27,7 @@ def check_searcher(grid: Grid):
 
 
 def suggestions(grid: Grid, folder: str) -> "Suggestions":
-    """The searcher of a grid; begins with the trials in its folder."""
+    """Returns the searcher of a grid; it begins with the trials in the grid's folder."""
     return Suggestions(grid, Storage(folder))
 
 

@@ -13,7 +13,7 @@ from genray.tuning.grid import stated_trials
 
 
 def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
-    """The function that Tune calls in a separate process.
+    """Runs one trial; Tune calls this function in a separate process.
 
     An existing run is resumed: a finished one is only reported, an unfinished one continues from its newest
     checkpoint. Its epochs are reported again, so that a scheduler decides as before.

@@ -12,12 +12,12 @@ from genray.tuning.resources import Needs
 
 
 def trial_name(trial) -> str:
-    """Name of a Tune trial: that of its run folder."""
+    """Returns the name of a Tune trial: that of its run folder."""
     return trial.config["point"]["trial"]
 
 
 def cause(error) -> str:
-    """The last line of a trial's traceback: the error itself, without a class name of genray."""
+    """Returns the last line of a trial's traceback: the error without a class name of genray."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"^genray\.errors\.\w+: ", "", lines[-1])[:300] if lines else type(error).__name__
 
