@@ -7,11 +7,15 @@ import math
 
 import torch.nn.functional as F
 
+from genray.core.mixed_labels import MixedLabels
+
 CONFIDENCE = 50.0  # of the margin loss: large enough that the clamp does not bind on ordinary logits
 
 
 def cross_entropy(logits, labels):
-    """CE of each example."""
+    """CE of each example; `labels` may be `MixedLabels`."""
+    if isinstance(labels, MixedLabels):
+        return labels.cross_entropy(logits)
     return F.cross_entropy(logits, labels, reduction="none")
 
 

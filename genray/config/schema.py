@@ -232,7 +232,39 @@ class AugmentationConfig(Section):
     crop_padding: int = option(0, "pixels of padding before a random crop of the image's size", ge=0, unit="pixels")
     pad_mode: Literal["zeros", "reflect"] = option("zeros", "what the padding holds")
     flip: bool = option(False, "horizontal flip of every second image")
+    resized_crop: RealPair | None = option(
+        None,
+        "[smallest, largest] fraction of the area of a random crop (sides 3:4 to 4:3), which is resized to the image's "
+        "size (ImageNet: [0.08, 1]); null: none",
+        gt=0,
+        le=1,
+        unit="fraction",
+    )
+    policy: (
+        Literal["randaugment", "trivialaugment", "autoaugment_cifar10", "autoaugment_imagenet", "autoaugment_svhn"]
+        | None
+    ) = option(None, "random changes of geometry and colours, by torchvision; null: none")
+    num_ops: int = option(2, "randaugment: changes an image", ge=1, unit="changes")
+    magnitude: int = option(9, "randaugment: their strength", ge=0, le=30)
+    erasing: Real = option(
+        0.0, "fraction of the images in which a random rectangle is set to zero", ge=0, le=1, unit="fraction"
+    )
     cutout: int = option(0, "side of a square of zeros at a random place of each image; 0: none", ge=0, unit="pixels")
+    cutmix: Real = option(
+        0.0,
+        "alpha of CutMix's Beta(alpha, alpha), an image's own share of the area and of the label; 0: none",
+        ge=0,
+        le=100,
+    )
+
+    def problems(self) -> Iterable[str]:
+        if self.resized_crop and self.resized_crop[0] > self.resized_crop[1]:
+            yield f"resized_crop: expected [smallest, largest], got {list(self.resized_crop)}"
+        if self.resized_crop and self.crop_padding:
+            yield f"crop_padding: expected 0 with resized_crop, got {self.crop_padding}"
+        for name, usual in (("num_ops", 2), ("magnitude", 9)):
+            if self.policy != "randaugment" and getattr(self, name) != usual:
+                yield f"{name}: has no effect with policy {self.policy or 'null'}; it is for randaugment"
 
 
 class AveragingConfig(Section):
@@ -325,6 +357,12 @@ class BaseLearnerConfig(Section):
                 yield f"attacks: expected no {field} with objective {objective}, which {why}"
         if self.attacks and len({attack.mode for attack in self.attacks.values()}) > 1:
             yield "attacks: expected one mode for all of them"
+        if self.augmentation.cutmix:
+            if objective not in ("natural", "adversarial") or getattr(self.objective, "mixup", False):
+                mixing = "mixup" if objective == "natural" else f"objective {objective}"
+                yield f"augmentation.cutmix: expected 0 with {mixing}; natural and adversarial mix labels, once"
+            if any(attack.tau is not None for attack in self.all_attacks.values()):
+                yield "augmentation.cutmix: expected 0 with attack.tau, which stops at a misclassified label"
         if (
             wanted and getattr(self, wanted) and hasattr(self.objective, "attack_problems")
         ):  # what it cannot do with them

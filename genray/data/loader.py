@@ -50,7 +50,7 @@ class BatchLoader:
             seed: the run's seed.
             order_key: names the order of the examples (shared by learners that are to see the same minibatches).
             augmentation_key: names the augmentation's random numbers, usually the learner.
-            augmentation: callable (images, generator) -> images on uint8 tensors, or None for none.
+            augmentation: callable (images, generator, seed_of) -> images on uint8 tensors, or None for none.
             device: where the batches are made.
             drop_last: leave out the short last batch (a random one each epoch, so no example is left out for good).
             extra_share: share of the examples after the first `own_examples` in each batch, while an epoch has as many
@@ -116,7 +116,7 @@ class BatchLoader:
         images, labels = images.to(self.device), self._split.labels[chosen].to(self.device)
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
-            images = self._augmentation(images, rng.generator(self.device, *key))
+            images = self._augmentation(images, rng.generator(self.device, *key), functools.partial(rng.key_seed, *key))
         # A division, not a product with 1/255: v / 255 is the value every published model was trained on.
         return images.to(torch.float32).div_(255), labels
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from genray.config import objectives
-from genray.config.schema import RunConfig
+from genray.config.schema import AugmentationConfig, RunConfig
 from genray.evaluation.suite import COLUMNS
 
 FOLDER = Path(__file__).parent / "published"
@@ -142,11 +142,12 @@ def _methods(config) -> tuple[str, ...]:
     learners, is_cut = list(config.base_learners.values()), config.data.train_examples is not None
     if is_cut != bool(config.data.extra) or is_cut != isinstance(learners[0].objective, objectives.RstObjective):
         return ()  # the tables' RST has most likely seen no more images than the others
-    if any(learner.awp or learner.augmentation.cutout for learner in learners):
+    plain = {"crop_padding": 0, "pad_mode": "zeros", "flip": False}
+    if any(learner.awp or learner.augmentation.replace(**plain) != AugmentationConfig() for learner in learners):
         return ()
     natural = [learner for learner in learners if learner.objective == objectives.NaturalObjective()]
     radii, num_steps = THREATS.get(config.data.source, THREAT)
-    attacks = [(learner, learner.attack) for learner in learners if learner.attack is not None]
+    attacks = [(one, one.attack) for one in learners if one.attack and not (one.attack.scale or one.attack.radius_clip)]
     robust = [one for one, a in attacks if a.norm == "linf" and a.epsilon in radii and a.num_steps == num_steps]
     glob = config.global_learner
     if len(learners) == 1:

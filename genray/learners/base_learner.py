@@ -170,7 +170,7 @@ class BaseLearner:
         draw, numbers = lambda: StreamDraw(generator(self.device, *key), shard), lambda: host_generator(*key)
         shared = self.process_group, shard, self.source.memory_format
         given = self.passes.training, batch.x, batch.y
-        return TrainingStep(*given, craft, draw, numbers, batch.labelled, batch.target, *shared)
+        return TrainingStep(*given, craft, draw, numbers, batch.labelled, batch.target, *shared, batch.mixed)
 
     @contextmanager
     def _perturbed(self, batch, shard, crafted):

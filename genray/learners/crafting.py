@@ -6,8 +6,9 @@ import torch
 
 from genray.attacks import FriendlyAttack, StreamDraw
 from genray.attacks.radii import radius_factors, steepness, with_radii
+from genray.core.mixed_labels import MixedLabels
 from genray.core.rng import generator, host_generator
-from genray.data.augment import Augmentation
+from genray.data.augment import Augmentation, cutmix
 from genray.data.loader import BatchLoader
 from genray.learners.execution import Execution
 from genray.objectives import Objective, build_objective
@@ -19,16 +20,17 @@ from genray.run.setup import memory_format
 @dataclass(frozen=True)
 class Batch:
     """A step's minibatch: x (N, C, H, W) in [0, 1] in the run's memory format, y (N,), labelled (N,) bool or None,
-    target (N, K) logits of the learner's target network or None."""
+    target (N, K) logits of the learner's target network or None, mixed the labels of images with CutMix."""
 
     step: int
     x: torch.Tensor
     y: torch.Tensor
     labelled: torch.Tensor | None = None
     target: torch.Tensor | None = None
+    mixed: MixedLabels | None = None
 
     def of(self, shard: Shard) -> "Batch":
-        return Batch(self.step, *map(shard.of, (self.x, self.y, self.labelled, self.target)))
+        return Batch(self.step, *map(shard.of, (self.x, self.y, self.labelled, self.target, self.mixed)))
 
 
 class Source:
@@ -45,6 +47,8 @@ class Source:
         run, extra = plan.config, plan.config.data.extra
         learner = run.base_learners[name]
         key = "shared" if learner.data_order == "shared" else name
+        augmentation = dict(vars(learner.augmentation))
+        self.cutmix, self.key = augmentation.pop("cutmix"), (run.seed, key, "cutmix")
         self.memory_format = memory_format(run)
         self.loader = BatchLoader(
             train,
@@ -52,7 +56,7 @@ class Source:
             seed=run.seed,
             order_key=key,
             augmentation_key=key,
-            augmentation=Augmentation(**vars(learner.augmentation)),
+            augmentation=Augmentation(**augmentation),
             device=device,
             drop_last=run.training.drop_last,
             extra_share=extra.batch_share if extra else None,
@@ -61,8 +65,11 @@ class Source:
         )
 
     def batch(self, step: int) -> Batch:
-        x, y = self.loader.batch(step)
-        return Batch(step, x.contiguous(memory_format=self.memory_format), y, self.loader.labelled(step))
+        (x, y), mixed = self.loader.batch(step), None
+        if self.cutmix:
+            x, mixed = cutmix(x, y, self.cutmix, host_generator(*self.key, step))
+        x = x.contiguous(memory_format=self.memory_format)
+        return Batch(step, x, y, self.loader.labelled(step), mixed=mixed)
 
 
 class Crafter:
@@ -100,8 +107,8 @@ class Crafter:
         attack, number = self._attack(attack_name, batch.step), list(self.attacks).index(attack_name)
         key: tuple[str | int, ...] = (self.name, "attack", batch.step, *([number] if number else []))
         values: dict = {"tau": int(self.plan.tau(self.name, batch.step))} if isinstance(attack, FriendlyAttack) else {}
-        if batch.target is not None:
-            values["target"] = batch.target
+        if batch.target is not None or batch.mixed:
+            values["target"] = batch.mixed or batch.target  # objectives with a target network have no CutMix
         draw = StreamDraw(generator(batch.x.device, self.plan.config.seed, *key), shard)
         network, clip = passes.attacked(attack.mode), next(iter(self.configs.values())).radius_clip
         if clip:  # then there is one attack
@@ -120,7 +127,7 @@ class Crafter:
 
     def _with_radii(self, attack, clip, network, batch, shard, process_group):
         """The attack with a radius per example. Their mean is that of the whole batch, in every process."""
-        mine = steepness(network, batch.x, batch.y, training=attack.mode == "train")
+        mine = steepness(network, batch.x, batch.mixed or batch.y, training=attack.mode == "train")
         factors = radius_factors(process_group.whole(mine, shard), clip)
         radii = attack.epsilon * factors
         sums = torch.stack([torch.ones_like(radii[0]), radii.mean(), radii.std(correction=0)])

@@ -1,7 +1,5 @@
 """PGD adversarial training (Madry et al., arXiv 1706.06083), and its mixture with natural training."""
 
-import torch.nn.functional as F
-
 from genray.objectives.objective import Objective
 
 
@@ -27,6 +25,6 @@ class Adversarial(Objective):
         return names if self.options.beta else ()
 
     def _robust(self, logits, step):
-        return F.cross_entropy(logits, step.y, label_smoothing=self.options.label_smoothing)
+        return step.cross_entropy(logits, self.options.label_smoothing)
 
     _natural = _robust

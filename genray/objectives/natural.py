@@ -1,7 +1,5 @@
 """Natural training (NT): cross-entropy on clean images."""
 
-import torch.nn.functional as F
-
 from genray.objectives.mixup import mixed_cross_entropy, mixup
 from genray.objectives.objective import Objective
 
@@ -16,4 +14,4 @@ class Natural(Objective):
             logits = step.model(mix.images(step.x, step.whole(step.x)))
             return mixed_cross_entropy(logits, step, mix, smoothing), logits
         logits = step.model(step.x)
-        return F.cross_entropy(logits, step.y, label_smoothing=smoothing), logits
+        return step.cross_entropy(logits, smoothing), logits

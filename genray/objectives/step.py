@@ -6,8 +6,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from genray.attacks import StreamDraw
+from genray.core.mixed_labels import MixedLabels
 from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 
 
@@ -27,6 +29,7 @@ class TrainingStep:
         target: (N, K) logits of the learner's target network at x, for objectives that use one.
         process_group, shard: the processes that share the batch, and the examples that this one has; None: all.
         memory_format: of images.
+        mixed: the labels of images with CutMix; None without.
     """
 
     model: Callable
@@ -40,6 +43,13 @@ class TrainingStep:
     process_group: ProcessGroup = ALONE
     shard: Shard | None = None
     memory_format: torch.memory_format = torch.contiguous_format
+    mixed: MixedLabels | None = None
+
+    def cross_entropy(self, logits: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Mean cross-entropy with the labels, or with those that CutMix has mixed."""
+        if self.mixed is None:
+            return F.cross_entropy(logits, self.y, label_smoothing=label_smoothing)
+        return self.mixed.cross_entropy(logits, label_smoothing).mean()
 
     @property
     def weight(self) -> float:

@@ -46,6 +46,7 @@ L1 = f"{L}.attack={{norm: l1, epsilon: 2, step_size: 1, num_steps: 2}}"
 L2 = f"{L}.attack={{norm: l2, epsilon: 2, step_size: 1, num_steps: 4}}"
 TWO = "{linf: {norm: linf, epsilon: 0.1, step_size: 0.1, num_steps: 1}, l2: {norm: l2, epsilon: 2, step_size: 1}}"
 MAX = [f"{L}.attack=null", f"{L}.objective=max", f"{L}.attacks={TWO}"]
+RANDAUGMENT = [f"{L}.augmentation.policy=randaugment"]
 ADAM = f"{L}.optimizer={{name: adam}}"
 IMAGES = ["PARQUET", "data.extra={source: image_folder, path: IMAGES/a}"]
 PNG = ["PARQUET", "data.extra={source: parquet, path: PARQUET, image_column: image, label_column: label}"]
@@ -132,6 +133,12 @@ CHANGES = {
     "base_learners.awp.gamma": ([f"{L}.awp.gamma=0.01"], f"{L}.awp.gamma=0.02"),
     "base_learners.awp.warmup_epochs": ([f"{L}.awp.gamma=0.01"], f"{L}.awp.warmup_epochs=1"),
     "base_learners.augmentation.cutout": ([], f"{L}.augmentation.cutout=3"),
+    "base_learners.augmentation.resized_crop": ([], f"{L}.augmentation.resized_crop=[0.3, 1]"),
+    "base_learners.augmentation.policy": ([], f"{L}.augmentation.policy=trivialaugment"),
+    "base_learners.augmentation.num_ops": (RANDAUGMENT, f"{L}.augmentation.num_ops=1"),
+    "base_learners.augmentation.magnitude": (RANDAUGMENT, f"{L}.augmentation.magnitude=20"),
+    "base_learners.augmentation.erasing": ([], f"{L}.augmentation.erasing=0.5"),
+    "base_learners.augmentation.cutmix": ([], f"{L}.augmentation.cutmix=1"),
     "natural.label_smoothing": ([], f"{N}.objective.label_smoothing=0.1"),
     "natural.mixup": ([], f"{N}.objective.mixup=1"),
     "anchor.target.learner": (ANCHOR, f"{L}.objective.target={{model: IMAGES/model.pt}}"),

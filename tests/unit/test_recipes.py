@@ -23,6 +23,30 @@ REFUSED = {
         ["model={name: preact_resnet18_softplus, activation: silu}"],
         "model.activation: has no effect with preact_resnet18_softplus; it is for our residual networks",
     ),
+    "a crop from large to small": (
+        [f"{L}.augmentation.resized_crop=[1, 0.5]"],
+        f"{L}.augmentation.resized_crop: expected [smallest, largest], got [1.0, 0.5]",
+    ),
+    "two crops": (
+        [f"{L}.augmentation={{resized_crop: [0.5, 1], crop_padding: 2}}"],
+        f"{L}.augmentation.crop_padding: expected 0 with resized_crop, got 2",
+    ),
+    "strength of what has none": (
+        [f"{L}.augmentation={{policy: trivialaugment, magnitude: 5}}"],
+        f"{L}.augmentation.magnitude: has no effect with policy trivialaugment; it is for randaugment",
+    ),
+    "labels that TRADES cannot mix": (
+        [f"{L}.objective=trades", f"{L}.augmentation.cutmix=1"],
+        f"{L}.augmentation.cutmix: expected 0 with objective trades; natural and adversarial mix labels, once",
+    ),
+    "CutMix and mixup": (
+        ["base_learners.natural={objective: {name: natural, mixup: 1}, augmentation: {cutmix: 1}, lr: 0.1}"],
+        "base_learners.natural.augmentation.cutmix: expected 0 with mixup; natural and adversarial mix labels, once",
+    ),
+    "CutMix and FAT": (
+        [f"{L}.attack.tau=1", f"{L}.augmentation.cutmix=1"],
+        f"{L}.augmentation.cutmix: expected 0 with attack.tau, which stops at a misclassified label",
+    ),
     "clip to nothing": (
         [f"{L}.optimizer.clip_norm=0"],
         f"{L}.optimizer.clip_norm: expected a number above 0, got 0",

@@ -58,6 +58,7 @@ CASES = {
     "msd": ("linf", [*SEVERAL, f"{L}.objective=msd", f"{L}.attacks.a.num_steps=5", f"{L}.attacks.b.num_steps=5"]),
     "rst": ("linf", [ONE, RST, f"{L}.objective=rst"]),
     "radius per example": ("linf", [ONE, f"{L}.attack.radius_clip=[0.5, 1.5]"]),
+    "recipe": ("linf", [ONE, f"{L}.augmentation={{policy: randaugment, cutmix: 1}}", f"{L}.optimizer.clip_norm=0.5"]),
     "own order, bf16, adam": (
         "linf",
         [ONE, f"{L}.data_order=own", "compute.precision=bf16", f"{L}.optimizer=adam", f"{L}.lr=0.001"],
