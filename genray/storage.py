@@ -164,6 +164,18 @@ class Storage:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise RunFolderError(f"{self.root}: cannot be written: no permission in {folder}")
 
+    def check_new(self, overwrite: bool):
+        """Checks that a file can be written here, over another one only with `overwrite`.
+
+        Raises:
+            RunFolderError: it cannot; the message names the reason.
+        """
+        if self.is_folder():
+            raise RunFolderError(f"{self}: expected the name of a file, got a folder")
+        self.parent.check_writable()
+        if self.exists() and not overwrite:
+            raise RunFolderError(f"{self}: exists; choose another --output, or --overwrite")
+
     def entries(self, below: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
         """Returns the entries of the folder or its sub-folder `below`, sorted by path; an absent folder has none.
 
@@ -177,9 +189,9 @@ class Storage:
         """Returns the sorted names of the files in a folder; an absent folder has none. Errors as of `entries`."""
         return sorted(info.base_name for info in self.entries(folder) if info.is_file)
 
-    def folders(self, folder: str = "") -> list[str]:
-        """Returns the sorted names of the folders in a folder, as `names`."""
-        return sorted(info.base_name for info in self.entries(folder) if info.type == fs.FileType.Directory)
+    def folders(self) -> list[str]:
+        """Returns the sorted names of the folders in the folder, as `names`."""
+        return sorted(info.base_name for info in self.entries() if info.type == fs.FileType.Directory)
 
     # --- reading ------------------------------------------------------------------------------------------------
 

@@ -28,5 +28,4 @@ def parse_args(argv):
     parser = Parser("genray config schema", prog="genray.config", description=__doc__)
     kinds = [*SCHEMAS, "reference"]
     parser.add_argument("what", choices=kinds, metavar="|".join(kinds))
-    parser.set_defaults(debug=False)
     return parser.parse_args(argv)

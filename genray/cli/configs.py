@@ -48,5 +48,4 @@ def parse_args(argv):
     init = what.add_parser("init", help="a new one, with the sizes of your images filled in")
     init.add_argument("folder", metavar="FOLDER_OF_IMAGES", help="with train/<class>/ and test/<class>/, path or URI")
     init.add_argument("output", metavar="FILE.yaml", nargs="?", default="images.yaml", help="(default: images.yaml)")
-    parser.set_defaults(debug=False)
     return parser.parse_args(argv)

@@ -226,7 +226,6 @@ def parse_args(argv):
         "--split", metavar="NAME,...", help="of validation, test: where mixtures are measured (default: both)"
     )
     parser.add_allow_option()
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.workers is None and args.address:
         args.workers = 0

@@ -20,5 +20,4 @@ def parse_args(argv):
     parser.add_argument("--output", metavar="FILE", help="path or URI (default: beside the model)")
     parser.add_allow_option()
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)

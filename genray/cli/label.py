@@ -38,7 +38,6 @@ def parse_args(argv):
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: a private one)")
     parser.add_argument("--device", choices=get_args(Device), default="auto", help="default: auto")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.address and args.workers is None:
         args.workers = 0

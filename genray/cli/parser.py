@@ -21,6 +21,7 @@ class Parser(argparse.ArgumentParser):
         if program.name == "genray" or program.parts[-2:] == ("genray", "__main__.py"):
             prog = prog.replace(".", " ")  # called by that name
         super().__init__(epilog=f"example: {example}" if example else None, prog=prog or None, **options)
+        self.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def add_allow_option(self):
         """`--allow`, of commands that read configurations or model files; `--network` is its older name."""

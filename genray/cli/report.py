@@ -53,5 +53,4 @@ def parse_args(argv):
     parser.add_argument(
         "--tables", type=at_least(0), default=3, metavar="N", help="print at most N tables (default: 3)"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)

@@ -51,7 +51,6 @@ def parse_args(argv):
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     parser.add_allow_option()
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_intermixed_args(argv)
     if args.config is None and args.overrides and args.overrides[0].endswith((".yaml", ".yml")):
         args.config = args.overrides.pop(0)  # named bare, as in tune and evaluate

@@ -60,5 +60,4 @@ def parse_args(argv):
     parser.add_argument("--report", action="store_true", help="only write the tables of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
     parser.add_allow_option()
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_intermixed_args(argv)

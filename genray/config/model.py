@@ -234,7 +234,7 @@ def json_schema(model: type[BaseModel]) -> dict:
     return model.model_json_schema(schema_generator=_Untitled)
 
 
-def collect(model: Any, data: Any, where: str = "") -> tuple[Any, list[str]]:
+def collect(model: Any, data: Any) -> tuple[Any, list[str]]:
     """(section, problems): the section is None where a value could not be read.
 
     Unknown keys, and values that do not go together, do not hinder that, so that all mistakes are listed at once.
@@ -245,7 +245,7 @@ def collect(model: Any, data: Any, where: str = "") -> tuple[Any, list[str]]:
         data = _without(data, [_key_path(model, error) for error in unknown])
         left = _errors(model, data)
         errors = [*unknown, *left]
-    lines = [*dict.fromkeys(line for error in errors for line in _lines(model, error, where))]
+    lines = [*dict.fromkeys(line for error in errors for line in _lines(model, error))]
     if any(error["type"] != "together" for error in left):
         return None, lines
     return model.model_validate(data, context=ONE_BY_ONE), lines
@@ -273,13 +273,13 @@ def _without(data: Any, paths: list[list[Any]]) -> Any:
     return {key: _without(value, below[key]) for key, value in data.items() if key not in gone}
 
 
-def _lines(model: type[BaseModel], error: Any, where: str) -> list[str]:
+def _lines(model: type[BaseModel], error: Any) -> list[str]:
     """The lines of one of pydantic's errors."""
     kind, given, context, loc = error["type"], error["input"], error.get("ctx", {}), error["loc"]
     if kind == "missing" and isinstance(loc[-1], int):  # an item of a list
         kind, loc = "too_short", loc[:-1]
     path, node, above = _path(model, loc)
-    at = _join(where, path)
+    at = _join(path)
     if kind == "together":
         return [f"{at}.{problem}" if at else problem for problem in context["problems"]]
     if kind in UNKNOWN:
@@ -411,8 +411,8 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _join(where: str, path: Iterable[Any]) -> str:
-    text = where
+def _join(path: Iterable[Any]) -> str:
+    text = ""
     for part in path:
         text = f"{text}[{part}]" if isinstance(part, int) else f"{text}.{part}" if text else str(part)
     return text

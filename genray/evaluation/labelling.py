@@ -38,11 +38,9 @@ def label_images(
         on_workers: (model, images, batch_size) -> (index of the first image, labels) of blocks; None: in this process.
     """
     target = Storage(output)
-    if not target.name.endswith((".npz", ".parquet")) or target.is_folder():
+    if not target.name.endswith((".npz", ".parquet")):
         raise RunFolderError(f"{target}: expected the name of a file that ends in .npz or .parquet")
-    target.parent.check_writable()
-    if target.exists() and not overwrite:
-        raise RunFolderError(f"{target}: exists; choose another --output, or --overwrite")
+    target.check_new(overwrite)
     config = None
     if isinstance(model, (str, os.PathLike)):
         config, model = config_of(Storage(model)), load_model(model)

@@ -21,11 +21,9 @@ def export_model(source, layout, output=None, overwrite=False) -> str:
     """As `genray.export`, which describes and checks the arguments."""
     place = model_file(Storage(source))
     target = place.parent / FILE_NAMES[layout] if output is None else Storage(output)
-    if str(output).endswith("/") or target.is_folder():
+    if str(output).endswith("/"):
         raise RunFolderError(f"{target}: expected the name of a file, got a folder")
-    target.parent.check_writable()
-    if target.exists() and not overwrite:
-        raise RunFolderError(f"{target}: exists; choose another --output, or --overwrite")
+    target.check_new(overwrite)
     file = read_file(place)
     target.parent.write(target.name, _content(model_of(file), read_metadata(file), layout))
     return target.uri

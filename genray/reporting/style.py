@@ -39,9 +39,7 @@ def require_matplotlib():
         raise MissingMatplotlib(MISSING) from None
 
 
-def draw(
-    paint, width: float = 5.4, height: float = 3.6, rows: int = 1, columns: int = 1, share_x: bool = False
-) -> dict:
+def draw(paint, width: float = 5.4, height: float = 3.6, rows: int = 1, share_x: bool = False) -> dict:
     """Draws a figure; returns file ending -> content, "png" and "svg".
 
     Args:
@@ -62,7 +60,7 @@ def draw(
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x).flatten().tolist()
+        axes = figure.subplots(rows, squeeze=False, sharex=share_x).flatten().tolist()
         paint(axes[0] if len(axes) == 1 else axes)
         return {"png": _saved(figure, "png", {"Software": None}), "svg": _saved(figure, "svg", {"Date": None})}
 

@@ -12,27 +12,8 @@ from genray.runtime.ray.fetch import fetch
 from genray.runtime.ray.placement import GRACE_S, ClusterWait, place_group
 from genray.storage import Storage
 from genray.tuning.grid import RECORD
-from genray.tuning.resources import Needs
 
 VISIBLE_TIMEOUT_S = 120
-
-
-def check_private(needs: Needs, cores: int):
-    """Refuses trials that a private Ray on this machine can never run: several learners may share a core, but a learner
-    cannot have more CPUs than cores.
-
-    Raises:
-        PlacementError: names the first trial with such a learner.
-    """
-    if ray.is_initialized():
-        return
-    for name, bundles in needs.bundles(0).items():
-        widest = max(bundle.get("CPU", 0) for bundle in bundles)
-        if widest > cores:
-            raise PlacementError(
-                f"trial {name}: a learner wants {widest:g} CPU, this machine has {cores}; lower "
-                "base_learners.<name>.resources, or join a cluster with --address"
-            )
 
 
 def check_fits(wanted: dict, patience_s: float = 0):

@@ -6,7 +6,7 @@ import torch
 
 from genray.recording.dry_run import duration_text
 from genray.run.allocation import total
-from genray.tuning.checks import check_private
+from genray.runtime.ray.cluster import check_cores
 from genray.tuning.loggers import check_loggers
 from genray.tuning.resources import Needs, plan_grid
 from genray.tuning.search import check_searcher
@@ -17,9 +17,9 @@ def needs_of(grid, address) -> tuple[Needs, float]:
     check_loggers(grid)
     check_searcher(grid)
     needs = Needs(grid)
-    if not address:
-        check_private(needs, os.cpu_count() or 1)
-    return needs, max(sum(bundle.get("CPU", 0) for bundle in trial) for trial in needs.bundles(0).values())
+    cpus = {name: [bundle.get("CPU", 0) for bundle in bundles] for name, bundles in needs.bundles(0).items()}
+    check_cores({f"trial {name}": max(of) for name, of in cpus.items()}, address)
+    return needs, max(map(sum, cpus.values()))
 
 
 def dry_run(grid, address, max_concurrent) -> str:

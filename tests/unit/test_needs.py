@@ -12,9 +12,9 @@ pytest.importorskip("ray", reason="grids run on Ray")
 import ray
 
 from genray.run.probe import PassSeconds
-from genray.runtime.ray.cluster import connected
+from genray.runtime.ray.cluster import check_cores
+from genray.tuning import plan
 from genray.tuning import resources as module
-from genray.tuning.checks import check_private
 from genray.tuning.grid import load_grid
 from genray.tuning.plan import plan_text
 from genray.tuning.resources import Needs, fits_at_once, plan_grid
@@ -101,17 +101,16 @@ def test_a_trial_of_one_process_holds_the_gpu_that_its_widest_learner_wants(tmp_
     assert [gpus("auto", "auto"), gpus("auto", "auto", there=0), gpus(0, 0), gpus(0.25, 0.5)] == [1, 0, 0, 0.5]
 
 
-def test_a_learner_wider_than_the_machine_is_refused(tmp_path):
-    found = needs_of(tmp_path, grid={"base_learners.linf.resources.num_cpus": [1, 64]})
-    check_private(found, 64)
+def test_a_learner_wider_than_the_machine_is_refused(tmp_path, monkeypatch):
+    grid = needs_of(tmp_path, grid={"base_learners.linf.resources.num_cpus": [1, 64]}).grid
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert plan.needs_of(grid, None)[1] == 65
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     with pytest.raises(PlacementError, match=r"trial 1_num_cpus-64_seed-0: a learner wants 64 CPU, this machine has 2"):
-        check_private(found, 2)
-
-
-def test_a_private_ray_does_not_pretend_to_have_more_cores_than_a_learner_needs():
-    with pytest.raises(PlacementError, match=r"base_learners: one wants 6400 CPU, this machine has \d+; lower"):
-        with connected(None, num_cpus=6401, widest=6400):
-            pass
+        plan.needs_of(grid, None)
+    plan.needs_of(grid, "auto")  # a cluster may have such nodes
+    with pytest.raises(PlacementError, match=r"digits: a learner wants 6400 CPU, this machine has 2; lower"):
+        check_cores({"digits": 6400}, None)
     assert not ray.is_initialized()
 
 

@@ -28,37 +28,50 @@ SHUTDOWN_TIMEOUT_S = 30
 STORE = {"free_objects_batch_size": 1}
 
 
+def check_cores(widest: dict[str, float], address: str | None):
+    """Checks that a private Ray on this machine can start every actor: several may share a core, none has more CPUs
+    than there are cores.
+
+    Args:
+        widest: run -> CPUs of the largest actor of a learner.
+        address: as in `connected`.
+
+    Raises:
+        PlacementError: names the first run with such a learner.
+    """
+    cores = os.cpu_count() or 1
+    for name, cpus in widest.items() if address is None and not ray.is_initialized() else ():
+        if cpus > cores:
+            raise PlacementError(
+                f"{name}: a learner wants {cpus:g} CPU, this machine has {cores}; lower "
+                "base_learners.<name>.resources, or join a cluster with --address"
+            )
+
+
 @contextmanager
-def connected(address: str | None, *, num_cpus: float = 1, widest: float = 0):
+def connected(address: str | None, *, num_cpus: float = 1):
     """A Ray connection for the duration of a run.
 
     Args:
         address: None starts a private Ray on this machine; "auto" or "host:port" joins one. An
             existing connection of this process is used and left open.
         num_cpus: logical CPUs that a private Ray has at least: several learners may share a core.
-        widest: CPUs of the learner with the largest `num_cpus`; a private Ray refuses more than the cores.
 
     Yields:
         Whether nodes may join later: a cluster may have an autoscaler, a private Ray has none.
 
     Raises:
-        PlacementError: no cluster answers at the address, it refuses the connection, or `widest` is above the cores.
+        PlacementError: no cluster answers at the address, or it refuses the connection.
     """
     if ray.is_initialized():
         yield True
         return
-    cores = os.cpu_count() or 1
-    if address is None and widest > cores:
-        raise PlacementError(
-            f"base_learners: one wants {widest:g} CPU, this machine has {cores}; lower its resources.num_cpus, or join "
-            "a cluster with --address"
-        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers share this environment as it is
     folder, on_sigterm = None, signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address is None:
-        cpus = max(cores, int(-(-num_cpus // 1)))
+        cpus = max(os.cpu_count() or 1, int(-(-num_cpus // 1)))
         shipped = {"runtime_env": {"py_modules": packages()}} if packages() else {}
         folder = private_ray(num_cpus=cpus, include_dashboard=False, _system_config=STORE, **shipped, **quiet)
     else:

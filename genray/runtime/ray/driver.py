@@ -13,7 +13,7 @@ from genray.runtime.protocols import Progress, Recorder
 from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.actors import pack
 from genray.runtime.ray.allocation import DeviceAllocator
-from genray.runtime.ray.cluster import connected
+from genray.runtime.ray.cluster import check_cores, connected
 from genray.runtime.ray.placement import free_resources, make_placement, placement_in_trial
 from genray.runtime.recovery import run_with_recovery
 from genray.types import WeightSnapshot
@@ -40,7 +40,8 @@ def run_on_ray(recorder: Recorder, progress: Progress, address: str | None = Non
     config = recorder.setup.config
     each = {name: learner.resources.num_cpus for name, learner in config.base_learners.items()}
     wanted = sum(n * each[name] for name, n in recorder.setup.plan.workers.items())
-    with connected(address, num_cpus=wanted, widest=max(each.values())) as may_grow:
+    check_cores({config.name: max(each.values())}, address)
+    with connected(address, num_cpus=wanted) as may_grow:
         attempts = _Attempts(recorder, progress, may_grow)
         return run_with_recovery(attempts.run, recorder, progress)
 
