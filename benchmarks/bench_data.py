@@ -35,7 +35,7 @@ from genray.run.setup import prepare
 WAYS = [("resident", 0), ("mapped", 0), ("files", 0), ("files", 1), ("files", 2)]
 STEPS, WINDOW, KILLED_AT = 50, 10, 20
 SMALLEST, LARGEST = 64, 256  # pixels
-TEST_IMAGES, POLL_S = 200, 0.25
+TEST_IMAGES, POLL_S = 200, 0.5  # asking for memory takes time of its own
 
 
 def config_of(args) -> list[str]:

@@ -2,7 +2,8 @@
 
 import itertools
 import signal
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,16 +12,39 @@ from genray.data.homes import Home
 from genray.errors import DataError
 
 
-def batches_ahead(home: Home, places_of: Callable[[int], torch.Tensor], first: int, workers: int) -> Iterator:
-    """Images of batch `first`, `first` + 1, ..., endlessly, which `workers` processes take ahead.
+class Ahead:
+    """Takes the images of one step after another in processes of its own, before they are asked for.
 
     Args:
-        places_of: (number of a batch) -> places of its images.
+        home: of the images.
+        places: step -> places of its images; it must not refer to this object, which ends the processes when it goes.
+        workers: number of processes, 1 or more.
     """
+
+    def __init__(self, home: Home, places: Callable[[int], torch.Tensor], workers: int):
+        self._home, self._places, self._workers, self._next = home, places, workers, -1
+        self._running: list[Generator] = []
+        weakref.finalize(self, _end, self._running)  # also when Python ends, before it ends the processes by signals
+
+    def batch(self, step: int) -> torch.Tensor:
+        """The images of a step; if it does not follow the last one, the processes start anew."""
+        if step != self._next:
+            _end(self._running)
+            self._running.append(_batches(self._home, self._places, step, self._workers))
+        self._next = step + 1
+        return next(self._running[0])
+
+
+def _end(running):
+    while running:
+        running.pop().close()
+
+
+def _batches(home, places, first, workers):
     loader = DataLoader(
         _Batches(home),
         batch_size=None,
-        sampler=map(places_of, itertools.count(first)),  # type: ignore[arg-type]  # an iterable is enough
+        sampler=map(places, itertools.count(first)),  # type: ignore[arg-type]  # an iterable is enough
         num_workers=workers,
         worker_init_fn=_begin_process,
         # Forked processes share the memory of this one, but a client of remote storage does not survive it.

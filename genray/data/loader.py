@@ -1,18 +1,15 @@
 """Seeded batches of a split, wherever its images are; any step can be asked for, in any order."""
 
 import functools
-from collections.abc import Iterator
 
 import torch
 
 from genray.core import rng
-from genray.data.ahead import batches_ahead
+from genray.data.ahead import Ahead
 from genray.data.augment import Augmentation
-from genray.data.order import Shares, Shuffled
+from genray.data.order import Batches, Shares, Shuffled
 from genray.data.splits import Split
 from genray.errors import DataError
-
-_KEPT_ORDERS = 2  # epochs
 
 
 class BatchLoader:
@@ -77,27 +74,22 @@ class BatchLoader:
         self._seed = seed
         self._augmentation_key = augmentation_key
         self._augmentation = augmentation
-        self._drop_last = drop_last
-        self._orders: dict[int, torch.Tensor] = {}
-        self._workers = decoding_workers if self._split.home.decodes else 0
-        self._ahead: Iterator[torch.Tensor] | None = None
-        self._next_ahead = -1
-        draw = functools.partial(rng.generator, "cpu", seed, order_key)
-        if extra_share is None:
-            self._draw_order: Shuffled | Shares = Shuffled(num_examples, draw)
-        else:
-            self._draw_order = Shares(num_examples, len(split), extra_share, batch_size, draw)
+        draw, home = functools.partial(rng.generator, "cpu", seed, order_key), self._split.home
+        order: Shuffled | Shares = Shuffled(num_examples, draw)
+        if extra_share is not None:
+            order = Shares(num_examples, len(split), extra_share, batch_size, draw)
+        self._places = Batches(order, batch_size, drop_last, home.device)
+        self._ahead = Ahead(home, self._places, decoding_workers) if home.decodes and decoding_workers else None
 
     @property
     def num_examples(self) -> int:
         """Examples an epoch."""
-        return self._draw_order.num_examples
+        return self._places.order.num_examples
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch, the short last one included unless drop_last."""
-        full, rest = divmod(self.num_examples, self.batch_size)
-        return full if self._drop_last or rest == 0 else full + 1
+        return self._places.steps_per_epoch
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The minibatch of one global step.
@@ -111,8 +103,8 @@ class BatchLoader:
         Raises:
             ValueError: negative step.
         """
-        chosen = self._chosen(step)
-        images = self._decoded(step) if self._workers else self._split.home.take(chosen)
+        chosen = self._places(step)
+        images = self._ahead.batch(step) if self._ahead else self._split.home.take(chosen)
         images, labels = images.to(self.device), self._split.labels[chosen].to(self.device)
         if self._augmentation is not None:
             key = (self._seed, self._augmentation_key, "augmentation", step)
@@ -123,29 +115,4 @@ class BatchLoader:
     def labelled(self, step: int) -> torch.Tensor | None:
         """Which labels of that minibatch are the data set's own: (B,) bool on the device, or None where all are."""
         labelled = self._split.labelled
-        return None if labelled is None else labelled[self._chosen(step)].to(self.device)
-
-    def _chosen(self, step):
-        if step < 0:
-            raise ValueError(f"step: expected 0 or more, got {step}")
-        epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size
-        return self._epoch_order(epoch)[start : start + self.batch_size]
-
-    def _decoded(self, step):
-        """The images of a step, by processes that go on with the next; where steps do not follow, they start anew."""
-        if self._ahead is None or step != self._next_ahead:
-            self._ahead = batches_ahead(self._split.home, self._chosen, step, self._workers)
-        self._next_ahead = step + 1
-        return next(self._ahead)
-
-    def _epoch_order(self, epoch: int) -> torch.Tensor:
-        """(N,) int64 indices of one epoch; those of two are kept, since the batches ahead may be of the next one."""
-        if epoch not in self._orders:
-            order = self._draw_order(epoch)
-            if self._split.home.device.type == "cuda":  # pinned memory lets the copy run without waiting
-                order = order.pin_memory()
-            if len(self._orders) == _KEPT_ORDERS:
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = order.to(self._split.home.device, non_blocking=True)
-        return self._orders[epoch]
+        return None if labelled is None else labelled[self._places(step)].to(self.device)

@@ -6,6 +6,8 @@ import torch
 
 from genray.config.extra import share_of
 
+_KEPT_ORDERS = 2  # epochs
+
 
 class Shuffled:
     """Every example once an epoch.
@@ -59,3 +61,38 @@ class Shares:
         passes = range(start // size, (start + count - 1) // size + 1)
         orders = [torch.randperm(size, generator=self._draw("order", name, number)) for number in passes]
         return torch.cat(orders)[start - passes[0] * size :][:count]
+
+
+class Batches:
+    """The places of the examples of each step.
+
+    Args:
+        order: of an epoch's examples.
+        batch_size: examples a batch.
+        drop_last: whether the short last batch of an epoch is left out.
+        device: of the places.
+    """
+
+    def __init__(self, order: Shuffled | Shares, batch_size: int, drop_last: bool, device: torch.device):
+        self.order, self._batch_size, self._device = order, batch_size, device
+        full, rest = divmod(order.num_examples, batch_size)
+        self.steps_per_epoch = full if drop_last or rest == 0 else full + 1
+        self._kept: dict[int, torch.Tensor] = {}  # the batches that are decoded ahead may be of the next epoch
+
+    def __call__(self, step: int) -> torch.Tensor:
+        """(B,) int64.
+
+        Raises:
+            ValueError: negative step.
+        """
+        if step < 0:
+            raise ValueError(f"step: expected 0 or more, got {step}")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch not in self._kept:
+            places = self.order(epoch)
+            if self._device.type == "cuda":  # pinned memory lets the copy run without waiting
+                places = places.pin_memory()
+            if len(self._kept) == _KEPT_ORDERS:
+                del self._kept[next(iter(self._kept))]
+            self._kept[epoch] = places.to(self._device, non_blocking=True)
+        return self._kept[epoch][position * self._batch_size :][: self._batch_size]

@@ -1,12 +1,14 @@
 """Images in memory, in a mapped file and in image files give the same batches, whoever decodes them and how often."""
 
-import gc
 import io
 import json
 import multiprocessing
 import os
 import pickle
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from genray.config import load_config
 from genray.core import rng
 from genray.data import home_choice
 from genray.data.augment import Augmentation
+from genray.data.cache import Stored
 from genray.data.datasets import load_image_data
 from genray.data.home_choice import choose_home
 from genray.data.homes import Joined, Mapped, Resident
@@ -123,7 +126,6 @@ def test_processes_decode(folder, tmp_path, workers):
     source.batch(0)
     assert len(descendants(os.getpid()) - before) == workers
     del source
-    gc.collect()
     wait_for(lambda: descendants(os.getpid()) <= before, "the end of the decoding processes")
 
 
@@ -204,11 +206,34 @@ def test_actors_find_the_images_where_they_are(folder, resident_run, tmp_path, h
     assert run_outcome(tmp_path / "digits") == run_outcome(resident_run)
 
 
+def test_python_ends_without_a_word(folder, tmp_path):
+    """The processes that decode are ended before Python ends its children by signals, whoever holds them."""
+    code = f"""
+import sys
+sys.path += {sys.path!r}
+from test_data_homes import loader, opened
+batches = loader(opened(__import__("pathlib").Path({str(folder)!r}), "files", {str(tmp_path)!r}).train, 2)
+batches.batch(0)
+batches.itself = batches
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
 # --- cache files ------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_made_once(folder, tmp_path):
+def test_a_file_is_made_once(folder, tmp_path, monkeypatch):
     """Four processes at the same time, then this one: nobody writes it anew."""
+    make = Stored._make
+
+    def noted(self, *args):
+        with open(tmp_path / "made", "a") as file:
+            file.write(f"{self.part}\n")
+        time.sleep(1)  # all of them are there by then
+        make(self, *args)
+
+    monkeypatch.setattr(Stored, "_make", noted)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=opened, args=(folder, "mapped", tmp_path / "new")) for _ in range(4)]
     for process in processes:
@@ -216,6 +241,7 @@ def test_a_file_is_made_once(folder, tmp_path):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted((tmp_path / "made").read_text().split()) == ["test", "train"]
     files = sorted(file for file in (tmp_path / "new").iterdir() if file.suffix != ".lock")
     assert [file.suffix for file in files] == [".pixels"] * 2  # train and test, and nothing that is half written
     before = [file.stat() for file in files]
@@ -230,6 +256,7 @@ def test_another_node_makes_its_own_file(tmp_path, request, kind, home):
     path = request.getfixturevalue(kind)
     split = opened(path, home, tmp_path).train.select(torch.tensor([20, 3, 11]))
     sent, images, labels = pickle.dumps(split, protocol=5), *split.take()
+    assert torch.equal(images, torch.stack([by_pillow(number) for number in (206, 1, 203)]))
     for file in tmp_path.glob("*-train-*"):
         file.unlink()
     found = pickle.loads(sent).take()
