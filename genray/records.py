@@ -160,16 +160,24 @@ class EpochRecord(Record):
     best_epoch: int
 
 
-class ImagesRecord(Record):
-    """`broken` are image files that are left out because they cannot be decoded."""
+class IdentityRecord(Record):
+    """Images by their fingerprint, or a file by its hash. `broken` are image files that are left out because they
+    cannot be decoded."""
 
-    examples: int
-    fingerprint: str
+    examples: int | None = None
+    fingerprint: str | None = None
     broken: list[str] = []
+    path: str | None = None
+    sha256: str | None = None
+
+    def problems(self):
+        if None in (self.examples, self.fingerprint) and None in (self.path, self.sha256):
+            name = "examples" if self.examples is None else "fingerprint"
+            yield f"{name}: missing, expected examples and fingerprint of images, or path and sha256 of a file"
 
 
-class DataRecord(RootModel[Named[ImagesRecord]]):
-    """`data.json`: which images a run is on, a part each."""
+class DataRecord(RootModel[Named[IdentityRecord]]):
+    """`data.json`: which images a run is on, a part each, and which files of weights it began with."""
 
 
 # --- an evaluation ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from genray.recording import Progress, RunFolder, RunRecorder
 from genray.recording.dry_run import measured_lines, plan_text
 from genray.run.allocation import plan_lines
 from genray.run.devices import alone_lines, local_device
+from genray.run.initial_weights import InitialWeights
 from genray.run.setup import prepare
 from genray.runtime.local import run_local
 
@@ -47,9 +48,8 @@ def train_run(
         try:
             state = _starting_state(folder, loaded, resume, overwrite, progress)
             # Ray's object store holds a second copy of the images.
-            setup = _prepared(
-                loaded, copies=2 if runtime == "ray" else 1, network=network, arrays=arrays, progress=progress
-            )
+            given = {"network": network, "arrays": arrays, "stored": InitialWeights.of_checkpoint(state)}
+            setup = _prepared(loaded, copies=2 if runtime == "ray" else 1, progress=progress, **given)
             if resume and folder.storage.exists("config.yaml"):
                 folder.check_data(setup.identity)
                 folder.check_resumable(setup.config)
@@ -109,7 +109,9 @@ def _prepared(loaded, progress=None, **how):
 def _unsettled(loaded):
     """Fields whose values follow from the data; the configuration of an unfinished run has them."""
     columns = {f"data.{name}" for name in COLUMNS if getattr(loaded.config.data, name) is None}
-    return loaded.follows | columns
+    model = loaded.config.model
+    of_weights = {"model.mean", "model.std"} if model.weights is not None and model.mean is None else set()
+    return loaded.follows | columns | of_weights
 
 
 def _starting_state(folder, loaded, resume, overwrite, progress):

@@ -17,7 +17,8 @@ from genray.recording.base_learners import load_base_learners
 from genray.recording.evaluation_folder import check_place
 from genray.recording.model_description import describe_model
 from genray.recording.progress import Progress
-from genray.recording.run_folder import model_bytes
+from genray.recording.run_folder import RunFolder, model_bytes
+from genray.run.initial_weights import InitialWeights
 from genray.run.setup import prepare
 from genray.storage import Storage
 from genray.types import fraction_text
@@ -72,7 +73,10 @@ class MixtureSweep:
             self.saved, *more = parse_mixtures(save_mixture, names, self.gamma_of, "--save-mixture")
             if more:
                 raise ConfigError(f"--save-mixture: expected one mixture, got several in {save_mixture!r}")
-        self.setup = prepare(_with_data(config, data))
+        stored = None
+        if config.model.weights is not None:
+            stored = InitialWeights.of_checkpoint(RunFolder(self.place.parent, self.place.name).read_newest_state())
+        self.setup = prepare(_with_data(config, data), stored=stored)
         self.config = self.setup.config
         self.splits = _splits(self.setup.splits, splits, examples)
         self.learners = load_base_learners(self.place, self.setup)

@@ -333,4 +333,4 @@ def _as_tensors(value):
 def _as_arrays(value):
     if isinstance(value, dict):
         return {key: _as_arrays(item) for key, item in value.items()}
-    return value.numpy() if torch.is_tensor(value) else value
+    return value.numpy() if torch.is_tensor(value) and value.dtype != torch.bfloat16 else value

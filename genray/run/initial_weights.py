@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
 from genray.config.schema import ModelConfig
@@ -23,10 +24,32 @@ class InitialWeights:
     """Attributes:
     state: name -> tensor, parameters and buffers of the network that are read from the file.
     record: {"path", "sha256", "loaded": number of tensors, "new": names, "left_out": names}, plain data.
+    mean, std: the normalisation of the run's network, of those in a checkpoint.
     """
 
     state: dict[str, Tensor] = field(repr=False)
     record: dict
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of_checkpoint(cls, state: dict | None) -> "InitialWeights | None":
+        """Those of a checkpoint that has what `for_checkpoint` gave."""
+        if not state or "initial" not in state:
+            return None
+        initial = state["initial"]
+        tensors = {name: torch.as_tensor(value) for name, value in initial["constants"].items()}
+        return cls(tensors, initial["record"], *(part and tuple(part) for part in initial["normalisation"]))
+
+    def for_checkpoint(self, network: nn.Module, config: ModelConfig) -> dict:
+        """What a resumed run needs of the file, beside the learners' states: what no step changes.
+
+        Args:
+            network: of the run.
+            config: its `model` section.
+        """
+        normalisation = [part and list(part) for part in (config.mean, config.std)]
+        return {"constants": constants(network), "record": self.record, "normalisation": normalisation}
 
     def load_into(self, network: nn.Module):
         """Overwrites the network's tensors of these names."""
@@ -42,12 +65,22 @@ class InitialWeights:
         return f"initial weights: {'; '.join(said)}"
 
 
-def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.Module]):
+def constants(network: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor of a network's state that no step changes: frozen parameters, and masks and the like."""
+    parameters = {name: p.data for name, p in _inner(network).named_parameters() if not p.requires_grad}
+    state = _inner(network).state_dict()
+    return {name: b for name, b in state.items() if b.dtype not in (torch.float32, torch.int64)} | parameters
+
+
+def read_initial_weights(
+    config: ModelConfig, build: Callable[[ModelConfig], nn.Module], stored: InitialWeights | None = None
+):
     """Reads `model.weights`.
 
     Args:
         config: with `weights`; with `new_head`, the layer that computes the logits keeps its random weights.
         build: () -> a network of the run, for a given `model` section.
+        stored: of the checkpoint of a resumed run, which serve where the file is gone.
 
     Returns:
         (`InitialWeights`, the configuration with the normalisation that the file states).
@@ -57,6 +90,8 @@ def read_initial_weights(config: ModelConfig, build: Callable[[ModelConfig], nn.
     """
     try:
         place = model_file(Storage(config.weights))
+        if stored is not None and not place.exists():
+            return stored, config.replace(mean=stored.mean, std=stored.std)
         file = read_file(place)
         checkpoint = open_checkpoint(file)
     except (CheckpointError, RunFolderError) as error:

@@ -89,8 +89,11 @@ class RunSetup:
             "batch_share": extra.batch_share,
         }
 
-    def with_initial_weights(self) -> "RunSetup":
+    def with_initial_weights(self, stored: InitialWeights | None = None) -> "RunSetup":
         """The same run with the weights of `model.weights`, and the normalisation that their file states.
+
+        Args:
+            stored: as in `read_initial_weights`.
 
         Raises:
             CheckpointError, ConfigError: the file cannot be read or does not fit the network.
@@ -99,7 +102,7 @@ class RunSetup:
         def build(model):
             return replace(self, plan=replace(self.plan, config=self.config.replace(model=model))).build_network()
 
-        initial, model = read_initial_weights(self.config.model, build)
+        initial, model = read_initial_weights(self.config.model, build, stored)
         plan = replace(self.plan, config=self.config.replace(model=model))
         return replace(self, plan=plan, initial=initial, notes=(*self.notes, initial.note))
 
@@ -140,6 +143,7 @@ def prepare(
     progress=None,
     network: Callable | None = None,
     arrays: dict | None = None,
+    stored: InitialWeights | None = None,
 ) -> RunSetup:
     """Loads the data, splits it, checks it against the configuration and plans the run.
 
@@ -150,6 +154,7 @@ def prepare(
         copies, progress: as in `load_image_data`.
         network: factory of the run's network, instead of `model.name`.
         arrays: {"train", "test"}, the images of `data.source: arrays`.
+        stored: as in `read_initial_weights`.
 
     Raises:
         DataError, ConfigError: the data is absent or does not fit the configuration.
@@ -191,7 +196,7 @@ def prepare(
     notes = *data.notes, *reading.notes, *fitting.notes
     setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes, factory=network, own=own)
     if config.model.weights is not None:
-        setup = setup.with_initial_weights()
+        setup = setup.with_initial_weights(stored)
         for note in setup.notes[len(notes) :] if progress else ():
             progress.say(note)
     for name, learner in config.base_learners.items():

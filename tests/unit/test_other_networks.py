@@ -319,6 +319,28 @@ def test_frozen_parameters_stay_as_they_are(images, tmp_path):
                      storage=str(tmp_path / "runs"), resume=True)  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_resumed_run_needs_no_weights_file(images, tmp_path):
+    """The checkpoint has the frozen parameters, and how the file's network normalised its inputs."""
+    small = [*images, *SMALL, "model.name=resnet18", "model.width=2"]
+    start = [*small, "training.epochs=1", "name=start", "model.mean=[0.5, 0.4, 0.3]", "model.std=[0.2, 0.3, 0.2]"]
+    genray.train(None, start, runtime="local", storage=str(tmp_path))
+    line = [*small, f"model.weights={tmp_path}/start", "model.freeze=[conv1.*, layer1.*]", "model.new_head=true"]
+    genray.train(None, line, runtime="local", storage=str(tmp_path / "whole"))
+
+    def stop(record):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        genray.train(None, line, runtime="local", storage=str(tmp_path / "parts"), on_epoch=stop)
+    (tmp_path / "start").rename(tmp_path / "moved")
+    genray.train(None, line, runtime="local", storage=str(tmp_path / "parts"), resume=True)
+    ours, theirs = states(tmp_path / "whole/digits"), states(tmp_path / "parts/digits")
+    assert equal(ours, theirs) and torch.equal(ours[0]["conv1.weight"], states(tmp_path / "moved")[0]["conv1.weight"])
+    means = [genray.load_model(tmp_path / part / "digits").normalize.mean.flatten() for part in ("whole", "parts")]
+    assert torch.equal(*means) and means[0].tolist() == pytest.approx([0.5, 0.4, 0.3])
+
+
 def test_another_file_than_the_run_began_with_is_refused(images, tmp_path):
     make_file(tmp_path / "w.pt")
     line = [*images, *SMALL, f"model.weights={tmp_path}/w.pt", "model.name=resnet18", "model.width=2"]
@@ -329,7 +351,7 @@ def test_another_file_than_the_run_began_with_is_refused(images, tmp_path):
     with pytest.raises(Stopped):
         genray.train(None, line, runtime="local", storage=str(tmp_path / "runs"), on_epoch=stop)
     make_file(tmp_path / "w.pt", seed=2)
-    with pytest.raises(RunFolderError, match="initial weights"):
+    with pytest.raises(RunFolderError, match="not those the run began with: initial weights had .*w.pt .sha256"):
         genray.train(None, line, runtime="local", storage=str(tmp_path / "runs"), resume=True)
 
 
