@@ -9,6 +9,7 @@ from presets import ALIASES, CONFIGS, PAPER, PRESETS, header, launch_line, load,
 
 from genray.config.load import load_config, to_yaml
 
+RECIPES = ["imagenet_convnext_tiny_at.yaml", "imagenet_resnet50_generalist.yaml", "cifar10_wrn28_10_edm.yaml"]
 MARK = re.compile(r"\[([A-Za-z][A-Za-z+, -]*)\]")
 
 
@@ -43,7 +44,7 @@ def test_run_name_is_the_file_name(name):
     assert load(name).name == Path(name).stem
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [*PAPER, *RECIPES])
 def test_every_fact_says_where_it_is_from(name):
     """Each value carries a mark, and the header says what the marks mean."""
     text = (CONFIGS / name).read_text(encoding="utf-8")

@@ -45,6 +45,10 @@ def shortened(name, folder):
     """The preset with two steps an epoch, two steps an attack and a thin network."""
     config = load(name)
     overrides = [*SHORT, f"model.width={1 if config.model.name.startswith('wrn') else 2}"]
+    if ":" in config.model.name:  # of another library: at its own width, and its weights are the user's
+        overrides = [*SHORT, "model.weights=null", "model.new_head=false"]
+    if config.data.source == "image_folder":
+        overrides += ["data.image_size=null", "data.home=auto"]
     for learner_name, learner in config.base_learners.items():
         at = f"base_learners.{learner_name}"
         overrides += [f"{at}.attack.num_steps=2"] if learner.attack else []
