@@ -7,7 +7,7 @@ import torch
 
 from genray.attacks.gradient import loss_target, starting_point, temporary_mode
 from genray.attacks.losses import loss_function
-from genray.attacks.native.ascent import Climb, L1Climb
+from genray.attacks.native.ascent import ApgdRun, L1ApgdRun
 from genray.attacks.native.outcome import AttackBatch
 
 
@@ -40,13 +40,13 @@ class AdaptiveAttack:
         everyone = torch.arange(len(y), device=y.device)
         with temporary_mode(model, training=self.mode == "train"):
             target = loss_target(self.loss, model, x, y) if target is None else target
-            climb = self._climb(batch, everyone, target, self._loss, model)
-            climb.ascend(batch.layout.rows(start), radius, self.num_steps, exits=False)
+            ascent_run = self._apgd_run(batch, everyone, target, self._loss, model)
+            ascent_run.ascend(batch.layout.rows(start), radius, self.num_steps, exits=False)
         # l1's steps end in the box but for rounding.
-        return batch.layout.images(climb.best_point.clamp(0, 1))
+        return batch.layout.images(ascent_run.best_point.clamp(0, 1))
 
-    def _climb(self, *args):
-        return L1Climb(*args, first_sparsity=self.sparsity) if self.norm == "l1" else Climb(*args)
+    def _apgd_run(self, *args):
+        return L1ApgdRun(*args, first_sparsity=self.sparsity) if self.norm == "l1" else ApgdRun(*args)
 
     def _loss(self, logits, labels, target):
         return loss_function(self.loss)(logits, target)

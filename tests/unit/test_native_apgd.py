@@ -183,13 +183,13 @@ def test_runs_after_one_that_breaks_somebody_end():
     w = w[0] - w[1]
     x, y = at_margins(w, [1.0, 1.0, 1.0]), torch.zeros(3, dtype=torch.int64)
     at, loss = torch.arange(3).repeat(3), apgd_file.LOSSES["apgd_ce"]
-    climb = ascent.Climb(AttackState(model, x, y, "linf", 1.0), at, y.repeat(3), loss, model, 3)
+    ascent_run = ascent.ApgdRun(AttackState(model, x, y, "linf", 1.0), at, y.repeat(3), loss, model, 3)
     start = x.repeat(3, 1, 1, 1).flatten(1)
     start[3 + 2] = at_margins(w, [-0.5]).flatten()
-    climb.ascend(start, 1.0, 0)
-    assert climb.valid == 2
-    assert climb.at.tolist() == [0, 1, 0, 1] and climb.order.tolist() == [0, 0, 1, 1]
-    assert climb.outcome.broken.tolist() == [False, False, True]
+    ascent_run.ascend(start, 1.0, 0)
+    assert ascent_run.valid == 2
+    assert ascent_run.at.tolist() == [0, 1, 0, 1] and ascent_run.order.tolist() == [0, 0, 1, 1]
+    assert ascent_run.outcome.broken.tolist() == [False, False, True]
 
 
 def test_only_the_point_inside_the_ball_counts():
@@ -279,15 +279,15 @@ def test_step_sizes_halve_at_the_checkpoints_of_the_paper(drift, start, num_step
     """Condition 1: rises in at most 75 % of the steps; 2: not halved last time and the best loss did not improve."""
     rng = np.random.default_rng(0)
     values = np.cumsum(rng.normal(drift, 1, (num_steps, 6)), 0).astype(np.float32)
-    climb = ascent.Climb.__new__(ascent.Climb)
-    climb.value, climb.step_size = torch.full((6,), start), torch.ones(6, 1)
-    climb.point = climb.gradient = climb.best_point = climb.best_gradient = torch.zeros(6, 2)
-    climb.best_loss, climb.num_steps = climb.value, num_steps
-    climb.begin()
+    ascent_run = ascent.ApgdRun.__new__(ascent.ApgdRun)
+    ascent_run.value, ascent_run.step_size = torch.full((6,), start), torch.ones(6, 1)
+    ascent_run.point = ascent_run.gradient = ascent_run.best_point = ascent_run.best_gradient = torch.zeros(6, 2)
+    ascent_run.best_loss, ascent_run.num_steps = ascent_run.value, num_steps
+    ascent_run.begin()
     for i in range(num_steps - 1):
-        climb.value = torch.from_numpy(values[i])
-        climb.best_loss = torch.maximum(climb.best_loss, climb.value)
-        climb.review(i)
+        ascent_run.value = torch.from_numpy(values[i])
+        ascent_run.best_loss = torch.maximum(ascent_run.best_loss, ascent_run.value)
+        ascent_run.review(i)
     best = np.maximum.accumulate(np.concatenate([np.full((1, 6), start, np.float32), values]))
     before = np.concatenate([np.zeros((1, 6), np.float32), values])
     expected, last, halved, length = np.ones(6), -1, np.ones(6, bool), periods[0]
@@ -296,7 +296,7 @@ def test_step_sizes_halve_at_the_checkpoints_of_the_paper(drift, start, num_step
         few = (before[last + 2 : now + 2] > before[last + 1 : now + 1]).sum(0) <= 0.75 * length
         halved = few | (~halved & (best[now + 1] <= best[last + 1]))
         expected, last, length = np.where(halved, expected / 2, expected), now, max(length - periods[1], periods[2])
-    assert climb.step_size[:, 0].tolist() == expected.tolist()
+    assert ascent_run.step_size[:, 0].tolist() == expected.tolist()
 
 
 # --- losses and the l1 projection -----------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """APGD on the cross-entropy, DLR and targeted DLR losses: our own, faster than the authors' package (methods D4).
 
 Croce & Hein, 2003.01690 (linf, l2), 2103.01208 (l1). Same steps and same random numbers as `pyautoattack`. It is faster
-because an example leaves at the first iterate that breaks it, the clean logits rank the targets of all runs, the last
-iterate needs no gradient, runs that break nobody are made several at once, and l1 needs no sort.
+because an example is removed at the first iterate that breaks it, the clean logits rank the targets of all runs, the
+last iterate needs no gradient, runs without a break are computed several at once, and l1 needs no sort.
 """
 
 import torch
 import torch.nn.functional as F
 
 from genray.attacks.auto import runs
-from genray.attacks.native.ascent import L1_STAGES, Climb, L1Climb
+from genray.attacks.native.ascent import L1_STAGES, ApgdRun, L1ApgdRun
 from genray.attacks.native.outcome import AttackState
 
 TINY = 1e-12
@@ -29,7 +29,7 @@ def apgd(model, x, y, *, member, norm, epsilon, seed, num_classes, search=None):
         norm: "linf", "l2" or "l1".
         epsilon: radius >= 0 on the [0, 1] pixel scale.
         seed: of the start points, in [0, 2**63).
-        num_classes: K, as `auto.check` wants it.
+        num_classes: K, as `auto.check` requires.
         search: as `model`, for the gradients and the first look at each iterate: the same network in less precision.
             None: `model`. What it sees broken counts only if `model` agrees; otherwise the example goes on.
 
@@ -41,30 +41,32 @@ def apgd(model, x, y, *, member, norm, epsilon, seed, num_classes, search=None):
     with torch.no_grad():
         outcome = AttackState(model, x, y, norm, epsilon)
         noise, ranking = StartNoise(norm, seed, x), outcome.logits.sort(dim=1).indices
-        kind, run, together, number = L1Climb if norm == "l1" else Climb, 0, 1, runs(member, norm, num_classes)
+        kind, run, together, number = L1ApgdRun if norm == "l1" else ApgdRun, 0, 1, runs(member, norm, num_classes)
         while run < number and len(at := outcome.unbroken()):
             together = min(together, outcome.runs_at_once(len(at)), number - run)
             # Only the targeted loss reads the target.
             target = [ranking[at, -2 - r] if member == "apgd_t" else y[at] for r in range(run, run + together)]
             start = outcome.layout.rows(noise(together, (len(at), *x.shape[1:])))
-            climb = kind(outcome, at.repeat(together), torch.cat(target), LOSSES[member], search or model, together)
-            climb.run(start)
-            noise.rewind(climb.valid)
-            run += climb.valid
-            # A run in which somebody falls costs those at the same time: they begin again with other noise.
+            ascent_run = kind(
+                outcome, at.repeat(together), torch.cat(target), LOSSES[member], search or model, together
+            )
+            ascent_run.run(start)
+            noise.rewind(ascent_run.valid)
+            run += ascent_run.valid
+            # A run that breaks an example invalidates those computed with it: they begin again with other noise.
             together = 2 * together if len(outcome.unbroken()) == len(at) else 1
         return outcome.images()
 
 
 class StartNoise:
-    """The numbers that the package's runs draw: for all examples of a run at once, on the CPU except for l1."""
+    """The random numbers of the package's runs: for all examples of a run at once, on the CPU except for l1."""
 
     def __init__(self, norm, seed, x):
         self.norm, self.device = norm, x.device
         self.generator = torch.Generator(x.device if norm == "l1" else "cpu").manual_seed(seed)
 
     def __call__(self, number, shape):
-        """Those of the next `number` runs on as many examples, one run after the other."""
+        """Draws the numbers of the next `number` runs on as many examples, one run after the other."""
         noises, self.states = [], []
         for _ in range(number):
             noises.append(self._draw(shape))
@@ -72,7 +74,7 @@ class StartNoise:
         return torch.cat(noises)
 
     def rewind(self, number):
-        """Takes back what was drawn after the first `number` of these runs."""
+        """Restores the generator to its state after the first `number` of these runs."""
         self.generator.set_state(self.states[number - 1])
 
     def _draw(self, shape):

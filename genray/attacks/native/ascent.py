@@ -1,4 +1,4 @@
-"""One run of APGD: the steps, the step sizes and when an example leaves (methods D4)."""
+"""One run of APGD: its steps, its step sizes and the removal of broken examples (methods D4)."""
 
 import torch
 
@@ -14,10 +14,10 @@ TINY = 1e-12
 ROUNDING = 2**-22  # of pixels
 
 
-class Climb:
-    """A run in linf or l2, or several at once. Every tensor attribute has one row for each example not yet broken.
+class ApgdRun:
+    """A run of APGD in linf or l2, or several at once; every tensor attribute has a row for each unbroken example.
 
-    Of several runs, those after one that breaks an example end with it: with fewer examples they begin elsewhere.
+    Of several runs, those after a run that breaks an example are invalid, because they would begin with fewer examples.
 
     Args:
         outcome: a `AttackBatch`; an `AttackState`, where breaks are recorded, if examples are to leave.
@@ -28,7 +28,7 @@ class Climb:
         number: of runs; `at` and `target` have the examples of one run after those of another.
 
     Attributes:
-        valid: runs, from the first, that did not end so.
+        valid: number of valid runs, from the first.
     """
 
     first_step = 2.0  # in epsilons
@@ -39,7 +39,7 @@ class Climb:
         self.order, self.valid = torch.arange(len(at), device=at.device) // max(1, len(at) // number), number
 
     def run(self, noise):
-        """Climbs from the point of the ball's surface in the direction of `noise` (n, d)."""
+        """Ascends from the point of the ball's surface in the direction of `noise` (n, d)."""
         epsilon = self.outcome.epsilon
         length = self.outcome.ball.length(noise)[:, None]
         self.ascend((self.x + epsilon * (noise / (length + TINY))).clamp_(0, 1), epsilon, NUM_STEPS)
@@ -93,7 +93,7 @@ class Climb:
             setattr(self, into + name, torch.where(where[:, None], new, old))
 
     def begin(self):
-        """Before the first step."""
+        """Initialises the step size rule before the first step."""
         self.previous_point = self.point
         # The package compares the first step's loss with 0.
         self.previous_loss, self.rises = torch.zeros_like(self.value), torch.zeros_like(self.value)
@@ -105,7 +105,7 @@ class Climb:
         return max(percent * self.num_steps // 100, 1)
 
     def move(self, i):
-        """Step i: a projected gradient step, averaged with the step before it."""
+        """Takes step i: a projected gradient step, averaged with the step before it."""
         share = MOMENTUM if i else 1.0
         direction = self.gradient.sign()
         if self.outcome.ball is BALLS["l2"]:
@@ -119,7 +119,8 @@ class Climb:
         return self.outcome.ball.project(self.x, points, self.epsilon)
 
     def review(self, i):
-        """After step i; at a checkpoint, examples that stagnate go back to their best point with half the step."""
+        """Updates the step sizes after step i; at a checkpoint, stagnant examples return to the best point with half
+        the step."""
         self.rises = self.rises + (self.value > self.previous_loss)
         self.previous_loss = self.value
         if i != self.checkpoint:
@@ -134,8 +135,8 @@ class Climb:
         self.checkpoint += self.period
 
 
-class L1Climb(Climb):
-    """One run in l1: sparse steps without momentum, in balls of radius 3, 2 and 1 epsilon.
+class L1ApgdRun(ApgdRun):
+    """A run of APGD in l1: sparse steps without momentum, in balls of radius 3, 2 and 1 epsilon.
 
     The additions of a step are in the package's order: pixels that a step moved and the projection moved back count as
     changed unless they come back exactly, and that sets the sparsity.
@@ -180,7 +181,7 @@ class L1Climb(Climb):
         return (point != self.x).sum(1)
 
     def move(self, i):
-        """A step of equal length in the coordinates of the largest gradients."""
+        """Takes a step of equal length in the coordinates of the largest gradients."""
         size, d = self.gradient.abs(), self.x.shape[1]
         skipped = ((1.0 - self.sparsity) * d).clamp_(0, d - 1).long()
         kept = d - skipped
@@ -192,7 +193,8 @@ class L1Climb(Climb):
         self.point = self.x + move + l1_shrinkage(self.x, move, self.epsilon)
 
     def review(self, i):
-        """After a step; at a checkpoint, where the best point got sparser, it goes on from there with the full step."""
+        """Updates the step sizes after a step; at a checkpoint, examples with a sparser best point return to it with
+        the full step."""
         if (i + 1) % self._share_of_steps(L1_PERIOD):
             return
         support = self._changed(self.best_point)

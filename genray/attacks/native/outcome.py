@@ -1,4 +1,4 @@
-"""What our white-box attacks share: images as rows of numbers, and the list of examples that are broken."""
+"""Shared by the white-box attacks: images as rows of numbers, and the record of broken examples."""
 
 import torch
 
@@ -27,7 +27,7 @@ class Layout:
 
 
 class AttackBatch:
-    """What is attacked and within which threat model.
+    """A batch of images and its threat model.
 
     Attributes:
         layout, x, y: the batch, x as rows (N, d).
@@ -41,7 +41,7 @@ class AttackBatch:
 
 
 class AttackState(AttackBatch):
-    """Which examples of a batch an attack has broken, and by which points.
+    """The broken examples of a batch, and the points that break them.
 
     Attributes:
         logits: (N, K) of the clean images.
@@ -51,17 +51,17 @@ class AttackState(AttackBatch):
         super().__init__(x, y, norm, epsilon)
         self.model = model
         self.found, self.logits = self.x.clone(), self.predict(self.x)
-        self.broken = self.logits.argmax(1) != y  # whoever is wrong from the start is not attacked
+        self.broken = self.logits.argmax(1) != y  # misclassified clean images are not attacked
 
     def predict(self, rows):
         return self.model(self.layout.images(rows))
 
     def unbroken(self):
-        """(n,) positions of the examples to attack."""
+        """Returns the (n,) positions of the examples to attack."""
         return (~self.broken).nonzero().flatten()
 
     def runs_at_once(self, number):
-        """How many runs of `number` examples fill a batch: few survivors are slow, each run on its own."""
+        """Returns the number of runs of `number` examples that fill a batch."""
         return max(1, FULL_BATCH.get(self.x.device.type, number) // number)
 
     def images(self):
