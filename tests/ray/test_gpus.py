@@ -4,7 +4,7 @@ import time
 
 import pytest
 import ray
-from conftest import wait_for
+from conftest import disconnect, wait_for
 from ray.util.placement_group import placement_group, remove_placement_group
 
 import genray
@@ -23,15 +23,19 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def cluster(request):
+def gpus(request):
     """A Ray with (CPUs, GPUs); pytest puts the tests of one Ray one after another."""
     cpus, gpus = request.param
-    ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    disconnect()
+    none_idle = {"prestart_worker_first_driver": False}  # most tests here only place, and need no process
+    ray.init(
+        "local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False, _system_config=none_idle
+    )
     yield gpus
     ray.shutdown()
 
 
-two_gpus = pytest.mark.parametrize("cluster", [(2, 2)], indirect=True)
+two_gpus = pytest.mark.parametrize("gpus", [(2, 2)], indirect=True)
 
 
 def assert_all_free(expected):
@@ -46,7 +50,7 @@ def assert_all_free(expected):
 
 
 @two_gpus
-def test_learners_hold_different_devices(cluster, small_run):
+def test_learners_hold_different_devices(gpus, small_run):
     setup = prepare(load_config(None, small_run))
     placement = make_placement(setup.plan, 1000, ray.available_resources())
     with ActorGroup(setup, placement, {}) as group:
@@ -58,7 +62,7 @@ def test_learners_hold_different_devices(cluster, small_run):
 
 
 @two_gpus
-def test_too_few_gpus_is_said_within_the_timeout(cluster, tmp_path, small_run):
+def test_too_few_gpus_is_said_within_the_timeout(gpus, tmp_path, small_run):
     overrides = [*small_run, "base_learners.linf.workers=2", "device=cuda"]
     overrides += [f"base_learners.{name}.resources.num_gpus=1" for name in ("natural", "linf")]
     with pytest.raises(PlacementError, match=r"3 GPU wanted, 2 in the cluster.*linf 2 x 1 CPU 1 GPU"):
@@ -67,8 +71,8 @@ def test_too_few_gpus_is_said_within_the_timeout(cluster, tmp_path, small_run):
     assert_all_free({"CPU": 2, "GPU": 2})
 
 
-@pytest.mark.parametrize("cluster", [(10, 1)], indirect=True)
-def test_one_gpu_is_shared(cluster, small_run):
+@pytest.mark.parametrize("gpus", [(10, 1)], indirect=True)
+def test_one_gpu_is_shared(gpus, small_run):
     setup = prepare(load_config(None, small_run))
     with ActorGroup(setup, make_placement(setup.plan, 1000, ray.available_resources()), {}) as group:
         ids = {name: where["gpu_ids"] for name, where in group.whereabouts.items()}
@@ -90,9 +94,8 @@ def placed(bundles, seconds=20):
         wait_for(lambda: free.items() <= ray.available_resources().items(), "free devices")
 
 
-@pytest.mark.parametrize("cluster", [(10, 1), (10, 3)], indirect=True)
-def test_fractions_are_what_ray_places(cluster, small_run):
-    gpus = cluster
+@pytest.mark.parametrize("gpus", [(10, 1), (10, 3)], indirect=True)
+def test_fractions_are_what_ray_places(gpus, small_run):
     for actors in range(1, 9):
         most = -(-actors // gpus)  # on one device, where all have as many as they can
         (fraction, *others) = gpus_each(["auto"] * actors, "auto", gpus)
@@ -111,7 +114,7 @@ def test_fractions_are_what_ray_places(cluster, small_run):
 
 
 @two_gpus
-def test_sums_are_not_room(cluster, small_run):
+def test_sums_are_not_room(gpus, small_run):
     """Three times 0.6 is less than two GPUs, and no two of them lie on one."""
     sixths, halves = [{"GPU": 0.6}] * 3, [{"GPU": 0.5}] * 4
     assert not fit(sixths, node_resources()) and not placed(sixths, seconds=2)

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.error
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from ray.cluster_utils import Cluster
 
 from genray.run.allocation import equal_workers
@@ -22,23 +23,18 @@ from genray.run.allocation import equal_workers
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def head():
+@pytest.fixture
+def head(no_ray):
     """A head that runs no learners, as cluster/ starts it; nobody is connected."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield made
     made.shutdown()
 
 
-@pytest.fixture
-def bare_head(head):
-    yield head
-    for node in list(head.worker_nodes):
-        head.remove_node(node)
-
-
-def test_a_run_waits_for_the_nodes_it_asked_for(bare_head, tmp_path, small_run, genray_command):
-    address = ["--address", bare_head.address]
+def test_a_run_and_an_evaluation_wait_for_the_nodes_they_asked_for(
+    head, trained_run, tmp_path, small_run, genray_command
+):
+    address = ["--address", head.address]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_TOKEN")}
     environment["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "none")
     done = genray_command("train", *address, "--storage", tmp_path / "a", timeout=300, env=environment)
@@ -47,34 +43,24 @@ def test_a_run_waits_for_the_nodes_it_asked_for(bare_head, tmp_path, small_run, 
     assert "RAY_AUTH_MODE=token" in done.stderr
     assert done.stderr.count("\n") == 1
 
-    line = [sys.executable, "-m", "genray.train", *address, "--storage", str(tmp_path / "b"), *small_run]
-    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        try:
+    wait = ["runtime.startup_timeout_s=900"]
+    train = [sys.executable, "-m", "genray.train", *address, "--storage", str(tmp_path / "b"), *small_run, *wait]
+    judge = [sys.executable, "-m", "genray.evaluate", str(trained_run), *address, "--startup-timeout", "900"]
+    judge += ["--attacks", "pgd20", "--examples", "40", "--block-size", "20", "--output", str(tmp_path / "out")]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(line, cwd=ROOT, **pipes) for line in (train, [*judge, "--workers", "2"])]
+    try:
+        for run, wanted in zip(runs, ("2 CPU wanted, 0", "1 CPU wanted for each of 2 workers, 0 CPU, 0 GPU")):
             said = run.stderr.readline()  # only once a fixed cluster of this size would have been given up
-            assert said.startswith("waiting up to 120 s for the cluster: 2 CPU wanted, 0 in the cluster"), said
-            bare_head.add_node(num_cpus=2)
-            _, err = run.communicate(timeout=240)
-        finally:
-            run.kill()
-    assert run.returncode == 0, err
-    assert (tmp_path / "b/digits/results.json").exists()
-
-
-def test_an_evaluation_waits_for_the_node_it_asked_for(bare_head, trained_run, tmp_path):
-    line = [sys.executable, "-m", "genray.evaluate", str(trained_run), "--address", bare_head.address]
-    line += ["--attacks", "pgd20", "--examples", "40", "--block-size", "20", "--output", str(tmp_path / "out")]
-    line += ["--workers", "2", "--startup-timeout", "900"]
-    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        try:
-            said = run.stderr.readline()
-            assert said.startswith(
-                "waiting up to 900 s for the cluster: 1 CPU wanted for each of 2 workers, 0 CPU, 0 GPU in the cluster"
-            ), said
-            bare_head.add_node(num_cpus=2)
+            assert said.startswith(f"waiting up to 900 s for the cluster: {wanted} in the cluster"), said
+        head.add_node(num_cpus=4)
+        for run in runs:
             _, err = run.communicate(timeout=900)
-        finally:
+            assert run.returncode == 0, err
+    finally:
+        for run in runs:
             run.kill()
-    assert run.returncode == 0, err
+    assert (tmp_path / "b/digits/results.json").exists()
     assert json.loads((tmp_path / "out/results.json").read_text())["norms"]["linf"]["columns"]["pgd20"]
 
 
@@ -107,6 +93,17 @@ def job_command(storage, overrides):
     return [*words, *overrides]
 
 
+def answers(port):
+    """Whether an HTTP server answers at a port of this machine, be it that it wants a token."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=30).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("aiohttp_cors") is None, reason="jobs need ray[default], which genray itself does not")
 def test_the_jobs_command_runs_as_a_job(tmp_path, small_run):
@@ -125,10 +122,7 @@ def test_the_jobs_command_runs_as_a_job(tmp_path, small_run):
     try:
         server = f"http://127.0.0.1:{dashboard}"
         submit = [ray, "job", "submit", "--address", server, "--", *job_command(tmp_path, small_run)]
-        listed, deadline = [ray, "job", "list", "--address", server], time.monotonic() + 120
-        while subprocess.run(listed, env=environment, **quiet).returncode:
-            assert time.monotonic() < deadline, "no dashboard came"
-            time.sleep(1)
+        wait_for(lambda: answers(dashboard), "the dashboard", head)
         done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
     finally:

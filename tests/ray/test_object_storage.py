@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-import ray
 import torch
 import yaml
 from conftest import ROOT, SMALL_RUN, run_outcome, wait_for
@@ -42,20 +41,10 @@ def uri():
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
     server.start()
     host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "for-the-test")
-        options = f"endpoint_override={host}:{port}&scheme=http"
-        Storage(f"s3://bucket?{options}&allow_bucket_creation=true").filesystem.create_dir("bucket")
-        yield f"s3://bucket/some/runs?{options}"
+    options = f"endpoint_override={host}:{port}&scheme=http"
+    Storage(f"s3://bucket?{options}&allow_bucket_creation=true").filesystem.create_dir("bucket")
+    yield f"s3://bucket/some/runs?{options}"
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def on_ray(uri):
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="genray")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +54,7 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(uri, local, on_ray, tmp_path_factory):
+def run(uri, local):
     """A run on S3 that was killed (SIGKILL) on its way and resumed; its like is in `local`."""
     genray.train(None, RUN, runtime="local", storage=local)
     place = Storage(uri) / "mine"
@@ -80,7 +69,7 @@ def run(uri, local, on_ray, tmp_path_factory):
         if not place.exists("results.json"):
             break
     assert not place.exists("results.json")
-    genray.train(None, RUN, storage=uri, resume=True)
+    genray.train(None, RUN, runtime="local", storage=uri, resume=True)
     return place
 
 
@@ -105,7 +94,7 @@ def test_load_model(run, local):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_evaluation_on_two_workers_with_its_output_on_s3(run, uri, local, capsys):
+def test_evaluation_on_two_workers_with_its_output_on_s3(on_ray, run, uri, local, capsys):
     done(evaluate, local / "mine", *EVALUATION, "--output", local / "evaluated")
     at = Storage(uri) / "evaluated"
     done(evaluate, run.uri, *EVALUATION, "--workers", 2, "--output", at.uri)
@@ -133,7 +122,7 @@ def test_mixtures_beside_the_run(run, local):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_a_grid_with_judging_and_its_resume(uri, local, on_ray, tmp_path, capsys):
+def test_a_grid_with_judging_and_its_resume(on_ray, uri, local, tmp_path, capsys):
     file = tmp_path / "rates.yaml"
     file.write_text(yaml.safe_dump(GRID))
     theirs = genray.tune(file, storage=local)
