@@ -4,6 +4,7 @@ The JSON Schema of a model is the one description of its fields: editors, the re
 """
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import cache
@@ -11,6 +12,7 @@ from numbers import Integral
 from typing import Annotated, Any, Self, TypeVar, Union
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -183,6 +185,20 @@ OWN_TAG = "package.module:CLASS"
 OwnName = Annotated[
     str, Field(pattern=OWN_NAME), WithJsonSchema({"type": "string", "pattern": OWN_NAME, "$comment": OWN_TAG})
 ]
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what a configuration file cannot hold; the message is better than that of pydantic's JsonValue."""
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            "plain values (text, finite numbers, true, false, null, and lists and mappings of them)"
+        ) from None
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 def choice(*sections: Any, own: Any = None) -> Any:

@@ -8,9 +8,7 @@ code: `genray/objectives/`, one file a method.
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
-from pydantic import JsonValue
-
-from genray.config.model import OwnName, Section, Text, choice, option, required
+from genray.config.model import Options, OwnName, Section, Text, choice, option, required
 from genray.config.values import Pair, Real
 
 
@@ -179,7 +177,7 @@ class OwnObjective(Section):
 
     name: OwnName = required("of the class")
     attacks: ClassVar[str | None] = None
-    options: dict[str, JsonValue] | None = option(None, "keyword arguments of the class")
+    options: Options | None = option(None, "keyword arguments of the class")
 
 
 OBJECTIVES = {

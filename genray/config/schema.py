@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, JsonValue, WithJsonSchema
+from pydantic import AfterValidator, WithJsonSchema
 
 from genray.config.extra import ExtraConfig
-from genray.config.model import Entries, OwnName, RunName, Section, Text, option, required
+from genray.config.model import Entries, Options, OwnName, RunName, Section, Text, option, required
 from genray.config.objectives import Objective
 from genray.config.optimizers import SGD, Optimizer
 from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, RealPair, Schedule
@@ -103,7 +103,7 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: NetworkName = required("architecture")
-    options: dict[str, JsonValue] | None = option(None, "keyword arguments of a network that is not one of ours")
+    options: Options | None = option(None, "keyword arguments of a network that is not one of ours")
     weights: Text | None = option(None, "initial weights: a model file, a run folder or a URI; null: random")
     new_head: bool = option(False, "with weights: the layer that computes the logits begins at random weights")
     freeze: Texts | None = option(None, "parameters that are not trained: names, with * and ?")
@@ -147,7 +147,7 @@ class AttackConfig(Section):
     algorithm: Literal["pgd", "apgd"] | OwnName = option(
         "pgd", "steps of one size, the last image; or of an adaptive size, the image of the largest loss (as in E-AT)"
     )
-    options: dict[str, JsonValue] | None = option(None, "keyword arguments of an algorithm that is not ours")
+    options: Options | None = option(None, "keyword arguments of an algorithm that is not ours")
     norm: Norm = required("norm of the ball")
     epsilon: Exact = required(
         "radius on the [0, 1] pixel scale; 8/255 is read exactly", gt=0, unit="pixel scale [0, 1]"

@@ -50,6 +50,9 @@ def label_images(
         raise ConfigError("resize: expected a model of genray, which says the size of its images")
     size = shape[1:] if resize else None
     given = _left_out(config) if images is None else images
+    if image_column is not None and not (isinstance(given, str) and given.startswith("parquet:")):
+        what = given.partition(":")[0] if isinstance(given, str) else "these images"
+        raise ConfigError(f"image_column: has no effect with {what}; it is for parquet")
     found = _read(given, image_column, size, examples) if isinstance(given, str) else _checked(given, examples)
     if shape not in ((), tuple(found.shape[1:])):
         raise DataError(f"images: expected the shape of the model's, {shape} (C, H, W), came {tuple(found.shape[1:])}")

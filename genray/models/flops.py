@@ -6,6 +6,7 @@ import json
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from genray.errors import ConfigError
 from genray.models import build_model
 
 
@@ -36,5 +37,8 @@ def architecture_flops(architecture: dict) -> float:
 def _counted(architecture, factory):
     known = json.loads(architecture)
     with torch.device("meta"):  # nothing is computed, and no random number drawn
-        network = build_model(**known, factory=factory).eval()
+        try:
+            network = build_model(**known, factory=factory).eval()
+        except ConfigError:  # a user's network may look at its numbers, of which there are none
+            return float("inf")
         return forward_flops(network, torch.empty(1, known["in_channels"], *known["image_size"]))

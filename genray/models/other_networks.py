@@ -3,6 +3,7 @@
 `model.name` is `timm:NAME`, `torchvision:NAME` or `package.module:FACTORY`; `model.options` are keyword arguments.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -142,7 +143,8 @@ def _torchvision(inner, data, options):
 def _checked(network, name, data) -> str | None:
     """Runs two images in eval mode; returns the name of the linear layer that computed the logits."""
     device, graph = next(network.parameters()).device, not torch.is_inference_mode_enabled()
-    x = torch.zeros(2, data["in_channels"], *data["image_size"], device=device, requires_grad=graph)
+    shape = (2, data["in_channels"], *data["image_size"])
+    x = torch.linspace(0, 1, math.prod(shape), device=device).reshape(shape).requires_grad_(graph)
     calls: list[tuple[str, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda module, args, output, name=name: calls.append((name, output)))
@@ -167,6 +169,8 @@ def _checked(network, name, data) -> str | None:
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"model.name: expected {name} to return logits of shape {wanted} for 2 images, got {got}")
+    if not logits.is_meta and not bool(logits.isfinite().all()):
+        raise ConfigError(f"model.name: expected finite logits, those of {name} are NaN or infinite")
     if graph and not logits.requires_grad:
         raise ConfigError(f"model.name: expected logits with gradients to the parameters, those of {name} have none")
     return next((name for name, output in reversed(calls) if output.shape == logits.shape), None)

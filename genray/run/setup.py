@@ -1,6 +1,7 @@
 """Everything a run needs before its first step, the same for both runtimes."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -229,23 +230,32 @@ def prepare(
     return replace(setup, notes=(*setup.notes, *repeated), identity=identity)
 
 
+def _gradual(number, shape, device):
+    """(number, *shape): images of all brightnesses, for trials."""
+    return torch.linspace(0, 1, number * math.prod(shape), device=device).reshape(number, *shape)
+
+
 def _try_training(network, setup):
     """A forward pass in train mode: networks of others may return something else there, BatchNorm refuses one image."""
     model, number = setup.config.model, min(2, setup.plan.smallest_batch)
     try:
         with torch.random.fork_rng(devices=[]):
-            x = torch.zeros(number, *setup.splits["train"].shape, device=next(network.parameters()).device)
-            found = network.train()(x).shape
+            x = _gradual(number, setup.splits["train"].shape, next(network.parameters()).device)
+            found = network.train()(x)
     except ConfigError:
         raise
     except Exception as error:  # the network's own code
         size = f"a batch of {number} (training.batch_size, training.drop_last)"
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"model.name: {model.name} cannot be trained on {size}: {reason}") from None
-    if found != (number, len(setup.class_names)):
+    if not bool(found.isfinite().all()):
+        raise ConfigError(
+            f"model.name: expected finite logits, those of {model.name} are NaN or infinite in train mode"
+        )
+    if found.shape != (number, len(setup.class_names)):
         raise ConfigError(
             f"model.name: expected {model.name} to return logits of shape {(number, len(setup.class_names))} in train "
-            f"mode, got {tuple(found)}"
+            f"mode, got {tuple(found.shape)}"
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import PurePath
 from genray.config.presets import schema_line
 from genray.data.datasets import load_image_data
 from genray.data.splits import most_balanced
-from genray.errors import one_line
+from genray.errors import DataError, one_line
+from genray.models import MIN_IMAGE_SIDE
 from genray.storage import Storage
 
 LARGEST_SIDE = 64  # adversarial training costs a dozen passes an image: larger ones are resized unless told otherwise
@@ -24,12 +25,17 @@ def starter_config(folder: str, file: str) -> str:
         file: name of the file, for the commands in its first lines.
 
     Raises:
-        DataError: the folder has no such images.
+        DataError: the folder has no such images, or too few.
     """
     data = load_image_data("image_folder", path=folder, decode=())
     train, (channels, *first) = len(data.train), data.train.shape
     scale = min(1, LARGEST_SIDE / max(first))
-    height, width = (max(1, round(side * scale)) for side in first)
+    height, width = (max(MIN_IMAGE_SIDE, round(side * scale)) for side in first)
+    if most_balanced(data.train.labels) < 1:
+        raise DataError(
+            f"{folder}: expected at least 2 training images of each class, of which 1 is held out to choose the best "
+            "epoch by, a class has 1"
+        )
     resized = "; twice the side takes four times as long" if scale < 1 else ""
     classes = len(data.class_names)
     validation = max(1, min(1000, train // 10, most_balanced(data.train.labels)))

@@ -76,6 +76,7 @@ def test_a_copied_grid_finds_the_runs_that_it_names(name, tmp_path):
     [
         ((20, 16), "L", "small_cnn", "0.2", (1, 20, 16)),
         ((32, 32), "RGB", "resnet18", "8/255", (3, 32, 32)),
+        ((5, 6), "L", "small_cnn", "0.2", (1, 8, 8)),
         ((90, 180), "RGB", "resnet18", "8/255", (3, 32, 64)),
     ],
 )
@@ -89,6 +90,15 @@ def test_a_first_configuration_fits_the_images(size, mode, network, epsilon, sha
     setup = prepare(config)
     assert tuple(setup.splits["train"].images.shape) == (22, *shape) and len(setup.splits["validation"]) == 2
     assert "24 training and 6 test images of 2 classes" in text and "cat, dog" in text
+
+
+def test_one_image_a_class_is_too_few(tmp_path, capsys):
+    folder = images(tmp_path / "few", (20, 16), "L")
+    for file in sorted((folder / "train/cat").iterdir())[1:]:
+        file.unlink()
+    assert genray_configs("init", folder, tmp_path / "mine.yaml") == 2
+    assert "few: expected at least 2 training images of each class" in capsys.readouterr().err
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_nothing_is_overwritten_and_mistakes_are_one_line(tmp_path, capsys):

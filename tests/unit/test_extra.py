@@ -340,6 +340,7 @@ def test_more_than_there_are_and_rst_without_marks(capsys, tmp_path):
         (["there.npz"], "there.npz: exists; choose another --output, or --overwrite"),
         (["x.npz", "--data", "cifar10"], "--data: expected one of npz, parquet, image_folder"),
         (["x.npz", "--data", "npz:/no/such"], "error: --data: expected a readable .npz file, came /no/such"),
+        (["x.npz", "--data", "npz:grey.npz", "--image-column", "image"], "image_column: has no effect with npz; it is"),
         (["x.npz", "--data", "npz:there.npz"], "images: expected the shape of the model's, (1, 8, 8) (C, H, W), came"),
         (["x.npz", "--examples", "9999"], "error: examples: expected 1 to "),
         (["x.npz", "--data", "npz:grey.npz", "--examples", "13"], "error: examples: expected 1 to 12 "),

@@ -86,6 +86,8 @@ OWN = """
         def forward(self, x):
             logits = self.norm(self.only(x.to(self.only.weight.dtype).flatten(1)))
             logits = logits.detach() if self.what == "detached" else logits
+            if self.what == "nan" or (self.what == "train nan" and self.training):
+                logits = logits * float("nan")
             return (logits, x) if self.what == "tuple" and self.training else logits
 
 
@@ -376,6 +378,9 @@ WRONG = {
     "leaves": ("model.name=own_networks:leaves", "own_networks:leaves cannot be built: SystemExit: 3"),
     "float64": ("model={name: own_networks:Unfit, options: {what: float64}}", "only.weight is torch.float64"),
     "detached": ("model={name: own_networks:Unfit, options: {what: detached}}", "expected logits with gradients"),
+    "nan": ("model={name: own_networks:Unfit, options: {what: nan}}", "expected finite logits, those of own_netwo"),
+    "train nan": ("model={name: own_networks:Unfit, options: {what: train nan}}", "are NaN or infinite in train mode"),
+    "nan option": ("model={name: own_networks:Net, options: {width: .nan}}", "model.options: expected plain values"),
     "tuple": ("model={name: own_networks:Unfit, options: {what: tuple}}", ".logits, came tuple in train mode"),
     "one": ("training.batch_size=49; model={name: own_networks:Unfit, options: {what: one}}", "on a batch of 1"),
 }  # fmt: skip
