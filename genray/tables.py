@@ -9,6 +9,7 @@ from html import escape
 # The paper's column order and heads.
 HEADS = {"natural": "NAT", "pgd20": "PGD20", "pgd100": "PGD100", "mim": "MIM", "cw": "CW", "apgd_ce": "APGD_ce"}
 HEADS |= {"apgd_dlr": "APGD_dlr", "apgd_t": "APGD_t", "fab_t": "FAB_t", "square": "Square", "aa": "AA"}
+NARROW = 40  # characters in a row of a table that a telephone's screen shows whole
 OURS, PUBLISHED, DIFFERENCE = "ours", "published", "difference"
 
 
@@ -200,10 +201,12 @@ def as_html(table: Table) -> str:
                    for i, text in enumerate((*table.label_heads, *table.heads)))  # fmt: skip
     body = "".join(_html_row(row) for row in table.rows)
     title = escape(printable(table.title, 300))
+    lines = ["  ".join([*row.labels, *(cell.number for cell in row.cells)]) for row in table.rows]
+    hint = '<p class="hint">the table scrolls sideways</p>' * any(len(line) > NARROW for line in lines)
     return (
         f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table>'
         f"<caption><span>{title}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"{notes_html(table.notes)}"
+        f"{hint}{notes_html(table.notes)}"
     )
 
 

@@ -328,6 +328,15 @@ def test_a_run_in_several_norms_ends_in_a_table_of_each(tmp_path, capsys):
     assert tables["several norms"].rows[0].cells[-1].text == f"{100 * alive.mean():.2f}"
 
 
+def test_a_table_that_is_wide_for_a_telephone_says_so(made):
+    hints = {}
+    for part in (made[0] / "index.html").read_text().split("<table>")[1:]:
+        caption, rest = part.split("</caption>", 1)
+        hints[re.sub("<.*?>", "", caption)] = rest.split("</table></div>")[1].startswith('<p class="hint">')
+    assert hints["SmallCNN on digits, linf 0.2, 200 test images, at the end of training"] and hints["Grid grid"]
+    assert not hints["SmallCNN, width 8 on digits, linf 0.1, 120 test images, at the end of training"]
+
+
 def test_a_grid_has_mean_and_spread_over_seeds_and_the_best_marked(made, page):
     rows = page.table("SmallCNN on digits, linf 0.2, 200 test images, at the end of training")
     for row, ((gamma, c), numbers) in zip(rows[1:], GRID.items()):
