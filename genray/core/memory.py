@@ -48,8 +48,8 @@ def too_large(needed: int, what: str, free: int | None = None) -> DataError:
     """The error of `check_memory`."""
     there = "which could not be allocated" if free is None else f"expected at most the {bytes_text(free)} that are free"
     return DataError(
-        f"data: {what} take {bytes_text(needed)} of memory, {there}; set data.image_size or data.train_examples, "
-        "or use a machine with more memory"
+        f"data: {what} take {bytes_text(needed)} of memory, {there}; set data.home to mapped, data.image_size or "
+        "data.train_examples, or use a machine with more memory"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from genray.core.memory import bytes_text, free_memory, free_on
+from genray.core.memory import bytes_text, free_memory
 from genray.data.cache import FOLDER, EncodedFile, Stored
 from genray.data.catalogue import Broken, Part, without
 from genray.data.homes import Files, Home, Mapped, Resident
@@ -75,8 +75,7 @@ def choose_home(home: str, nbytes: int, folder: str | None, has_files: bool) -> 
         folder: of cache files; None for the usual one.
         has_files: whether the source has image files.
     """
-    limits = [free_memory(), free_on(torch.device("cuda")) if torch.cuda.is_available() else None]
-    free = min((limit for limit in limits if limit is not None), default=None)
+    free = free_memory()
     if home != "auto" or free is None or nbytes <= free * _RESIDENT_SHARE:
         return ("resident" if home == "auto" else home), ""
     place = Path(os.path.expanduser(folder or FOLDER)).absolute()

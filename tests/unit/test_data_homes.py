@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -404,3 +405,29 @@ def test_grey_files_with_a_coloured_one(tmp_path):
     with pytest.raises(DataError, match="train/b/2.png: expected a grey image like the first, came colours"):
         files.train.take()
     assert isinstance(files.train, Split) and files.train.take(slice(2))[0].shape == (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize("home", ["resident", "mapped", "files"])
+def test_broken_rows_of_parquet(tmp_path, home):
+    """The first one, one that is cut off and one that is null."""
+    blobs = [b"no image", *(jpeg(number) for number in range(1, 9))]
+    blobs[3], blobs[6] = blobs[3][:200], None
+    for part in ("train", "test"):
+        table = {"image": [{"bytes": blob} for blob in blobs], "label": [i % 2 for i in range(9)]}
+        pq.write_table(pa.table(table), tmp_path / f"{part}-00000-of-00001.parquet", row_group_size=2)
+    with pytest.raises(DataError, match="train-00000-of-00001.parquet, row 0: expected an image file"):
+        opened(tmp_path, home, tmp_path / "cache")
+    data = opened(tmp_path, home, tmp_path / "cache", on_broken="skip")
+    assert torch.equal(data.train.images, torch.stack([by_pillow(number) for number in (1, 2, 4, 5, 7, 8)]))
+    assert data.train.labels.tolist() == [1, 0, 0, 1, 1, 0]
+    assert data.broken["train"] == [f"train-00000-of-00001.parquet, row {row}" for row in (0, 3, 6)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_of_another_size_is_named(folder, tmp_path, workers):
+    """Only when it is decoded; the first test image has the size of the first training image."""
+    shutil.copytree(folder / "train", tmp_path / "train")
+    shutil.copytree(folder / "train", tmp_path / "test")
+    data = load_image_data("image_folder", path=tmp_path, home="files", cache=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"\d\d.jpg: expected \d+x\d+ pixels \(H x W\) like the first image, came"):
+        loader(data.train, workers).batch(0)
