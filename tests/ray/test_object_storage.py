@@ -13,11 +13,14 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL_RUN, run_outcome, wait_for
+from pyarrow.fs import copy_files
 
 import genray
 from genray.cli import evaluate, export, report, train, tune
 from genray.cli.parser import run_command
+from genray.reporting.trials import read_trials
 from genray.storage import Storage
+from genray.tuning.grid import load_grid
 
 moto_server = pytest.importorskip("moto.server")
 pytestmark = pytest.mark.ray
@@ -123,15 +126,17 @@ def test_mixtures_beside_the_run(run, local):
 
 
 def test_a_grid_with_judging_and_its_resume(on_ray, uri, local, tmp_path, capsys):
-    file = tmp_path / "rates.yaml"
+    file, grid = tmp_path / "rates.yaml", Storage(uri) / "rates"
     file.write_text(yaml.safe_dump(GRID))
-    theirs = genray.tune(file, storage=local)
     done(tune, file, "--storage", uri)
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"everything is in {Storage(uri) / 'rates'}")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"everything is in {grid}")
     ours = genray.tune(file, storage=uri, resume=True)
-    without_time = [[{k: v for k, v in row.items() if k != "wall_s"} for row in t.rows] for t in (ours, theirs)]
-    assert without_time[0] == without_time[1] and ours.measures == ("natural", "pgd20")
-    assert (Storage(uri) / "rates").read("table.md") == (local / "rates" / "table.md").read_bytes()
+    copy_files(grid.root, str(local / "rates"), source_filesystem=grid.filesystem)
+    theirs = read_trials(str(local / "rates"))
+    assert ours.rows == theirs.rows and ours.measures == theirs.measures == ("natural", "pgd20")
+    (trial,) = load_grid(file).trials
+    genray.train(trial.config, runtime="local", storage=tmp_path)
+    assert run_outcome(local / "rates" / trial.name) == run_outcome(tmp_path / trial.name)
 
 
 def test_report_of_all_of_it(run, uri, local):

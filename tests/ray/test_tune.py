@@ -1,8 +1,6 @@
 """Grids on a real Ray: trials are runs, they end clean, and --resume repeats nothing."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 
@@ -133,7 +131,7 @@ def test_a_grid_without_a_result_is_no_success():
 
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 << 20}
 SETTINGS = {
-    "training.epochs": 25,
+    "training.epochs": 40,
     "training.batch_size": 48,
     "data.train_examples": 300,
     "data.test_examples": 30,
@@ -150,11 +148,11 @@ SETTINGS = {
 
 @pytest.mark.slow
 def test_kills_change_nothing(on_ray, tmp_path):
-    """A grid on two nodes loses a learner, a node and its tuner: `--resume` gives the whole table, of the same runs."""
+    """A grid loses the node with its learners, then its tuner; after `--resume` its run is as undisturbed."""
     nodes = [on_ray.add_node(**NODE) for _ in range(2)]
     on_ray.wait_for_nodes()
     path, folder = tmp_path / "killed.yaml", tmp_path / "runs" / "killed"
-    path.write_text(yaml.safe_dump({"set": SETTINGS, "seeds": [0, 1], "max_failures": 9}))
+    path.write_text(yaml.safe_dump({"set": SETTINGS, "seeds": [0], "max_failures": 9}))
     with pytest.raises(PlacementError, match="expected a folder that every node sees"):
         check_visible(str(tmp_path))  # it has no grid in it: as a folder of another machine looks from here
     line = [sys.executable, "-m", "genray.tune", str(path), "--storage", str(tmp_path / "runs")]
@@ -167,34 +165,25 @@ def test_kills_change_nothing(on_ray, tmp_path):
     def epochs():
         return sum(len(p.read_text().splitlines()) for p in folder.glob("*/metrics.jsonl"))
 
-    def finished():
-        return {p.parent.name for p in folder.glob("*/results.json")}
-
-    def under_way():
-        return {p.parent.name for p in folder.glob("*/checkpoints")} - finished()
+    def used():
+        raylets = [node.all_processes["raylet"][0].process for node in nodes]
+        return [raylet for raylet in raylets if actors(b"ray::BaseLearner", below=raylet.pid)]
 
     tuner = start()
     try:
-        found = wait_for(lambda: epochs() >= 2 and actors(b"ray::BaseLearner"), "a learner", tuner, seconds=900)
-        os.kill(found[0], signal.SIGKILL)
-        wait_for(lambda: epochs() >= 12, "some epochs", tuner, seconds=900)
-        raylet = nodes[1].all_processes["raylet"][0].process
+        raylet = wait_for(lambda: epochs() >= 2 and used(), "some epochs", tuner, seconds=900)[0]
         raylet.kill()
         raylet.wait()  # as long as it is a zombie, its workers take it for alive
-        wait_for(lambda: finished() and under_way(), "a trial after another", tuner, seconds=900)
+        before = epochs()
+        wait_for(lambda: epochs() > before, "more epochs, on the other node", tuner, seconds=900)
     finally:
         tuner.kill()
     tuner.communicate()
-    done = finished()
-    assert len(done) < 2
-    stamps = {p: p.stat().st_mtime_ns for name in done for p in (folder / name).rglob("*") if p.is_file()}
-    on_ray.remove_node(nodes[1], allow_graceful=False)
-    on_ray.add_node(wait=False, **NODE)
+    assert not list(folder.glob("*/results.json"))
     tuner = start("--resume")
     _, err = tuner.communicate(timeout=1800)
     assert tuner.returncode == 0, err
-    assert [row["status"] for row in read_trials(str(folder)).rows] == ["finished"] * 2
-    assert stamps == {p: p.stat().st_mtime_ns for p in stamps}  # what was finished is not touched again
-    for trial in load_grid(path).trials:
-        genray.train(trial.config, runtime="local", storage=str(tmp_path / "alone"))
-        assert run_outcome(folder / trial.name) == run_outcome(tmp_path / "alone" / trial.name)
+    assert [row["status"] for row in read_trials(str(folder)).rows] == ["finished"]
+    (trial,) = load_grid(path).trials
+    genray.train(trial.config, runtime="local", storage=str(tmp_path / "alone"))
+    assert run_outcome(folder / trial.name) == run_outcome(tmp_path / "alone" / trial.name)
