@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from genray.config.model import RunName, Section, Short, Text, option
 from genray.config.values import Exact, parse_fraction
@@ -25,17 +25,16 @@ def _range(raw: Any) -> Any:
     return low, high
 
 
+def _without_values(raw: Any) -> Any:
+    """Returns a mapping as the text of its keys: it is refused, and the message must not quote a password."""
+    return f"settings of {', '.join(map(str, raw))}" if isinstance(raw, dict) else raw
+
+
 def _scheduler(raw: Any) -> Any:
     name = raw.get("name") if isinstance(raw, Mapping) else raw
     if isinstance(name, str) and name.startswith("pb"):
         raise ValueError(PBT)
     return None if raw == "none" else {"name": raw} if isinstance(raw, str) else raw
-
-
-def _no_password(raw: Any) -> Any:
-    if not isinstance(raw, str) or "@" in raw.partition("://")[2].partition("/")[0]:
-        raise ValueError
-    return raw
 
 
 Axis = Annotated[
@@ -52,11 +51,6 @@ Range = Annotated[
     Any,
     PlainValidator(_range),
     WithJsonSchema({"type": "array", "minItems": 2, "maxItems": 2, "$comment": "[low, high], low below high"}),
-]
-Address = Annotated[
-    str,
-    PlainValidator(_no_password),
-    WithJsonSchema({"type": "string", "$comment": "text without user or password, which stay in the environment"}),
 ]
 Choices = Annotated[list[Any], Field(min_length=1)]
 Names = Annotated[list[str], Field(min_length=1)]
@@ -95,27 +89,6 @@ class Evaluate(Section):
     seed: int = option(0, "of all random numbers", ge=0)
 
 
-class Mlflow(Section):
-    """Passwords and keys stay in the environment (MLFLOW_TRACKING_TOKEN)."""
-
-    tracking_uri: Address | None = option(None, "where the server or its folder is")
-    experiment_name: Text | None = option(None, "null: the grid's name")
-
-
-class Wandb(Section):
-    """Passwords and keys stay in the environment (WANDB_API_KEY)."""
-
-    project: Text | None = option(None, "null: the grid's name")
-    group: Text | None = option(None, "of the runs")
-    entity: Text | None = option(None, "user or team")
-    mode: Text | None = option(None, "online, offline or disabled")
-
-
-class Loggers(Section):
-    mlflow: Mlflow | None = option(None, "MLflow")
-    wandb: Wandb | None = option(None, "Weights & Biases")
-
-
 AMethod = Annotated[
     Method, Short({"type": ["string", "null"]}, expand=lambda raw: {"config": raw} if isinstance(raw, str) else raw)
 ]
@@ -134,19 +107,6 @@ Methods = Annotated[
     ),
 ]
 AScheduler = Annotated[Scheduler | None, Short({"enum": ["asha", "none"]}, expand=_scheduler)]
-SomeLoggers = Annotated[
-    Loggers,
-    Short(
-        {"type": "array", "items": {"enum": list(Loggers.model_fields)}},
-        expand=lambda raw: (
-            {str(name): {} for name in raw}
-            if isinstance(raw, list)
-            else {name: value or {} for name, value in raw.items()}
-            if isinstance(raw, dict)
-            else raw
-        ),
-    ),
-]
 
 
 class GridFile(Section):
@@ -171,7 +131,9 @@ class GridFile(Section):
     runtime: Literal["ray", "local"] = option("ray", "local: one process a trial, for small runs")
     evaluate: Evaluate | None = option(None, "how every finished run is evaluated; null: it is not")
     max_failures: int = option(2, "how often a trial may fail and go on from its checkpoint", ge=0)
-    loggers: SomeLoggers = option(Loggers, "trackers, beside the run's own files")
+    loggers: Annotated[list[Literal["mlflow", "wandb"]], BeforeValidator(_without_values)] = option(
+        list, "trackers, beside the run's own files; their settings are variables of the environment"
+    )
 
     @property
     def drawn(self) -> list[str]:

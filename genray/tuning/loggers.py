@@ -1,5 +1,6 @@
 """Ray's callbacks that log trials to MLflow and wandb: `loggers` of a grid."""
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -15,20 +16,22 @@ def check_loggers(grid: Grid):
     Raises:
         ConfigError: one is missing.
     """
-    missing = [name for name in _settings(grid) if find_spec(name) is None]
+    missing = [name for name in grid.file.loggers if find_spec(name) is None]
     if missing:
         raise ConfigError([f"loggers.{name}: {name} is not installed; pip install {name}" for name in missing])
 
 
 def logger_callbacks(grid: Grid) -> list:
-    """A callback for each of the grid's loggers; the grid's name is the name of the experiment or group."""
-    default = {"mlflow": {"experiment_name": grid.name}, "wandb": {"project": "genray", "group": grid.name}}
-    return [_callback(name)(**default[name] | settings) for name, settings in _settings(grid).items()]
+    """Returns a callback for each of the grid's loggers; the grid's name is the default experiment and group."""
+    settings = {
+        "mlflow": {"experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME", grid.name)},
+        "wandb": {
+            "project": os.environ.get("WANDB_PROJECT", "genray"),
+            "group": os.environ.get("WANDB_RUN_GROUP", grid.name),
+        },
+    }
+    return [_callback(name)(**settings[name]) for name in grid.file.loggers]
 
 
 def _callback(name):
     return getattr(import_module(f"ray.air.integrations.{name}"), CALLBACKS[name])
-
-
-def _settings(grid):
-    return grid.file.loggers.model_dump(exclude_unset=True)

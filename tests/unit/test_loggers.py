@@ -28,7 +28,7 @@ def grid_file(tmp_path):
     ("content", "module", "line"),
     [
         ({"loggers": ["mlflow"]}, loggers, "loggers.mlflow: mlflow is not installed; pip install mlflow"),
-        ({"loggers": {"wandb": None}}, loggers, "loggers.wandb: wandb is not installed; pip install wandb"),
+        ({"loggers": ["wandb"]}, loggers, "loggers.wandb: wandb is not installed; pip install wandb"),
         (
             {"search": "optuna", "choices": {"seed": [1]}},
             search,
@@ -47,15 +47,16 @@ def test_what_is_not_installed_is_one_line(grid_file, monkeypatch, capsys, tmp_p
 def test_settings_reach_rays_callbacks(grid_file, monkeypatch):
     made = []
     monkeypatch.setattr(loggers, "_callback", lambda name: lambda **given: made.append((name, given)))
-    loggers.logger_callbacks(load_grid(grid_file(loggers=["mlflow", "wandb"])))
-    own = {
-        "mlflow": {"tracking_uri": "sqlite:///x", "experiment_name": "e"},
-        "wandb": {"project": "p", "mode": "offline"},
-    }
-    loggers.logger_callbacks(load_grid(grid_file(loggers=own)))
+    grid = load_grid(grid_file(loggers=["mlflow", "wandb"]))
+    for name in ("MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    loggers.logger_callbacks(grid)
+    for name, value in {"MLFLOW_EXPERIMENT_NAME": "e", "WANDB_PROJECT": "p", "WANDB_RUN_GROUP": "g"}.items():
+        monkeypatch.setenv(name, value)
+    loggers.logger_callbacks(grid)
     assert made == [
         ("mlflow", {"experiment_name": "logged"}),
         ("wandb", {"project": "genray", "group": "logged"}),
-        ("mlflow", {"experiment_name": "e", "tracking_uri": "sqlite:///x"}),
-        ("wandb", {"project": "p", "group": "logged", "mode": "offline"}),
+        ("mlflow", {"experiment_name": "e"}),
+        ("wandb", {"project": "p", "group": "g"}),
     ]
