@@ -46,6 +46,14 @@ AVERAGED = [  # TRADES with AWP beside mixup, cutout and label smoothing
     "base_learners.natural.objective={name: natural, mixup: 1, label_smoothing: 0.1}",
     "base_learners.natural.augmentation.cutout=2",
 ]
+RECIPE = [  # the settings of docs/recipes.md
+    "base_learners.linf.attack.radius_clip=[0.5, 1.5]",
+    "base_learners.linf.attack.scale=[[0, 0.5], [1/2, 1]]",
+    "base_learners.linf.optimizer={name: adamw, decay_norms_and_biases: false, clip_norm: 0.5}",
+    "base_learners.linf.lr=0.002",
+    "base_learners.linf.augmentation={resized_crop: [0.5, 1], policy: trivialaugment, cutmix: 1}",
+    "base_learners.natural.augmentation={policy: randaugment, erasing: 0.5, cutmix: 0.5}",
+]
 ANCHORED = [
     "base_learners.linf.objective={name: anchor, target: {learner: natural}, scale: 0.1, freeze_head: true}",
     "base_learners.linf.starts_from=natural",
@@ -66,7 +74,7 @@ def same_outcome(ours, theirs):
     assert records[0][-1]["redistributions"] > 3
 
 
-@pytest.mark.parametrize("kind", [AVERAGED, ANCHORED], ids=["averaged", "anchored"])
+@pytest.mark.parametrize("kind", [AVERAGED, ANCHORED, RECIPE], ids=["averaged", "anchored", "recipe"])
 def test_the_resolved_configuration_gives_the_same_bits_on_ray(on_ray, tmp_path, small_run, kind):
     local = genray.train(None, [*small_run, *kind], runtime="local", storage=str(tmp_path / "local"))
     resolved = yaml.safe_load((tmp_path / "local" / "digits" / "config.yaml").read_text())
