@@ -316,7 +316,7 @@ class TrialData(Record):
 
 
 class TrialConfig(Record):
-    """A run's configuration as plain data; `load_stored_config` reads the whole of it."""
+    """A run's configuration as plain data; `load_config` reads the whole of it."""
 
     data: TrialData
 

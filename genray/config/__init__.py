@@ -5,7 +5,6 @@ from genray.config.load import (
     listed_overrides,
     load_config,
     load_run,
-    load_stored_config,
     to_dict,
     to_yaml,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "listed_overrides",
     "load_config",
     "load_run",
-    "load_stored_config",
     "to_dict",
     "to_yaml",
 ]

@@ -1,5 +1,6 @@
 """Reads a YAML file and overrides into one checked `RunConfig`, and writes it back as YAML."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -230,8 +231,8 @@ def load_config(source: Any = None, overrides: Any = ()) -> RunConfig:
     """Reads, overrides, completes and checks one run's configuration.
 
     Args:
-        source: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run. The `versions` in
-            a run's own `config.yaml` are a record, not configuration.
+        source: path or `Storage` of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run. The
+            `versions` in a run's own `config.yaml` are a record, not configuration.
         overrides: as in `apply_overrides`.
 
     Raises:
@@ -244,7 +245,7 @@ def load_run(source: Any = None, overrides: Any = ()) -> Loaded:
     """Loads a configuration as `load_config`, with its derived and data-dependent fields named."""
     if isinstance(source, RunConfig):
         source = to_dict(source)
-    if source is not None and not isinstance(source, (str, Path, Mapping)):
+    if source is not None and not isinstance(source, (str, os.PathLike, Mapping)):
         raise ConfigError(f"config: expected the path of a YAML file or a mapping, got {type(source).__name__}")
     data = source if isinstance(source, Mapping) else read_yaml(DEFAULT_CONFIG if source is None else source)
     data = {key: value for key, value in data.items() if key != "versions"}
@@ -300,15 +301,6 @@ def _following(data: dict[str, Any], typed: set[str]) -> frozenset[str]:
     other_data = any(key == "data" or key.startswith("data.") for key in typed)
     written = {f"{section}.{name}" for section in ("data", "evaluation") for name in data.get(section) or {}}
     return frozenset(key for key in FOLLOW_DATA if key not in typed and (other_data or key not in written))
-
-
-def load_stored_config(plain: Any) -> RunConfig:
-    """Returns the configuration of a run from the plain data of its `config.yaml`.
-
-    Raises:
-        ConfigError, TypeError, ValueError: it is not the configuration of a run.
-    """
-    return load_config(dict(plain))
 
 
 def complete(config: RunConfig, problems: list[str]) -> RunConfig:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import product
 
-from genray.config import RunConfig, load_stored_config
-from genray.config.load import yaml_mapping
+from genray.config import RunConfig, load_config
 from genray.data.datasets import load_image_data
 from genray.data.fingerprint import fingerprint
 from genray.errors import CheckpointError, ConfigError
@@ -163,7 +162,7 @@ def config_of(place: Storage):
     if not file.is_file():
         raise CheckpointError(f"{place}: expected a run folder or a model file, this folder has no config.yaml")
     try:
-        return load_stored_config(yaml_mapping(file.read(), str(file)))
+        return load_config(file)
     except ConfigError as error:
         raise CheckpointError(f"{file}: not of this version of genray: {error.problems[0]}") from None
 

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 import genray
 from genray import records
-from genray.config import load_stored_config, to_dict
-from genray.config.load import parse_yaml
+from genray.config import load_config, to_dict
+from genray.config.load import yaml_mapping
 from genray.core.flat import from_array
 from genray.core.seal import check_seal, seal
 from genray.errors import CheckpointError, ConfigError, RunFolderError, one_line
@@ -134,7 +134,7 @@ class RunFolder:
             RunFolderError: its configuration differs; the message names the first difference.
         """
         try:
-            before = to_dict(load_stored_config(self._stored()))
+            before = to_dict(load_config(self._stored()))
         except (ConfigError, TypeError, ValueError) as error:
             reason = one_line(str(error).split("\n")[0])
             raise RunFolderError(f"{self.location}/config.yaml: not of this version of genray: {reason}") from None
@@ -170,7 +170,7 @@ class RunFolder:
 
     def _stored(self):
         """The plain configuration of the existing run."""
-        return parse_yaml(self.storage.read("config.yaml").decode(), "config.yaml")
+        return yaml_mapping(self.storage.read("config.yaml"), "config.yaml")
 
     def check_data(self, identity: dict):
         """Checks that the existing run is on these images; a run without `data.json` passes.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genray import records
-from genray.config import RunConfig, load_stored_config
+from genray.config import RunConfig, load_config
 from genray.config.load import yaml_mapping
 from genray.errors import GenrayError, one_line
 from genray.reporting.trials import Trials, read_trials
@@ -164,7 +164,7 @@ class _Search:
     def _run(self, path, storage, names, grid, point):
         try:
             plain = yaml_mapping(storage.read("config.yaml"), "the file")
-            config = load_stored_config(plain)
+            config = load_config(plain)
         except (GenrayError, ValueError, TypeError, AttributeError, RecursionError) as error:
             self.problem(path, f"config.yaml is not of a genray run: {one_line(error)}")
             return None

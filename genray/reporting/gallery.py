@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from genray.attacks import ExampleDraw, build_attack
-from genray.config import RunConfig, load_stored_config
-from genray.config.load import yaml_mapping
+from genray.config import RunConfig, load_config
 from genray.core.determinism import full_precision
 from genray.data.datasets import load_image_data
 from genray.errors import CheckpointError, ConfigError, DataError
@@ -61,7 +60,7 @@ def side_of(text: str) -> Side:
         shown = without_secrets(text)
         raise CheckpointError(f"--gallery: expected a run folder or a model file in a run, got {shown!r}")
     try:
-        config = load_stored_config(yaml_mapping(run.read("config.yaml"), str(run / "config.yaml")))
+        config = load_config(run / "config.yaml")
     except (ConfigError, TypeError, ValueError):
         raise CheckpointError(f"{run / 'config.yaml'}: not of a genray run") from None
     what = "theta_g" if place.root == run.root else place.name.removesuffix(".pt")

@@ -3,7 +3,7 @@
 from ray import tune
 
 from genray import records
-from genray.config import load_stored_config
+from genray.config import load_config
 from genray.data.datasets import load_image_data
 from genray.evaluation.sources import data_of
 from genray.interop.load import load_model
@@ -27,7 +27,7 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
         judged_by: arguments of `genray.evaluate` for a finished run, and `examples`; {} for no evaluation.
     """
     name = tuned["point"]["trial"]
-    config = load_stored_config(configs.get(name) or stated_trials(Storage(storage))[name]["config"])
+    config = load_config(configs.get(name) or stated_trials(Storage(storage))[name]["config"])
     folder = RunFolder(storage, config.name)
     report = _Reporter()
     for record in folder.read_metrics():

@@ -15,7 +15,7 @@ import genray
 from genray.cli.label import main, parse_args
 from genray.cli.parser import run_command
 from genray.config import load_config
-from genray.config.load import load_stored_config, to_dict
+from genray.config.load import to_dict
 from genray.core import rng
 from genray.data.loader import BatchLoader
 from genray.data.splits import Split
@@ -248,10 +248,10 @@ def test_configurations_of_older_versions():
     stored = to_dict(load_config())
     del stored["data"]["extra"]
     stored["data"]["unlabeled"] = None
-    assert load_stored_config(stored) == load_config()
+    assert load_config(stored) == load_config()
     stored["data"]["unlabeled"] = {"source": "fraction", "fraction": 0.5}
     with pytest.raises(ConfigError) as found:
-        load_stored_config(stored)
+        load_config(stored)
     assert [problem.partition(":")[0] for problem in found.value.problems] == ["data.unlabeled"]
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT, described, run_outcome, undescribed
 
 import genray
 from genray import records
-from genray.config import load_stored_config
+from genray.config import load_config
 from genray.data.datasets import load_image_data
 from genray.reporting.found import find
 from genray.storage import Storage
@@ -40,7 +40,7 @@ def old(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_gone_on_with(old, tmp_path):
-    config = load_stored_config(yaml.safe_load((old / "half/digits/config.yaml").read_text()))
+    config = load_config(yaml.safe_load((old / "half/digits/config.yaml").read_text()))
     epochs = []
     for storage, resume in ((old / "half", True), (tmp_path / "new", False)):
         genray.train(config, runtime="local", storage=str(storage), resume=resume, on_epoch=epochs.append)
