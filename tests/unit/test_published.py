@@ -57,8 +57,15 @@ def test_a_preset_finds_its_row_and_only_that(path):
 
 
 ANOTHER_LEARNER = ["linf.attack.epsilon=4/255", "linf.attack.num_steps=7", "linf.attack.norm=l2"]
-ANOTHER_LEARNER += ["linf.awp.gamma=0.01", "linf.augmentation.cutout=8"]
-ANOTHER_RUN = ["model.width=8", "model.name=wrn_28_10", "data.train_examples=1000", "data.test_examples=1000"]
+ANOTHER_LEARNER += ["linf.awp.gamma=0.01", "linf.augmentation.cutout=8", "linf.augmentation.policy=trivialaugment"]
+ANOTHER_LEARNER += ["linf.attack.scale=[[0, 0], [1, 1]]", "linf.attack.radius_clip=[0.5, 1.5]"]
+ANOTHER_RUN = [
+    "model.activation=silu",
+    "model.width=8",
+    "model.name=wrn_28_10",
+    "data.train_examples=1000",
+    "data.test_examples=1000",
+]
 AVERAGED = ["global_learner.mix=averaged", "global_learner.decay=0.999"]
 
 
