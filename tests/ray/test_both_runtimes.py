@@ -76,7 +76,10 @@ def same_outcome(ours, theirs):
 
 @pytest.mark.parametrize("kind", [AVERAGED, ANCHORED, RECIPE], ids=["averaged", "anchored", "recipe"])
 def test_the_resolved_configuration_gives_the_same_bits_on_ray(on_ray, tmp_path, small_run, kind):
-    local = genray.train(None, [*small_run, *kind], runtime="local", storage=str(tmp_path / "local"))
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "extra.npz", image=pixels, label=np.arange(60) % 10, pseudo=True)
+    extra = f"data.extra={{source: npz, path: {tmp_path / 'extra.npz'}, batch_share: 0.4}}"
+    local = genray.train(None, [*small_run, *kind, extra], runtime="local", storage=str(tmp_path / "local"))
     resolved = yaml.safe_load((tmp_path / "local" / "digits" / "config.yaml").read_text())
     assert resolved.pop("versions")["torch"] == metadata.version("torch")
     there = genray.train(resolved, runtime="ray", storage=str(tmp_path / "ray"))

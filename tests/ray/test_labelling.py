@@ -1,4 +1,4 @@
-"""Labels given by workers, and a run with them on actors: the bits of one process, whatever dies meanwhile."""
+"""Labels given by workers: the bits of one process, whatever dies meanwhile."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import run_outcome
 
 import genray
 from genray.runtime.ray import labelling
@@ -14,7 +13,7 @@ from genray.runtime.ray import labelling
 pytestmark = pytest.mark.ray
 
 
-def test_workers_and_actors_give_the_bits_of_one_process(on_ray, tmp_path, small_run, monkeypatch, capfd):
+def test_workers_give_the_bits_of_one_process(on_ray, tmp_path, small_run, monkeypatch, capfd):
     class Dying(labelling.LabellingWorker):
         def run(self, start, stop):
             if start and not (tmp_path / "died").exists():
@@ -26,12 +25,7 @@ def test_workers_and_actors_give_the_bits_of_one_process(on_ray, tmp_path, small
     here = genray.label(tmp_path / "teacher", tmp_path / "here.npz", batch_size=25)
     assert len(np.unique(np.load(here)["label"])) > 1
     monkeypatch.setattr(labelling, "LabellingWorker", Dying)
-    extra = f"data.extra={{source: npz, path: {here}, batch_share: 0.4}}"
-    run = [*small_run, "base_learners.linf.objective=rst", extra]
-    genray.train(None, run, runtime="local", storage=str(tmp_path / "local"))
     there = genray.label(tmp_path / "teacher", tmp_path / "there.npz", batch_size=25, workers=2)  # three blocks
-    genray.train(None, run, runtime="ray", storage=str(tmp_path / "ray"))
     assert open(here, "rb").read() == open(there, "rb").read()
     lost = r"labelling worker \d of \d, images \d+ to \d+: its process died: .*; another one is started"
     assert re.search(lost, capfd.readouterr().err)
-    assert run_outcome(tmp_path / "ray/digits") == run_outcome(tmp_path / "local/digits")
