@@ -22,7 +22,7 @@ MOST_RUNS = 12  # runs whose curves are drawn one by one
 
 
 def build_report(found: Found, gallery: Figure | None, no_gallery: str, with_plots: bool) -> Report:
-    """The report of everything found.
+    """Builds the report of everything found.
 
     Args:
         found: content of the folders; new problems are added to it.

@@ -1,4 +1,4 @@
-"""Accuracies side by side: a comparison holds those of one data set, network and threat model, measured alike."""
+"""Comparisons of accuracies of one data set, network and threat model, measured in the same way."""
 
 import json
 import statistics
@@ -26,14 +26,14 @@ SEVERAL = "several norms"
 
 @dataclass(frozen=True)
 class Setting:
-    """What has to be the same for two numbers to be compared.
+    """The conditions under which two accuracies are comparable.
 
     Attributes:
-        data, network: what is classified, by what.
+        data, network: names of the data set and the architecture.
         norm, epsilon, decimal: the ball; epsilon exact, as text. Where norm is `SEVERAL`, epsilon names all balls.
         examples: test images.
         how: `AT_THE_END` (the run's own attack) or `EVALUATED`.
-        fingerprint: of the test images; None where an older record does not say it.
+        fingerprint: of the test images; None in older records.
     """
 
     data: str
@@ -77,7 +77,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonGroup:
-    """Entries that differ in nothing but their seed.
+    """Entries with equal configurations except for the seed.
 
     Attributes:
         label: of the row.
@@ -123,8 +123,8 @@ class Comparison:
 
     @property
     def robust_columns(self) -> list[str]:
-        """What natural/robust plots are drawn of: the union of several norms; of one, AutoAttack or the last attack,
-        and PGD-20."""
+        """The robust columns of natural/robust plots: the union of several norms; of one norm AutoAttack (or the last
+        attack) and PGD-20."""
         if self.setting.norm == SEVERAL:
             return ["union"]
         attacks = [column for column in self.columns if column not in ("natural", "union")]
@@ -141,7 +141,7 @@ class Comparison:
 
 
 def comparisons(found: Found) -> list[Comparison]:
-    """All comparisons that what was found allows; the problem of a run that is there twice is added to `found`."""
+    """Returns all comparisons of the found results; adds a problem to `found` for each run that is there twice."""
     sorted_in, listed = defaultdict(list), [*_of_evaluations(found), *_of_runs(found)]
     data_of = _by_images([setting for setting, _ in listed])
     for setting, entry in listed:
@@ -264,7 +264,7 @@ def _facts(protocol, threats):
 
 
 def owner_of(evaluation: Evaluation, runs: list[Run]) -> tuple[Run | None, str]:
-    """The run whose theta_g was evaluated, as far as that can be known, and what to call the model."""
+    """Returns the run of the evaluated theta_g, or None if it is not known, and the label of the model."""
     owner = evaluation.owner
     below = evaluation.place.root.removeprefix(f"{owner.place.root}/").partition("/")[0] if owner else ""
     if below in ("evaluation", "evaluations"):
@@ -279,7 +279,7 @@ def owner_of(evaluation: Evaluation, runs: list[Run]) -> tuple[Run | None, str]:
 
 
 def fingerprint_of(run: Run) -> str | None:
-    """Of the run's theta_g, as an evaluation writes it down; None where the model cannot be read."""
+    """Returns the fingerprint of the run's theta_g as in an evaluation; None if the model cannot be read."""
     from genray.interop.load import load_model
     from genray.recording.evaluation_folder import fingerprint
 
@@ -351,8 +351,8 @@ READING = (
 
 
 def comparison_table(comparison: Comparison, number: int) -> Table:
-    """The paper's layout: our rows, below each the published row of the same setting with the difference where there is
-    one, and the published table of the same data, ball and network."""
+    """Returns a table in the paper's layout: our rows, each with its difference from the published row if there is one,
+    then the published table of the same data, ball and network."""
     columns = comparison.columns
     rows, matched = [], []
     for group in comparison.groups:

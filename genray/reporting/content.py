@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 from genray.tables import Table
 
-CAUTION = "CAUTION: "  # how a note begins that a reader must not overlook
+CAUTION = "CAUTION: "  # prefix of notes that are warnings
 
 
 @dataclass(frozen=True)
 class Figure:
     """Attributes:
     name: of its files.
-    caption: its content, also for readers of the text alone.
+    caption: a description, also for readers of the text alone.
     files: ending -> content.
     """
 
@@ -41,10 +41,10 @@ class ReportSection:
 @dataclass(frozen=True)
 class Report:
     """Attributes:
-    summary: what was found and the best of it, a line each.
-    cautions: why numbers may not be what they seem, a line each.
+    summary: the numbers of results found and the best of them, a line each.
+    cautions: reasons to doubt numbers, a line each.
     sections: the rest.
-    tables: the tables that a terminal shows.
+    tables: the tables for the terminal.
     """
 
     summary: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Finds runs, evaluations, mixtures and grids in folders, and a line for each that is damaged."""
+"""Finds runs, evaluations, mixtures and grids in folders, and reports damaged ones."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,11 @@ class Run:
 
     Attributes:
         place: the folder.
-        config: as it was run.
+        config: of the run.
         records: of `metrics.jsonl`.
-        results: the content of `results.json`; None for a run that has not ended.
+        results: the content of `results.json`; None for an unfinished run.
         grid: path of the grid it is a trial of, or "".
-        point: method and place in that grid, in words.
+        point: method and place in that grid, as text.
     """
 
     place: Storage
@@ -61,7 +61,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Operating points of a run (`--mixtures`)."""
+    """The operating points of a run (`--mixtures`)."""
 
     path: str
     results: dict
@@ -70,9 +70,9 @@ class SweepResult:
 @dataclass(frozen=True)
 class Found:
     """Attributes:
-    runs, evaluations, studies: what can be shown.
+    runs, evaluations, studies: the readable ones.
     grids: (path, its trials).
-    problems: (path, reason why it is left out or incomplete).
+    problems: (path, reason for leaving it out or showing it in part).
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Found:
 
 
 def find(paths) -> Found:
-    """Everything below the folders given, each folder once.
+    """Finds everything below the given folders, each folder once.
 
     Args:
         paths: folders or URIs.

@@ -24,7 +24,7 @@ KINDS = {"base learner": ("s", GREY), "theta_g": ("D", VERMILION)}
 
 
 def mixture_files(results: dict) -> dict[str, bytes]:
-    """`results.json`, and of each split a CSV table and, where matplotlib is installed, the figures."""
+    """Returns the files of a sweep: `results.json`, and of each split a CSV table and, with matplotlib, the figures."""
     files = {"results.json": (json.dumps(results, indent=1) + "\n").encode()}
     for split in results["splits"]:
         files[f"curve_{split}.csv"] = as_csv(mixture_table(results, split)).encode()
@@ -37,7 +37,7 @@ def mixture_files(results: dict) -> dict[str, bytes]:
 
 
 def mixture_table(results: dict, split: str, name: str = "mixtures") -> Table:
-    """One split's rows: accuracies with their intervals, with the split, the protocol and what marks mean.
+    """Returns the table of one split: accuracies with their intervals, the protocol and the meaning of the marks.
 
     Args:
         results: the whole record.
@@ -81,8 +81,10 @@ def mixture_table(results: dict, split: str, name: str = "mixtures") -> Table:
 
 
 def draw_split(results: dict, split: str) -> dict[str, dict]:
-    """The figures of one split, each {"png": bytes, "svg": bytes}: "over_gamma", accuracies over gamma with their 95 %
-    intervals (where the run has gamma), and "against", robust over natural accuracy.
+    """Draws the figures of one split, each {"png": bytes, "svg": bytes}.
+
+    "over_gamma" (where the run has gamma) shows accuracies over gamma with their 95 % intervals, "against" robust over
+    natural accuracy.
 
     Raises:
         MissingMatplotlib: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""A report as one page of HTML that needs nothing else, and as Markdown."""
+"""Writes a report as one self-contained page of HTML, and as Markdown."""
 
 from html import escape
 from pathlib import Path
@@ -12,7 +12,7 @@ FOLDED = {"published", "protocol"}  # sections that a reader opens
 
 
 def as_page(report: Report) -> str:
-    """The page: no scripts, no links to elsewhere; images and styles are inside. The same bytes for the same report."""
+    """Returns the page: no scripts, no external links, images and styles inside; the same bytes for the same report."""
     contents = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in report.sections)
     cautions = _list(report.cautions)
     body = "".join(map(_section, report.sections))
@@ -89,11 +89,11 @@ def _figure(figure, prefix):
 
 
 def as_document(report: Report, plot_folder: str | None) -> str:
-    """The report as Markdown.
+    """Returns the report as Markdown.
 
     Args:
-        report: what it says.
-        plot_folder: where PNG files of the figures lie beside it, or None.
+        report: the content.
+        plot_folder: the folder with PNG files of the figures, or None.
     """
     lines = ["# genray report", "", *(f"- {markdown_text(line, 600)}" for line in report.summary), ""]
     if report.cautions:

@@ -1,4 +1,4 @@
-"""The published tables in our layout, digit for digit."""
+"""The published tables in our layout, with their printed digits."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ from genray.evaluation.published import TABLES, PublishedTable
 from genray.tables import PUBLISHED, Cell, Table, TableRow
 
 LOWER_IS_BETTER = ("train_minutes",)
-NUMBERS_FROM = ("NAT",)  # the first column of numbers; what stands before it says what a row is of
+NUMBERS_FROM = ("NAT",)  # the first column of numbers; the columns before it are labels
 
 
 def paper_table(published: PublishedTable) -> Table:
-    """One table, best and second best marked, spreads beside their means."""
+    """Returns one published table, best and second best marked, spreads beside their means."""
     heads, lines = published.read()
     first = next(i for i, head in enumerate(heads) if head in NUMBERS_FROM)
     numbers = [head for head in heads[first:] if not head.endswith("_std")]
@@ -26,5 +26,5 @@ def paper_table(published: PublishedTable) -> Table:
 
 
 def tables_of(data: str) -> list[Table]:
-    """All published tables of a data set."""
+    """Returns all published tables of a data set."""
     return [paper_table(published) for published in TABLES if published.data == data]

@@ -24,7 +24,7 @@ class Point:
 
 
 def scatter(points: list[Point], robust_name: str, published: Sequence[Point] = ()) -> dict:
-    """Robust over natural accuracy, with the Pareto front of `points` as a line; published ones grey and numbered.
+    """Draws robust over natural accuracy, the Pareto front of `points` as a line; published ones grey and numbered.
 
     Returns:
         {"png": bytes, "svg": bytes}.
@@ -58,7 +58,7 @@ def _with_bars(axes, point, **look):
 
 
 def heat_map(trials: Trials, measure: str) -> dict:
-    """A two-way grid: rows and columns are its two fields, cells the mean over seeds in per cent.
+    """Draws a two-way grid: rows and columns are its two fields, cells the mean over seeds in per cent.
 
     Args:
         trials: of a grid in which two fields vary, as `varying` says.
@@ -88,7 +88,7 @@ def heat_map(trials: Trials, measure: str) -> dict:
 
 
 def over_epsilon(curves: dict[str, dict[float, tuple]], norm: str) -> dict:
-    """Accuracy over the radius, one curve an attack, with 95 % intervals.
+    """Draws accuracy over the radius, one curve an attack, with 95 % intervals.
 
     Args:
         curves: column -> {epsilon: (value, low, high)}, fractions; epsilon 0 is the natural accuracy.

@@ -24,7 +24,7 @@ def time_table(measured: dict) -> Table:
 
 
 def attacks_table(protocol: dict, threat: dict, labels) -> Table:
-    """How each column of an evaluation was attacked."""
+    """Returns a table of the attacks behind the columns of an evaluation."""
     rows = []
     for attack in threat["attacks"]:
         size = attack.get("step_size")

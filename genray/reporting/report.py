@@ -1,4 +1,4 @@
-"""A report of folders, from their paths to its files."""
+"""Makes a report of folders and writes its files."""
 
 import os
 
@@ -17,7 +17,7 @@ from genray.storage import Storage
 
 
 def make_report(paths, output, formats=None, gallery=None, images=300) -> tuple[Report, list[tuple[str, str]]]:
-    """As `genray.report`, which describes and checks the arguments."""
+    """Makes a report as `genray.report`, which describes and checks the arguments."""
     formats = formats.split(",") if isinstance(formats, str) else formats
     formats = _checked_formats(DEFAULT_FORMATS if formats is None else formats)
     storage, before = open_output(output)

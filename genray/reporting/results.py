@@ -1,4 +1,4 @@
-"""What `genray.train` and `genray.evaluate` return: the record, which a notebook shows as a table."""
+"""The records that `genray.train` and `genray.evaluate` return; a notebook shows them as a table."""
 
 from genray.evaluation.record import record_table, tables_of
 from genray.recording.table import results_table, table_of
