@@ -154,7 +154,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if "convnext" not in name])
+@pytest.mark.parametrize("name", CASES)
 def test_trained_resumed_attacked_and_loaded(name, images, tmp_path):
     overrides = [*overrides_of(name, images), "data.train_examples=40", "data.test_examples=9"]
     genray.train(None, overrides, runtime="local", storage=str(tmp_path / "whole"))
@@ -182,6 +182,15 @@ def test_both_runtimes_give_the_same_bits(images, tmp_path, no_ray):
     name = "own_networks:Net"
     for runtime in ("local", "ray"):
         genray.train(None, overrides_of(name, images), runtime=runtime, storage=str(tmp_path / runtime))
+    assert equal(states(tmp_path / "local/digits"), states(tmp_path / "ray/digits"))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("own")])
+def test_both_runtimes_give_the_same_bits_for_networks_of_libraries(name, images, tmp_path, on_ray):
+    overrides = [*overrides_of(name, images), "training.epochs=1", "data.train_examples=40", "data.test_examples=9"]
+    for runtime in ("local", "ray"):
+        genray.train(None, overrides, runtime=runtime, storage=str(tmp_path / runtime))
     assert equal(states(tmp_path / "local/digits"), states(tmp_path / "ray/digits"))
 
 
