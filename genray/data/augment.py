@@ -91,17 +91,17 @@ def cutmix(images: torch.Tensor, labels: torch.Tensor, alpha: float, numbers: np
         (N, C, H, W), and their `MixedLabels`, by area.
     """
     count, _, *sizes = images.shape
-    partner = torch.from_numpy(numbers.permutation(count)).to(images.device)
+    partner = torch.from_numpy(numbers.permutation(count)).to(images.device, non_blocking=True)
     half = 0.5 * np.sqrt(1 - numbers.beta(alpha, alpha, count))
     inside, area = [], np.ones(count)
     for size in sizes:
         centre, reach = numbers.integers(0, size, count), (half * size).astype(np.int64)
         first, stop = np.maximum(centre - reach, 0), np.minimum(centre + reach, size)
-        at = np.arange(size)
-        inside.append(torch.from_numpy((at >= first[:, None]) & (at < stop[:, None])).to(images.device))
+        within = (np.arange(size) >= first[:, None]) & (np.arange(size) < stop[:, None])
+        inside.append(torch.from_numpy(within).to(images.device, non_blocking=True))
         area *= (stop - first) / size
     box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    weight = torch.from_numpy(1 - area).to(images.device, torch.float32)
+    weight = torch.from_numpy(1 - area).to(images.device, torch.float32, non_blocking=True)
     return torch.where(box, images[partner], images), MixedLabels(labels, labels[partner], weight)
 
 
