@@ -223,6 +223,7 @@ def test_weights_of_learners_that_wait_for_one_another():
     assert found == [[1, 0, 0], [0.5, 0.5, 0], [0.5, 0.25, 0.25]]
 
 
+@pytest.mark.slow
 def test_a_run_against_its_learners_by_hand(tmp_path, small_run):
     """theta_g of the first epochs is the natural learner's; the anchored one starts from its average."""
     overrides = [*small_run, *ANCHORED, "global_learner.sync_unit=never", "global_learner.batch_norm=mix"]
@@ -239,6 +240,7 @@ def test_a_run_against_its_learners_by_hand(tmp_path, small_run):
     assert all(torch.equal(value, own["natural"]["state_dict"][name]) for name, value in natural.items())
 
 
+@pytest.mark.slow
 def test_interrupted_in_the_middle_of_an_epoch_and_gone_on_with(tmp_path, small_run):
     """Checkpoints every 2 steps change no bit, nor does a run that is continued from one of them."""
     overrides = [*small_run, *ANCHORED]
@@ -267,6 +269,7 @@ def test_interrupted_in_the_middle_of_an_epoch_and_gone_on_with(tmp_path, small_
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_model_file_as_target(tmp_path, small_run):
     """A larger network that was trained before; the record names its file."""
     genray.train(

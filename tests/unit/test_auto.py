@@ -161,6 +161,7 @@ def test_passes_are_what_an_unbroken_example_costs(member, norm, num_classes):
     assert (sum(calls), len(calls) - sum(calls)) == passes(member, norm, num_classes)
 
 
+@pytest.mark.slow
 def test_passes_of_square():
     model, _ = linear()
     x = torch.full((1, 1, 8, 8), 0.4)

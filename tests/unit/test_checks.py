@@ -11,7 +11,6 @@ from genray.errors import DataError, InputError
 from genray.evaluation.checks import look_at_model, look_at_numbers
 from genray.evaluation.job import as_pixels, check_points, check_scores
 from genray.evaluation.record import record_table
-from genray.types import ThreatModel
 
 
 class Wrapped(nn.Module):
@@ -202,23 +201,23 @@ def direction(norm, shape=(4, 1, 8, 8)):
 @pytest.mark.parametrize("norm", EPSILON)
 def test_points(norm):
     x, epsilon = torch.full((4, 1, 8, 8), 0.5), EPSILON[norm]
-    longest, problems = check_points(x, x + epsilon * direction(norm), ThreatModel(norm, epsilon))
+    longest, problems = check_points(x, x + epsilon * direction(norm), norm, epsilon)
     assert longest == pytest.approx(1, abs=1e-4) and problems == []
-    assert check_points(x, x, ThreatModel(norm, epsilon)) == (0.0, [])
+    assert check_points(x, x, norm, epsilon) == (0.0, [])
 
     outside = x.clone()
     outside[2] += 1.001 * epsilon * direction(norm)[2]
-    longest, problems = check_points(x, outside, ThreatModel(norm, epsilon))
+    longest, problems = check_points(x, outside, norm, epsilon)
     assert longest == pytest.approx(1.001, abs=1e-4)
     assert len(problems) == 1 and problems[0].startswith("points outside the ball: norm 1.00")
 
     missing = x.clone()
     missing[1, 0, 3, 3] = torch.nan
-    assert check_points(x, missing, ThreatModel(norm, epsilon))[1] == ["points with NaN or infinite pixels"]
+    assert check_points(x, missing, norm, epsilon)[1] == ["points with NaN or infinite pixels"]
 
     bright = torch.ones(4, 1, 8, 8)
     beyond = bright + 0.5 * epsilon * direction(norm)
-    assert check_points(bright, beyond, ThreatModel(norm, epsilon))[1] == ["points outside [0, 1]"]
+    assert check_points(bright, beyond, norm, epsilon)[1] == ["points outside [0, 1]"]
 
 
 @pytest.mark.parametrize("norm", EPSILON)
@@ -233,7 +232,7 @@ def test_points_on_the_sphere_are_inside_for_any_image(norm):
         else:
             length = delta.flatten(1).norm(p=int(norm[1]), dim=1)[:, None, None, None]
             moved = x.double() + epsilon * delta / length
-        assert check_points(x, moved.float(), ThreatModel(norm, epsilon))[1] == []
+        assert check_points(x, moved.float(), norm, epsilon)[1] == []
 
 
 def test_scores(model, batch):
