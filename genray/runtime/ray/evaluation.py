@@ -9,7 +9,7 @@ from genray.core.user_code import give
 from genray.errors import LearnerError, one_line
 from genray.evaluation.engines import copies_kept
 from genray.evaluation.job import run_task
-from genray.runtime.ray.worker_pool import ModelWorker, PoolOptions, run_on_pool
+from genray.runtime.ray.worker_pool import ModelWorker, Pool, PoolOptions
 
 
 class EvaluationWorker(ModelWorker):
@@ -29,7 +29,7 @@ class EvaluationWorker(ModelWorker):
 
 
 def run_on_workers(first, queue, model, images, labels, num_classes, *, pool: PoolOptions):
-    """Yields (task, result) as workers finish them, as `run_on_pool`.
+    """Yields (task, result) as workers finish them, as `Pool.results`.
 
     Args:
         first: tasks taken from the queue, at least one.
@@ -40,19 +40,16 @@ def run_on_workers(first, queue, model, images, labels, num_classes, *, pool: Po
         pool: the workers.
 
     Raises:
-        PlacementError, LearnerError: as of `run_on_pool`.
+        PlacementError, LearnerError: as of `Pool.results`.
     """
+    workers = Pool(
+        "evaluation",
+        arguments=lambda task: (task, queue.request),
+        name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",
+        options=pool,
+    )
+    shared, settings = (model, images.numpy(), labels.numpy()), (num_classes, queue.request.own())
     try:
-        yield from run_on_pool(
-            "evaluation",
-            EvaluationWorker,
-            (model, images.numpy(), labels.numpy()),
-            (num_classes, queue.request.own()),
-            first=first,
-            more=queue.take,
-            arguments=lambda task: (task, queue.request),
-            name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",
-            options=pool,
-        )
+        yield from workers.results(EvaluationWorker, shared, settings, first, queue.take)
     except LearnerError as error:
         raise LearnerError(f"{one_line(error, 1000)}; --resume keeps what is finished") from None

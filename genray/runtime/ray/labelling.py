@@ -7,7 +7,7 @@ import torch
 from genray.core.flat import from_array
 from genray.evaluation import chunks
 from genray.evaluation.robust import predicted
-from genray.runtime.ray.worker_pool import ModelWorker, PoolOptions, run_on_pool
+from genray.runtime.ray.worker_pool import ModelWorker, Pool, PoolOptions
 
 BATCHES_A_BLOCK = 16
 
@@ -33,17 +33,9 @@ def predicted_on_workers(model, images, batch_size, *, pool: PoolOptions) -> Ite
         pool: the workers.
 
     Raises:
-        PlacementError, LearnerError: as of `run_on_pool`.
+        PlacementError, LearnerError: as of `Pool.results`.
     """
-    found = run_on_pool(
-        "labelling",
-        LabellingWorker,
-        (model, images.numpy()),
-        (batch_size,),
-        first=chunks(len(images), BATCHES_A_BLOCK * batch_size),
-        arguments=lambda block: block,
-        name=lambda block: f"images {block[0]} to {block[1]}",
-        options=pool,
-    )
-    for (start, _), labels in found:
+    blocks = chunks(len(images), BATCHES_A_BLOCK * batch_size)
+    workers = Pool("labelling", arguments=lambda block: block, name="images {0[0]} to {0[1]}".format, options=pool)
+    for (start, _), labels in workers.results(LabellingWorker, (model, images.numpy()), (batch_size,), blocks):
         yield start, from_array(labels)

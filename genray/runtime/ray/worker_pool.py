@@ -97,80 +97,67 @@ class _Slot:
     losses: int = 0
 
 
-def run_on_pool(what, worker, shared, settings, *, first, more=lambda: (), arguments, name, options: PoolOptions):
-    """Yields (task, result) as workers finish tasks, in any order; the connection to Ray ends with the generator.
-
-    A lost worker's task goes back to the queue, and the worker is replaced if the cluster has room; the others
-    continue. A task gives the same result wherever and however often it is run.
-
-    Args:
-        worker: subclass of `ModelWorker`, called with `shared`, `settings` and the device.
-        shared: objects for the object store, one copy a node.
-        settings: further arguments.
-        what, first, more, arguments, name, options: as in `Pool` and `Pool.results`.
-
-    Raises:
-        PlacementError: no cluster answers, or it has room for no worker.
-        LearnerError: a task failed, or lost its workers more often than the limits allow; the message names it.
-    """
-    with connected(options.address, num_cpus=options.workers or os.cpu_count() or 1) as may_grow:
-        number, held = equal_workers(node_resources(), options.workers, len(first), options.device)
-        remote, references = ray.remote(**WORKER_OPTIONS, **held)(worker), [ray.put(item) for item in shared]
-        start = partial(remote.remote, *references, *settings, options.device)
-        pool = Pool(what, number, held, start=start, arguments=arguments, name=name, limits=options, may_grow=may_grow)
-        yield from pool.results(first, more)
-
-
 class Pool:
-    """A pool of equal workers.
+    """A pool of equal workers on a Ray cluster.
 
     Args:
         what: their work, for messages: "evaluation".
-        number: of workers.
-        held: resources of each, {"num_cpus", "num_gpus"}.
-        start: () -> actor handle of a new `ModelWorker` with `WORKER_OPTIONS`.
         arguments: task -> arguments of a worker's `run`.
         name: task -> its name in messages.
-        limits: time limits and retries.
-        may_grow: whether nodes may join the cluster later.
+        options: number of workers, cluster, time limits and retries.
     """
 
-    def __init__(self, what, number, held, *, start, arguments, name, limits: PoolOptions, may_grow: bool):
-        self.what, self.held, self.start, self.arguments, self.name = what, held, start, arguments, name
-        self.limits, self.wait = limits, ClusterWait(limits.startup_timeout_s, say if may_grow else None)
-        self.slots = [_Slot(f"{what} worker {i + 1} of {number}") for i in range(number)]
+    def __init__(self, what, *, arguments, name, options: PoolOptions):
+        self.what, self.arguments, self.name, self.limits = what, arguments, name, options
         self.queue, self.losses, self.crashes, self.any_started = deque(), Counter(), {}, False
-        self.last_there = self.looked = time.monotonic()
+        self.slots = []
 
-    def results(self, first, more=lambda: ()):
-        """Yields (task, result) as workers finish them, in any order; the workers end with the generator.
+    def results(self, worker, shared, settings, first, more=lambda: ()):
+        """Yields (task, result) as workers finish tasks, in any order; workers and connection end with the generator.
+
+        A lost worker's task goes back to the queue, and the worker is replaced if the cluster has room; the others
+        continue. A task gives the same result wherever and however often it is run.
 
         Args:
+            worker: subclass of `ModelWorker`, called with `shared`, `settings` and the device.
+            shared: objects for the object store, one copy a node.
+            settings: further arguments.
             first: tasks, at least one.
             more: () -> tasks that follow from the results yielded so far.
 
         Raises:
-            PlacementError: no worker started in time.
+            PlacementError: no cluster answers, or no worker started in time.
             LearnerError: a task failed, or was lost more often than the limits allow; the message names it.
         """
-        self.queue.extend(first)
-        try:
-            for slot in self.slots:
-                self._fill(slot)
-            while self.queue or any(slot.task is not None for slot in self.slots):
-                if time.monotonic() - self.looked >= POLL_S:
-                    self._look()
-                self._hand_out()
-                for slot in self._ready():
-                    task, result = slot.task, self._result(slot)
-                    self._hand_out()  # before the caller handles the result, so that no worker waits for that
-                    if task is not None and result is not LOST:
-                        yield task, result
-                        self.queue.extend(more())
-                        self._hand_out()
-        finally:
-            for slot in self.slots:
-                self._end(slot)
+        asked = self.limits
+        with connected(asked.address, num_cpus=asked.workers or os.cpu_count() or 1) as may_grow:
+            number, self.held = equal_workers(node_resources(), asked.workers, len(first), asked.device)
+            remote, references = ray.remote(**WORKER_OPTIONS, **self.held)(worker), [ray.put(item) for item in shared]
+            self.start = partial(remote.remote, *references, *settings, asked.device)
+            self.wait = ClusterWait(asked.startup_timeout_s, say if may_grow else None)
+            self.slots = [_Slot(f"{self.what} worker {i + 1} of {number}") for i in range(number)]
+            self.last_there = self.looked = time.monotonic()
+            self.queue.extend(first)
+            try:
+                yield from self._results(more)
+            finally:
+                for slot in self.slots:
+                    self._end(slot)
+
+    def _results(self, more):
+        for slot in self.slots:
+            self._fill(slot)
+        while self.queue or any(slot.task is not None for slot in self.slots):
+            if time.monotonic() - self.looked >= POLL_S:
+                self._look()
+            self._hand_out()
+            for slot in self._ready():
+                task, result = slot.task, self._result(slot)
+                self._hand_out()  # before the caller handles the result, so that no worker waits for that
+                if task is not None and result is not LOST:
+                    yield task, result
+                    self.queue.extend(more())
+                    self._hand_out()
 
     def _ready(self) -> list:
         """Slots whose worker started, finished a task or died."""
