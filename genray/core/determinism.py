@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -45,8 +46,15 @@ def float32_precision(kind: str):
             default for convolutions. A CPU always computes in float32 here, whatever the caller has set.
     """
     backends, value = torch.backends, {"fp32": "ieee", "tf32": "tf32"}[kind]
-    wanted = {backends.cuda.matmul: value, backends.cudnn.conv: value, backends.cudnn.rnn: value}
-    wanted |= dict.fromkeys((backends.mkldnn.matmul, backends.mkldnn.conv), "ieee")
+    cudnn: Any = backends.cudnn  # torch makes the parts of these two when it is imported
+    mkldnn: Any = backends.mkldnn
+    wanted = {
+        backends.cuda.matmul: value,
+        cudnn.conv: value,
+        cudnn.rnn: value,
+        mkldnn.matmul: "ieee",
+        mkldnn.conv: "ieee",
+    }
     before = {backend: backend.fp32_precision for backend in wanted}
     try:
         for backend, precision in wanted.items():
