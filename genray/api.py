@@ -67,7 +67,8 @@ def train(
 
     Args:
         config: path of a YAML file, a mapping, a `RunConfig`, or None for the embedded digits run.
-        overrides: "key=value" strings, or a mapping with nested or dotted keys.
+        overrides: "key=value" strings, or a mapping with nested or dotted keys; a class in it, or in a `config` that
+            is a mapping, stands for its name: your own objective or attack (docs/own.md).
         runtime: "ray" (one actor a learner) or "local" (one after another in this process, same bits on CPU).
         address: Ray cluster to join, "auto" or "host:port"; None starts a private Ray on this machine.
         name: run name, instead of the configuration's.
@@ -151,7 +152,8 @@ def evaluate(
         x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
         y: (N,) integer labels, 0..K-1.
         attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
-            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; or one string "pgd20,aa".
+            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; your own classes, or their names
+            `package.module:CLASS` (docs/own.md); or one string "pgd20,aa".
         norms: of "linf", "l2", "l1".
         epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the string "8/255"), or the radius alone
             with one norm. By default the radii that a model of genray was trained for, else those of the papers:

@@ -163,7 +163,10 @@ def parse_args(argv):
         "--weights", metavar="NAME", help="which of a model file's weights, where it holds several (state_dict_ema)"
     )
     parser.add_argument(
-        "--attacks", default="standard", metavar="NAME,...", help="paper, standard (AutoAttack) or columns"
+        "--attacks",
+        default="standard",
+        metavar="NAME,...",
+        help="paper, standard (AutoAttack), columns, package.module:CLASS",
     )
     parser.add_argument("--norms", default="linf", metavar="NORM,...", help="of linf, l2, l1")
     parser.add_argument(
