@@ -236,7 +236,7 @@ def compare(args) -> dict:
     for way in ways:
         rows[way.name] = {
             "weights": way.last["weights"],
-            "seconds until the first step": way.start["ready"],
+            "seconds to prepare": way.start["ready"],
             "peak MiB at the start": way.start_peak,
             "peak MiB in training": way.peak,
             "steps a second, of resident": paired(ways[0].seconds, way.seconds),
@@ -250,11 +250,8 @@ def compare_extra(args) -> dict:
     made, rows = make_npz(args), {}
     for file in (args.folder / "cache").glob("npz-extra-*"):
         file.unlink()
-    for name, home in [
-        ("mapped, first start", "mapped"),
-        ("mapped again", "mapped"),
-        *[("resident",) * 2] * args.resident,
-    ]:
+    homes = {"mapped, first start": "mapped", "mapped again": "mapped"}
+    for name, home in [*homes.items(), *[("resident", "resident")] * args.resident]:
         way = Way(args, home, 0)
         way.window(1)
         row = {"seconds until the first step": way.start["ready"] + way.last["seconds"], "peak MiB": way.start_peak}
@@ -266,10 +263,10 @@ def compare_extra(args) -> dict:
 
 def table(record) -> str:
     """Markdown."""
-    number = record.get("images") or record["extra"]
+    what = f"{record['images']:,} JPEG files" if "images" in record else f"{record['extra']:,} extra images"
     columns = [name for name in next(iter(record["ways"].values())) if name != "weights"]
     same = {row["weights"] for row in record["ways"].values()} | {record.get("resumed", {}).get("weights")} - {None}
-    lines = [f"| {number:,} images | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    lines = [f"| {what} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for name, row in record["ways"].items():
         cells = [text_of(row[c]) if isinstance(row[c], dict) else f"{row[c]:,.1f}" for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -285,6 +282,7 @@ def main():
     parser.add_argument("--extra", type=int, default=0, help="so many generated images instead of JPEG files")
     parser.add_argument("--resident", action="store_true", help="with --extra: in memory too, which takes two copies")
     parser.add_argument("--output", type=Path, help="FILE.json; the table goes to FILE.md; others in them stay")
+    parser.add_argument("--machine", default="this machine", help="words for the table's first line")
     parser.add_argument("--home", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--state", type=Path, help=argparse.SUPPRESS)
@@ -298,7 +296,8 @@ def main():
         before = json.loads(args.output.read_text())["runs"] if args.output.exists() else {}
         runs = before | {f"{'extra' if args.extra else 'images'} {args.extra or args.images}": record}
         write_json(args.output, {"machine": machine(), "runs": runs})
-        args.output.with_suffix(".md").write_text("\n\n".join(map(table, runs.values())) + "\n")
+        title = f"# Where the images are: memory and speed\n\n`benchmarks/bench_data.py` on {args.machine}."
+        args.output.with_suffix(".md").write_text("\n\n".join([title, *map(table, runs.values())]) + "\n")
 
 
 if __name__ == "__main__":

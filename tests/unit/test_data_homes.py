@@ -27,6 +27,7 @@ from genray.data import home_choice
 from genray.data.augment import Augmentation
 from genray.data.cache import Stored
 from genray.data.datasets import load_image_data
+from genray.data.fingerprint import digests
 from genray.data.home_choice import choose_home
 from genray.data.homes import Joined, Mapped, Resident
 from genray.data.loader import BatchLoader
@@ -361,6 +362,7 @@ def test_extra_images_at_a_share_of_seven_tenths(tmp_path, home):
         assert torch.equal(batch.x, torch.cat([given[of_extra], own[of_own]]).float() / 255)
         assert batch.y.tolist() == [*label[of_extra], *plain.labels[of_own].tolist()]
         assert batch.labelled.tolist() == [i % 2 == 1 for i in of_extra] + [True] * 3
+    assert list(train.home.digests()) == digests(torch.cat([own, given]))
     if home == "mapped":
         assert train.home.nbytes == 0 and isinstance(pickle.loads(pickle.dumps(train)).home.homes[1], Mapped)
 
