@@ -181,6 +181,13 @@ def no_ray():
     disconnect()
 
 
+@pytest.fixture(autouse=True)
+def ray_is_for_its_own_tests(request):
+    """A test that is not marked `ray` finds no connection, though tests of its process may have left one."""
+    if "ray" in sys.modules and request.node.get_closest_marker("ray") is None:
+        disconnect()
+
+
 def disconnect():
     import ray
 

@@ -269,13 +269,28 @@ def _typed(overrides: Any) -> set[str]:
 
 
 def _follow_epochs(before: dict[str, Any], data: dict[str, Any], typed: set[str]) -> tuple[str, ...]:
-    """Lowers t' with the epochs where only those were overridden; returns a line for it, or none."""
-    at = "global_learner.warmup_epochs"
-    found, epochs, was = _number(data, at), _number(data, "training.epochs"), _number(before, "training.epochs")
-    if None in (found, epochs, was) or at in typed or "training.epochs" not in typed or not epochs < found <= was:
+    """Where only the epochs were overridden, lowers t' with them, and moves the epochs at which learners begin and end.
+
+    Returns:
+        A line for each change.
+    """
+    epochs, was = (_positive(config.get("training"), "epochs") for config in (data, before))
+    if epochs is None or was is None or "training.epochs" not in typed:
         return ()
-    data["global_learner"]["warmup_epochs"] = lowered = round(found / was * epochs)
-    return (f"{at}: {lowered} instead of {found:g}, as training.epochs is {epochs:g} instead of {was:g}",)
+    learners = data.get("base_learners")
+    sections = {f"base_learners.{name}": one for name, one in (learners if isinstance(learners, dict) else {}).items()}
+    notes = []
+    for path, section in {"global_learner": data.get("global_learner"), **sections}.items():
+        for name in ("warmup_epochs",) if path == "global_learner" else ("from_epoch", "until_epoch"):
+            found, moved = _positive(section, name), None
+            if found and f"{path}.{name}" not in typed and (path in sections or epochs < found <= was):
+                moved = max(round(found / was * epochs), int(path in sections))
+            if moved is not None and moved != found:
+                section[name] = moved
+                notes.append(
+                    f"{path}.{name}: {moved} instead of {found:g}, as training.epochs is {epochs:g} instead of {was:g}"
+                )
+    return tuple(notes)
 
 
 def _drop_fields(data: dict[str, Any]) -> Iterator[str]:
@@ -291,10 +306,9 @@ def _drop_fields(data: dict[str, Any]) -> Iterator[str]:
                 yield f"{section}.{name}: rollback no longer exists; a learner whose numbers fail ends the run"
 
 
-def _number(data: dict[str, Any], key: str) -> Any:
-    section, _, name = key.partition(".")
-    value: Any = data[section].get(name) if isinstance(data.get(section), Mapping) else None
-    return value if type(value) in (int, float) and value > 0 else None
+def _positive(section: Any, name: str) -> Any:
+    value = section.get(name) if isinstance(section, Mapping) else None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
 
 
 def _following(data: dict[str, Any], typed: set[str]) -> frozenset[str]:

@@ -258,7 +258,7 @@ class BaseLearner:
         """
         if theta_g.step != self.step:
             raise ValueError(f"{self.name}: expected theta_g of step {self.step}, got step {theta_g.step}")
-        if self.plan.trains(self.name, self.step):
+        if self.plan.takes_global(self.name, self.step):
             self._load(theta_g)
 
     def start_from(self, other: WeightSnapshot):

@@ -59,6 +59,11 @@ class RunPlan:
         start, stop = self._interval(learner)
         return start <= step < stop
 
+    def takes_global(self, learner: str, step: int) -> bool:
+        """Whether the learner loads theta_g after `step` steps: not before its first, nor once it has ended early."""
+        start, stop = self._interval(learner)
+        return start <= step and (step < stop or stop == self.total_steps)
+
     def epochs_trained(self, learner: str) -> int:
         """Number of epochs in which the learner takes steps."""
         start, stop = self._interval(learner)

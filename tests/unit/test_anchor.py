@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import timeless
+import yaml
+from conftest import ROOT, timeless
 from process_groups import together
 from small_learners import small_network, through_a_file, unit_config
 
 import genray
 from genray.config import load_config
+from genray.config.load import load_run
 from genray.config.objectives import AnchorObjective, AnchorTarget
 from genray.data.splits import Split
 from genray.errors import InputError
@@ -210,6 +212,22 @@ def test_hand_overs_of_a_plan():
     # A target that has stopped before is handed over at the first step.
     plan = plan_of(FOLLOWS, {"until_epoch": 1}, starts_from="natural", from_epoch=2)
     assert {s: plan.hand_overs(s) for s in range(1, 10) if plan.hand_overs(s)} == {2 * STEPS: both}
+
+
+def test_epochs_of_learners_move_with_the_epochs_of_the_run():
+    """Like schedules, which are fractions of the run; what is named stays."""
+    file = yaml.safe_load((ROOT / "configs/cifar10_resnet18_anchored.yaml").read_text())
+    found = load_run(file, ["training.epochs=25"])
+    assert found.config.base_learners["natural"].until_epoch == found.config.base_learners["linf"].from_epoch == 10
+    assert len([note for note in found.notes if "10 instead of 100" in note]) == 2
+    longer = load_run(file, ["training.epochs=500", f"{N}.until_epoch=90"]).config.base_learners
+    assert (longer["natural"].until_epoch, longer["linf"].from_epoch) == (90, 200)
+
+
+def test_theta_g_is_loaded_by_learners_that_train():
+    plan = plan_of(FOLLOWS, {"until_epoch": 2}, starts_from="natural", from_epoch=1)
+    found = {name: [plan.takes_global(name, 3 * e) for e in range(4)] for name in ("natural", "linf")}
+    assert found == {"natural": [True, True, False, False], "linf": [False, True, True, True]}
 
 
 def test_weights_of_learners_that_wait_for_one_another():

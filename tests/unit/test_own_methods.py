@@ -122,7 +122,7 @@ def test_a_users_objective_and_attack_train_as_ours_do(tmp_path):
 
 
 @pytest.mark.ray
-def test_both_runtimes_give_the_same_bits(tmp_path):
+def test_both_runtimes_give_the_same_bits(tmp_path, no_ray):
     here = trained(tmp_path, "local", OBJECTIVE, ATTACK)
     assert same(trained(tmp_path, "ray", OBJECTIVE, ATTACK, runtime="ray"), here)
 

@@ -51,6 +51,7 @@ def shortened(name, folder):
         overrides += ["data.image_size=null", "data.home=auto"]
     for learner_name, learner in config.base_learners.items():
         at = f"base_learners.{learner_name}"
+        overrides += [f"{at}.starts_from=null", f"{at}.from_epoch=0", f"{at}.until_epoch=null"]
         overrides += [f"{at}.attack.num_steps=2"] if learner.attack else []
         overrides += [f"{at}.attacks.{key}.num_steps=2" for key in learner.attacks or {}]
         overrides += [f"{at}.awp.warmup_epochs=0"] if learner.awp else []
@@ -92,8 +93,10 @@ def test_plans(name, monkeypatch, tmp_path):
 def test_takes_two_steps(name, monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "load_image_data", random_images)
     prepared = setup.prepare(shortened(name, tmp_path))
-    train = prepared.splits["train"]
-    learners = [BaseLearner(n, prepared.plan, prepared.build_network(), train) for n in prepared.config.base_learners]
+    train, learners = prepared.splits["train"], []
+    for name in prepared.config.base_learners:
+        target = prepared.target_network(name)
+        learners.append(BaseLearner(name, prepared.plan, prepared.build_network(), train, target=target))
     first = learners[0].flat.parameter.detach().clone()
     for learner in learners:
         done = learner.run_window(0, 2)
