@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 import typing
 
 import numpy as np
@@ -67,7 +68,7 @@ class Attack:
     def __call__(self, model, x, y, draw):
         return self.attack(model, x, y, draw)
 """
-OWN_LOSS = [f"{L}.objective=own_methods:Loss"]
+OWN_LOSS = [f"{L}.objective=own_of_fields:Loss"]
 TIMM = ["model={name: timm:test_resnet}"]
 MIX = [f"{G}.gamma=null", f"{G}.mixing_weights={{linf: 0.5, natural: rest}}"]
 
@@ -112,7 +113,7 @@ CHANGES = {
         f"{L}.attack={{algorithm: apgd, norm: linf, epsilon: 0.2, num_steps: 1, start: uniform}}",
     ),
     "base_learners.attack.options": (
-        [f"{L}.attack.algorithm=own_methods:Attack"],
+        [f"{L}.attack.algorithm=own_of_fields:Attack"],
         f"{L}.attack.options={{share: 0.5}}",
     ),
     "base_learners.attack.norm": ([], f"{L}.attack.norm=l2"),
@@ -311,12 +312,13 @@ def folders(tmp_path_factory):
         described = {"architecture": {"name": "small_cnn", **sizes, "batch_norm": True}}
         (made["IMAGES"] / name).write_bytes(model_bytes(state, described))
     made["EMPTY"] = tmp_path_factory.mktemp("empty")
-    (made["EMPTY"].parent / "own_methods").mkdir()
-    (made["EMPTY"].parent / "own_methods/own_methods.py").write_text(OWN)
+    (made["EMPTY"].parent / "own_of_fields").mkdir()
+    (made["EMPTY"].parent / "own_of_fields/own_of_fields.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch, user_code.only_here():
-        patch.syspath_prepend(str(made["EMPTY"].parent / "own_methods"))
-        user_code.allow_import("own_methods")
+        patch.syspath_prepend(str(made["EMPTY"].parent / "own_of_fields"))
+        user_code.allow_import("own_of_fields")
         yield made
+    sys.modules.pop("own_of_fields", None)
 
 
 def _encoded(noise, side=8):
