@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from conftest import wait_for
 
 import genray
 from genray.config import load_config
@@ -37,14 +38,15 @@ def standing_group():
 
 
 def test_a_stalled_learner_is_named(on_ray):
-    watch = ActorMonitor(standing_group(), stall_timeout_s=1.5, progress=SilentProgress())
-    began = time.monotonic()
+    watch = ActorMonitor(standing_group(), stall_timeout_s=600, progress=SilentProgress())
+    wait_for(lambda: watch.look() or set(watch.steps.values()) == {7}, "the learners' first answers")
+    watch.stall_timeout_s, began = 1.5, time.monotonic()
     stands = r"runtime.stall_timeout_s \(1.5 s\): base_learners.natural at step 7, base_learners.linf at step 7"
     with pytest.raises(LostError, match=f"evaluator: nothing moved for {stands}"):
         while time.monotonic() - began < 60:
             watch.look(["evaluator"])
             time.sleep(0.05)
-    assert 1.5 < time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
 
 
 def test_windows_ahead_fit_the_budget(small_run):
