@@ -13,7 +13,7 @@ from pydantic import AfterValidator, WithJsonSchema
 
 from genray.config.extra import ExtraConfig
 from genray.config.model import Entries, Options, OwnName, RunName, Section, Text, option, required
-from genray.config.objectives import Objective
+from genray.config.objectives import AnchorObjective, AnchorTarget, Objective
 from genray.config.optimizers import SGD, Optimizer
 from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, RealPair, Schedule
 
@@ -338,6 +338,12 @@ class BaseLearnerConfig(Section):
         """The attacks of its objective: "none", "one" or "several"; of a user's class, as many as are given."""
         given = "several" if self.attacks else "one" if self.attack else "none"
         return self.objective.attacks or given
+
+    @property
+    def target(self) -> AnchorTarget | None:
+        """The target network that its objective uses; None if it uses none."""
+        objective = self.objective
+        return objective.target if isinstance(objective, AnchorObjective) and objective.cross_entropy < 1 else None
 
     @property
     def is_robust(self) -> bool:

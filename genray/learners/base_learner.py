@@ -285,7 +285,7 @@ class BaseLearner:
 
     @property
     def _follows_a_learner(self):
-        return self.target is not None and self.config.objective.target.learner is not None
+        return self.target is not None and self.config.target.learner is not None
 
     def state_dict(self) -> dict:
         """The learner's complete state as NumPy arrays and numbers."""

@@ -60,7 +60,7 @@ def step_passes(learner: BaseLearnerConfig, *, perturbed: bool = True) -> Passes
     if objective.name in ("adversarial", "rst") and beta not in (0, 1):  # the clean batch too
         batches = 2
     batches = build_objective(objective).passes if own else batches
-    target = Passes(forward=objective.name == "anchor" and objective.cross_entropy < 1)
+    target = Passes(forward=learner.target is not None)
     return attack_passes(learner) + target + Passes(training=batches * (2 if learner.awp and perturbed else 1))
 
 

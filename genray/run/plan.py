@@ -81,7 +81,7 @@ class RunPlan:
         starts = [(name, self._sources[name], "start_from") for name in first]
         if step % self.steps_per_epoch:
             return starts
-        targets = {name: lr.objective.target.learner for name, lr in learners if lr.objective.name == "anchor"}
+        targets = {name: lr.target.learner for name, lr in learners if lr.target is not None}
         return starts + [
             (name, of, "load_target")
             for name, of in targets.items()
@@ -139,7 +139,7 @@ def make_plan(config: RunConfig, num_train: int) -> RunPlan:
     rule = RedistributionRule(glob.warmup_epochs, glob.sync_every, glob.sync_unit)
     learners = config.base_learners.values()
     handed = {lr.from_epoch for lr in learners if lr.starts_from is not None}
-    if any(lr.objective.name == "anchor" and lr.objective.target.learner for lr in learners):
+    if any(lr.target is not None and lr.target.learner for lr in learners):
         handed.update(range(1, training.epochs))
     windows = plan_windows(
         epochs=training.epochs,

@@ -23,7 +23,7 @@ def read_targets(setup) -> tuple[dict[str, torch.nn.Module], dict[str, dict]]:
     networks, files = {}, {}
     shape, expected = setup.splits["train"].shape, (1, len(setup.class_names))
     for name, learner in setup.config.base_learners.items():
-        target = getattr(learner.objective, "target", None)
+        target = learner.target
         if target is None or target.model is None:
             continue
         where = f"base_learners.{name}.objective.target.model"

@@ -349,3 +349,16 @@ def test_target_files_that_do_not_fit(tmp_path, target, expected):
         prepare(load_config(None, [f"{L}.objective={{name: anchor, target: {{model: {place}}}}}"]))
     message = str(caught.value)
     assert message.startswith(f"{L}.objective.target.model: ") and expected in message and "\n" not in message
+
+
+def test_a_run_with_cross_entropy_alone_hands_no_target_over(tmp_path, small_run):
+    for name, objective in (
+        ("plain", "adversarial"),
+        ("alone", "{name: anchor, target: {learner: natural}, cross_entropy: 1}"),
+    ):
+        overrides = [*small_run, f"name={name}", f"{L}.objective={objective}"]
+        genray.train(None, overrides, runtime="local", storage=str(tmp_path))
+    plain, alone = (
+        torch.load(tmp_path / n / "model_last.pt", weights_only=True)["state_dict"] for n in ("plain", "alone")
+    )
+    assert all(torch.equal(plain[key], alone[key]) for key in plain)
