@@ -7,8 +7,8 @@ import torch
 
 from genray.attacks.gradient import temporary_mode
 from genray.core.geometry import BALLS
-from genray.core.user_code import call, find, taken
-from genray.errors import ConfigError, GenrayError, one_line
+from genray.core.user_code import call, errors_as, find, taken
+from genray.errors import ConfigError
 
 LENGTH_SLACK = 1e-6  # relative, for the float32 rounding of x' - x; plus one rounding of a pixel a coordinate
 
@@ -36,13 +36,9 @@ class OwnAttack:
         Raises:
             ConfigError: it fails, or returns something else than images in the ball and in [0, 1].
         """
-        try:
+        with errors_as(f"attack {self.name} failed", torch.OutOfMemoryError):
             with temporary_mode(model, training=self.mode == "train"):
                 found = self.inner(model, x, y, draw)
-        except (torch.OutOfMemoryError, GenrayError):
-            raise
-        except Exception as error:  # the user's own code, which may raise anything
-            raise ConfigError(f"attack {self.name} failed: {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(found, torch.Tensor) or found.shape != x.shape or found.dtype != x.dtype:
             got = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
             raise ConfigError(f"attack {self.name}: expected images of shape {tuple(x.shape)} {x.dtype}, got {got}")
@@ -66,11 +62,9 @@ def own_attack(name: str, field: str, settings: dict, options: dict | None = Non
         ConfigError: nobody but a file named it, it cannot be made, or with `strict`, a setting would have no effect.
     """
     kind = find(name, field)
-    try:
+    with errors_as(f"{field}: {name} cannot be made"):
         unused = {"step_size", "start", "sparsity"} & settings.keys() - taken(kind, settings)
         inner = call(kind, settings, options or {})
-    except Exception as error:  # the user's own code, which may raise anything
-        raise ConfigError(f"{field}: {name} cannot be made: {type(error).__name__}: {one_line(error)}") from error
     if unused and strict:
         raise ConfigError(f"{field}: {name} takes no {', '.join(sorted(unused))}; remove it")
     if not callable(inner):

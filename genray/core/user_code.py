@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from genray.errors import ConfigError, one_line
+from genray.errors import ConfigError, GenrayError, one_line
 
 _allowed: set[str] = set()
 _given: dict[str, Any] = {}
@@ -86,14 +86,26 @@ def find(name: str, field: str, cure: str = "in Python, pass the class itself in
         raise ConfigError(
             f"{field}: {name} is not imported because a file names it: {cure}; for a command, --allow {name}"
         )
-    try:
+    with errors_as(f"{field}: {module} cannot be imported"):
         found = _import(module, attribute, field)
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
-        raise ConfigError(f"{field}: {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     remember_package(found)
     return found
+
+
+@contextmanager
+def errors_as(problem: str, *passed: type[Exception]) -> Iterator[None]:
+    """For code of the user's or of another library, which may raise anything. Errors of genray and those `passed` stay.
+
+    Raises:
+        ConfigError: `problem`, and the error in one line.
+    """
+    kept: tuple[type[Exception], ...] = (GenrayError, *passed)
+    try:
+        yield
+    except kept:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{problem}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def call(function: Callable, offered: dict[str, Any], options: dict[str, Any]) -> Any:

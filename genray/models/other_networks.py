@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from genray.config.model import did_you_mean as _like
-from genray.core.user_code import call, find, remember_package
-from genray.errors import ConfigError, one_line
+from genray.core.user_code import call, errors_as, find, remember_package
+from genray.errors import ConfigError
 
 LIBRARIES = ("timm", "torchvision")
 # Keyword arguments that would read files or the network: initial weights are `model.weights`.
@@ -87,7 +87,7 @@ def build_other(
     data = {"num_classes": num_classes, "in_channels": in_channels, "image_size": tuple(image_size)}
     if factory is not None and (isinstance(factory, nn.Module) or not callable(factory)):
         raise ConfigError(f"network: expected a function or class that makes the network, got {type(factory).__name__}")
-    try:
+    with errors_as(f"model: {name} cannot be built"):
         if factory is None and library in LIBRARIES:
             body = (_timm if library == "timm" else _torchvision)(inner, data, options)
         else:
@@ -95,10 +95,6 @@ def build_other(
                 factory = find(name, "model.name", "load_model(path, network=FACTORY) or trust=True")
             remember_package(factory)
             body = call(factory, data, options)
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:  # a library's or user's own code, which may raise anything
-        raise ConfigError(f"model: {name} cannot be built: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(body, nn.Module):
         raise ConfigError(f"model.name: expected {name} to return a torch.nn.Module, got {type(body).__name__}")
     if not any(parameter.requires_grad for parameter in body.parameters()):
@@ -152,15 +148,11 @@ def _checked(network, name, data) -> str | None:
         if type(module) is nn.Linear
     ]
     network.eval()
+    shape = " x ".join(map(str, x.shape[1:]))
     try:
-        with torch.set_grad_enabled(graph):
-            logits = network(x)
-    except ConfigError:
-        raise
-    except Exception as error:  # the network's own code
-        shape = " x ".join(map(str, x.shape[1:]))
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"model.name: {name} does not take images of {shape} (C x H x W): {reason}") from None
+        with errors_as(f"model.name: {name} does not take images of {shape} (C x H x W)"):
+            with torch.set_grad_enabled(graph):
+                logits = network(x)
     finally:
         network.train()
         for hook in hooks:

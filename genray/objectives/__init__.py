@@ -1,7 +1,7 @@
 """What base learners minimise: one method a file, one registry entry."""
 
-from genray.core.user_code import find, is_own
-from genray.errors import ConfigError, one_line
+from genray.core.user_code import errors_as, find, is_own
+from genray.errors import ConfigError
 from genray.objectives.adversarial import Adversarial
 from genray.objectives.anchor import Anchor
 from genray.objectives.e_at import Eat
@@ -45,11 +45,8 @@ def build_objective(options, field: str = "objective") -> Objective:
     if not is_own(options.name):
         return OBJECTIVES[options.name](options)
     kind = find(options.name, f"{field}.name")
-    try:
+    with errors_as(f"{field}: {options.name} cannot be made"):
         made = kind(**(options.options or {}))
-    except Exception as error:  # the user's own code, which may raise anything
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"{field}: {options.name} cannot be made: {reason}") from error
     if not isinstance(made, Objective):
         raise ConfigError(
             f"{field}.name: expected a class derived from genray.objectives.Objective, got {options.name}"

@@ -208,8 +208,8 @@ class RunRecorder:
             "best": vars(self.best) if self.best else None,
             "books": json.dumps(books),
         }
-        if (initial := self.setup.initial) is not None:  # whose file may be gone when the run is resumed
-            state["initial"] = initial.for_checkpoint(self.setup.build_network(), self.setup.config.model)
+        if self.setup.initial is not None:  # whose file may be gone when the run is resumed
+            state["initial"] = self.setup.initial_for_checkpoint
         self.newest = None  # frees its memory first: encoding takes as much again
         step, data, keep = window.stop, encode_state(state), self.setup.config.checkpoint.keep
         self.newest, self.newest_step = data, step

@@ -4,8 +4,8 @@ import torch
 
 from genray.attacks import FriendlyAttack, StreamDraw
 from genray.core.rng import generator, host_generator
-from genray.core.user_code import is_own
-from genray.errors import ConfigError, GenrayError, one_line
+from genray.core.user_code import errors_as, is_own
+from genray.errors import ConfigError
 from genray.objectives import TrainingStep, build_objective
 
 WANTED = {"none": "no attack", "one": "one `attack`", "several": "`attacks`"}
@@ -57,13 +57,8 @@ def _try(objective, attacks, network, setup, name):
         for key in attacks:
             craft(key)
         return
-    try:
+    with errors_as(f"objective: {name} failed on a batch", torch.OutOfMemoryError):
         result = objective(step)
-    except (torch.OutOfMemoryError, GenrayError):
-        raise
-    except Exception as error:  # the user's own code, which may raise anything
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"objective: {name} failed on a batch: {reason}") from error
     if not _is_loss(result, (number, len(setup.class_names))):
         raise ConfigError(
             f"objective: expected {name} to return (a finite loss with gradients, logits "

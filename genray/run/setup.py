@@ -10,13 +10,13 @@ import torch
 
 from genray.config.schema import RunConfig
 from genray.core.rng import key_seed
-from genray.core.user_code import find
+from genray.core.user_code import errors_as, find
 from genray.data.datasets import load_image_data, validation_split
 from genray.data.extra import with_extra
 from genray.data.fingerprint import identify
 from genray.data.reading import Reading
 from genray.data.request import PARTS
-from genray.errors import ConfigError, one_line
+from genray.errors import ConfigError
 from genray.models import build_model
 from genray.models.guarded import guard_weight_gradients
 from genray.models.other_networks import classifier_name, is_other
@@ -118,10 +118,15 @@ class RunSetup:
 
     def target_network(self, learner: str) -> torch.nn.Module | None:
         """A new target network of a learner, with the weights to begin with; None if its objective has none."""
-        objective = self.config.base_learners[learner].objective
-        if objective.name != "anchor" or objective.cross_entropy == 1:
+        if self.config.base_learners[learner].target is None:
             return None
         return copy.deepcopy(self.targets[learner]) if learner in self.targets else self.build_network()
+
+    @cached_property
+    def initial_for_checkpoint(self) -> dict:
+        """As `InitialWeights.for_checkpoint`; no step changes it."""
+        assert self.initial is not None, "a run that begins at random weights"
+        return self.initial.for_checkpoint(self.build_network(), self.config.model)
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -200,16 +205,16 @@ def prepare(
         setup = setup.with_initial_weights(stored)
         for note in setup.notes[len(notes) :] if progress else ():
             progress.say(note)
-    for name, learner in config.base_learners.items():
-        if getattr(learner.objective, "freeze_head", False) and classifier_name(setup.build_network()) is None:
-            raise ConfigError(
-                f"base_learners.{name}.objective.freeze_head: expected a network with a linear layer that computes the "
-                f"logits, {config.model.name} has none"
-            )
     network = setup.build_network()  # raises if the images do not fit the model
     if is_other(config.model.name) or plan.smallest_batch == 1:
         _try_training(network, setup)
     try_own_methods(network, setup)
+    for name, learner in config.base_learners.items():
+        if getattr(learner.objective, "freeze_head", False) and classifier_name(network) is None:
+            raise ConfigError(
+                f"base_learners.{name}.objective.freeze_head: expected a network with a linear layer that computes the "
+                f"logits, {config.model.name} has none"
+            )
     if (workers := [name for name, learner in config.base_learners.items() if learner.workers != 1]) and (
         layers := per_process_layers(network)
     ):
@@ -238,16 +243,10 @@ def _gradual(number, shape, device):
 def _try_training(network, setup):
     """A forward pass in train mode: networks of others may return something else there, BatchNorm refuses one image."""
     model, number = setup.config.model, min(2, setup.plan.smallest_batch)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            x = _gradual(number, setup.splits["train"].shape, next(network.parameters()).device)
-            found = network.train()(x)
-    except ConfigError:
-        raise
-    except Exception as error:  # the network's own code
-        size = f"a batch of {number} (training.batch_size, training.drop_last)"
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"model.name: {model.name} cannot be trained on {size}: {reason}") from None
+    size = f"a batch of {number} (training.batch_size, training.drop_last)"
+    with errors_as(f"model.name: {model.name} cannot be trained on {size}"), torch.random.fork_rng(devices=[]):
+        x = _gradual(number, setup.splits["train"].shape, next(network.parameters()).device)
+        found = network.train()(x)
     if not bool(found.isfinite().all()):
         raise ConfigError(
             f"model.name: expected finite logits, those of {model.name} are NaN or infinite in train mode"
