@@ -39,7 +39,7 @@ class AdaptiveAttack:
         radius = self.epsilon.flatten(1).to(x.dtype) if isinstance(self.epsilon, torch.Tensor) else self.epsilon
         everyone = torch.arange(len(y), device=y.device)
         with temporary_mode(model, training=self.mode == "train"):
-            target = loss_target(self.loss, model, x, y) if target is None else target
+            target = loss_target(self.loss, model, x, y, target)
             ascent_run = self._apgd_run(batch, everyone, target, self._loss, model)
             ascent_run.ascend(batch.layout.rows(start), radius, self.num_steps, exits=False)
         # l1's steps end in the box but for rounding.

@@ -61,7 +61,7 @@ class GradientAttack:
         step = MomentumStep(ball.step, self.momentum) if self.momentum else ball.step
         adversarial = starting_point(self, x, draw)
         with temporary_mode(model, training=self.mode == "train"):
-            target = loss_target(self.loss, model, x, y) if target is None else target
+            target = loss_target(self.loss, model, x, y, target)
             for _ in range(self.num_steps):
                 gradient = input_gradient(model, adversarial, target, loss)
                 stepped = adversarial + self.step_size * step(gradient, self.sparsity)
@@ -96,8 +96,10 @@ def starting_point(attack, x, draw):
     return (x + BALLS[attack.norm].start(x, attack.epsilon, draw)).clamp_(0, 1)
 
 
-def loss_target(loss, model, x, y):
-    """What the loss of this name compares the logits with."""
+def loss_target(loss, model, x, y, given=None):
+    """What the loss of this name compares the logits with: `given`, or the labels, or the clean images' logits."""
+    if given is not None:
+        return given
     if loss not in AGAINST_CLEAN:
         return y
     with torch.no_grad():

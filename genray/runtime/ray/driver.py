@@ -157,6 +157,7 @@ class Pipeline:
         learners = len(self.group.learners)
         copies = (learners + 2) * window.hands_over + STATE_COPIES * learners * window.checkpoint
         copies += learners * (window.evaluate and self.setup.config.evaluation.base_learners)
+        copies += len({of for _, of, _ in self.setup.plan.hand_overs(window.stop)})
         return copies * self.unit
 
     def _submit(self, window, nbytes) -> InFlight:
