@@ -180,6 +180,10 @@ class DataRecord(RootModel[Named[IdentityRecord]]):
     """`data.json`: which images a run is on, a part each, and which files of weights it began with."""
 
 
+class TrackedRuns(RootModel[Named[str]]):
+    """`trackers.json`: the ids of the run in MLflow and Weights & Biases, by the names of `loggers`."""
+
+
 # --- an evaluation ----------------------------------------------------------------------------------------------------
 
 

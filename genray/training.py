@@ -10,6 +10,7 @@ from genray.errors import PlacementError
 from genray.models import count_parameters
 from genray.recording import Progress, RunFolder, RunRecorder
 from genray.recording.dry_run import measured_lines, plan_text
+from genray.recording.trackers import check_trackers
 from genray.run.allocation import plan_lines
 from genray.run.devices import alone_lines, local_device
 from genray.run.initial_weights import InitialWeights
@@ -39,6 +40,7 @@ def train_run(
     check_again(resume, overwrite)
     arrays = None if train is None and test is None else {"train": train, "test": test}
     loaded, progress = _loaded(config, overrides, name, network, arrays), Progress()
+    check_trackers(loaded.config.loggers)
     folder = RunFolder(storage, loaded.config.name)
     finished = folder.finished(loaded.config, _unsettled(loaded)) if resume else None
     if finished:
@@ -65,7 +67,9 @@ def train_run(
 
 def dry_run(config, overrides, name, runtime, address) -> str:
     """The resolved configuration and the plan as text; starts nothing and writes nothing."""
-    setup = _prepared(_loaded(config, overrides, name), decode=False)
+    loaded = _loaded(config, overrides, name)
+    check_trackers(loaded.config.loggers)
+    setup = _prepared(loaded, decode=False)
     if runtime == "local":
         places = [f"all learners in this process, one after another, on {local_device(setup.config)}"]
         places += alone_lines(setup.config)

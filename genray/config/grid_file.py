@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
-from genray.config.model import RunName, Section, Short, Text, option
+from genray.config.model import Loggers, RunName, Section, Short, Text, option
 from genray.config.values import Exact, parse_fraction
 
 PBT = "none or asha, because PBT and PB2 change a run on its way, and a trial is the run of its configuration"
@@ -23,11 +23,6 @@ def _range(raw: Any) -> Any:
     if low >= high:
         raise ValueError
     return low, high
-
-
-def _without_values(raw: Any) -> Any:
-    """Returns a mapping as the text of its keys: it is refused, and the message must not quote a password."""
-    return f"settings of {', '.join(map(str, raw))}" if isinstance(raw, dict) else raw
 
 
 def _scheduler(raw: Any) -> Any:
@@ -131,8 +126,8 @@ class GridFile(Section):
     runtime: Literal["ray", "local"] = option("ray", "local: one process a trial, for small runs")
     evaluate: Evaluate | None = option(None, "how every finished run is evaluated; null: it is not")
     max_failures: int = option(2, "how often a trial may fail and go on from its checkpoint", ge=0)
-    loggers: Annotated[list[Literal["mlflow", "wandb"]], BeforeValidator(_without_values)] = option(
-        list, "trackers, beside the run's own files; their settings are variables of the environment"
+    loggers: Loggers[Literal["mlflow", "wandb"]] = option(
+        (), "trackers that each trial is sent to, beside those of its configuration; settings as there"
     )
 
     @property

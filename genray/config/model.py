@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError, core_schema
 
-from genray.config.values import Schedule, number_to_yaml, parse_fraction
+from genray.config.values import AsTuple, Schedule, number_to_yaml, parse_fraction
 
 ONE_BY_ONE = "fields are checked one by one, not what they may not be together"
 RANGES = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -134,6 +134,11 @@ def _without_nulls(raw: Any) -> Any:
     return {k: v for k, v in raw.items() if v is not None} if isinstance(raw, dict) else raw
 
 
+def _without_values(raw: Any) -> Any:
+    """Returns a mapping as the text of its keys: it is refused, and the message must not quote a password."""
+    return f"settings of {', '.join(map(str, raw))}" if isinstance(raw, dict) else raw
+
+
 def _as_text(raw: Any) -> Any:
     """A whole number is written in one way only, so that it is the text that was meant."""
     return str(raw) if isinstance(raw, int) and not isinstance(raw, bool) else raw
@@ -158,6 +163,7 @@ RunName = Annotated[
     ),
 ]
 T = TypeVar("T")
+Loggers = Annotated[tuple[T, ...], AsTuple, BeforeValidator(_without_values)]
 Entries = Annotated[dict[Name, T], Field(min_length=1), BeforeValidator(_without_nulls)]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, WithJsonSchema
 
 from genray.config.extra import ExtraConfig
-from genray.config.model import Entries, Options, OwnName, RunName, Section, Text, option, required
+from genray.config.model import Entries, Loggers, Options, OwnName, RunName, Section, Text, option, required
 from genray.config.objectives import AnchorObjective, AnchorTarget, Objective
 from genray.config.optimizers import SGD, Optimizer
 from genray.config.values import AsTuple, Exact, Numbers, Pair, Real, RealPair, Schedule
@@ -470,6 +470,11 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = option(CheckpointConfig, "what a run can go on from")
     runtime: RuntimeConfig = option(RuntimeConfig, "the processes of a run, and how long each is waited for")
     compute: ComputeConfig = option(ComputeConfig, "how the numbers are computed")
+    loggers: Loggers[Literal["tensorboard", "mlflow", "wandb"]] = option(
+        ("tensorboard",),
+        "who is sent the numbers of each epoch, beside `metrics.jsonl`; trackers read their settings from their own "
+        "variables of the environment",
+    )
 
     @property
     def own_code(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from genray.config import to_dict
 from genray.core.flat import FlatWeights
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation import accuracy, final_attacks, pgd_name
@@ -16,6 +17,7 @@ from genray.recording.progress import Progress
 from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encode_state, versions
 from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
+from genray.recording.trackers import Trackers, final_scalars, scalars
 from genray.recording.writer import Writer
 from genray.records import RADII, TIMES
 from genray.run.cost import run_cost, table_in_steps
@@ -44,6 +46,7 @@ class RunRecorder:
         self.writer = Writer(progress.say)
         self.began, self.seconds_before = time.perf_counter(), 0.0
         self.devices: list[str] | None = None
+        self.trackers: Trackers | None = None
         self.newest = None
         if state:
             self.newest = encode_state(state)
@@ -75,12 +78,15 @@ class RunRecorder:
 
         Raises:
             RunFolderError: a new run's folder cannot be written.
+            ConfigError: a tracker of `loggers` refuses to begin.
         """
         if self.devices is None:
+            self._begin_trackers()
             self.began = time.perf_counter()
             try:
                 if self.folder.replaces or not self.folder.storage.exists("config.yaml"):
                     self.folder.create(self.setup.config, devices, self.setup.identity)
+                self.folder.write_tracked(self.trackers.ids)
             except StorageError as error:
                 raise RunFolderError(str(error)) from None
         self.devices = devices
@@ -89,6 +95,13 @@ class RunRecorder:
         plan = self.setup.plan
         later = table_in_steps(run_cost(plan, self.setup.splits), plan, len(devices))
         self.progress.phase("training", plan.total_steps, self.newest_step, later=later)
+
+    def _begin_trackers(self):
+        config, resumed = self.setup.config, self.newest is not None
+        before = {"ids": self.folder.read_tracked()} if resumed else {}
+        if self.records:
+            before["epoch"] = self.records[-1]["epoch"]
+        self.trackers = Trackers(config.loggers, config.name, to_dict(config), self.progress.say, **before)
 
     # --- while training ---------------------------------------------------------------------------------------
 
@@ -139,9 +152,10 @@ class RunRecorder:
         self.pending.clear()
         self.records.append(record)
         self._write_metrics()
-        if self.events is None:
-            self.events = EventFile(self.folder.storage, self.writer, record["epoch"])
-        self.events.add(record)
+        if "tensorboard" in self.setup.config.loggers:
+            self.events = self.events or EventFile(self.folder.storage, self.writer, record["epoch"])
+            self.events.add(record)
+        self.trackers.log(scalars(record), record["epoch"])
         self.progress.steps(window.stop)
         self.progress.epoch(self._headline(record))
         if self.on_epoch:
@@ -216,11 +230,14 @@ class RunRecorder:
         self.writer.put("checkpoint", lambda: self.folder.write_state(step, data, keep))
 
     def save(self):
-        """Waits for the last checkpoint of a run that ends early, at most runtime.grace_period_s."""
+        """Waits for the last checkpoint of a run that ends early, at most runtime.grace_period_s, and as long for the
+        trackers."""
         try:
             self.writer.flush(self.setup.config.runtime.grace_period_s)
         except StorageError as error:
             self.progress.say(f"warning: {error}")
+        if self.trackers is not None:
+            self.trackers.end(None, self.setup.config.runtime.grace_period_s)
 
     def models_to_judge(self, last, learners: dict) -> dict:
         """The models of the final table: the chosen theta_g (the last one if none was evaluated), the last one and
@@ -271,6 +288,7 @@ class RunRecorder:
         except StorageError:
             self.progress.say(results_table(results))  # the figures are not lost with the files
             raise
+        self.trackers.end(final_scalars(results), self.setup.config.runtime.grace_period_s)
         return {**results, "folder": self.folder.location}
 
     def _protocol(self):

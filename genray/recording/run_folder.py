@@ -24,12 +24,13 @@ from genray.storage import Storage
 MODEL_FORMAT = "genray-model/1"
 LEARNERS = "learners"  # folder of the base learners' own models
 IDENTITY = "data.json"
+TRACKED = "trackers.json"
 STATE_FORMAT = "genray-state/2"
 # Everything of a run and, beside it, of its theta_g; `config.yaml` makes the folder a run's.
 FILES = (
     *("results.json", "checkpoints", "metrics.jsonl", "tensorboard", "teacher", "pseudo_labels.npy", LEARNERS),
     *("model.pt", "model_last.pt", "model.onnx", "model_trades.pt", "model_robustbench.pt"),
-    *("evaluation", "evaluations", "mixtures", IDENTITY, "config.yaml"),
+    *("evaluation", "evaluations", "mixtures", TRACKED, IDENTITY, "config.yaml"),
 )
 
 
@@ -207,6 +208,19 @@ class RunFolder:
     def write_results(self, results: dict):
         self.storage.write("results.json", (json.dumps(results, indent=2) + "\n").encode())
 
+    def write_tracked(self, ids: dict[str, str]):
+        """`trackers.json`: the ids of the run in the trackers, which a resumed run goes on with."""
+        if ids:
+            self.storage.write(TRACKED, (json.dumps(ids) + "\n").encode())
+
+    def read_tracked(self) -> dict[str, str]:
+        """As `write_tracked` wrote them; none of a damaged file, so that the run begins anew there."""
+        if not self.storage.exists(TRACKED):
+            return {}
+        with suppress(records.Damaged):
+            return records.read(records.TrackedRuns, self.storage, TRACKED)
+        return {}
+
     # --- weights ------------------------------------------------------------------------------------------------
 
     def write_model(self, name: str, state_dict: dict, model_metadata: dict):
@@ -262,7 +276,8 @@ def model_bytes(state_dict: dict, model_metadata: dict) -> bytes:
 
 
 def _resumed_part(plain):
-    """The fields that a resumed run must not change: all but devices, places of data, kept checkpoints, `runtime`.
+    """The fields that a resumed run must not change: all but devices, places of data, kept checkpoints, `loggers`,
+    `runtime`.
 
     The images of files have other fingerprints than decoded ones, so these two may not replace each other.
     """
@@ -270,7 +285,7 @@ def _resumed_part(plain):
         name: {key: value for key, value in learner.items() if key not in ("resources", "workers")}
         for name, learner in plain["base_learners"].items()
     }
-    same = {key: value for key, value in plain.items() if key not in ("device", "runtime")}
+    same = {key: value for key, value in plain.items() if key not in ("device", "loggers", "runtime")}
     extra = plain["data"]["extra"]
     data = {**plain["data"], "path": None, "download": None, "extra": extra and {**extra, "path": None}}
     data |= {"home": data["home"] == "files", "cache": None, "decoding_workers": None}

@@ -11,6 +11,7 @@ from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from genray.errors import StorageError
+from genray.recording.trackers import scalars
 
 
 class EventFile:
@@ -31,11 +32,7 @@ class EventFile:
 
     def add(self, record: dict):
         """Adds the record of an epoch."""
-        scalars = {f"global/{name}": rate for name, rate in (record["global"] or {}).items()}
-        scalars |= {f"mixing_weight/{name}": weight for name, weight in record["mixing_weights"].items()}
-        for learner, values in record["learners"].items():
-            scalars |= {f"{learner}/{name}": value for name, value in values.items()}
-        for tag, value in scalars.items():
+        for tag, value in scalars(record).items():
             self._append(step=record["epoch"], summary=scalar(tag, value))
         self.writer.put(self.name, self._write)
 

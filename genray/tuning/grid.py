@@ -119,6 +119,10 @@ class Grid:
         """Number of trials to run."""
         return self.space.samples if self.space else len(self.trials)
 
+    def trackers(self, config: RunConfig) -> tuple[str, ...]:
+        """Returns the trackers that a trial is sent to: those of the grid and of its configuration."""
+        return tuple(dict.fromkeys((*self.file.loggers, *config.loggers)))
+
     @property
     def longest(self) -> int:
         """Epochs of the longest trial."""

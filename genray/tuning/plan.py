@@ -5,16 +5,16 @@ import os
 import torch
 
 from genray.recording.dry_run import duration_text
+from genray.recording.trackers import check_trackers
 from genray.run.allocation import total
 from genray.runtime.ray.cluster import check_cores
-from genray.tuning.loggers import check_loggers
 from genray.tuning.resources import Needs, plan_grid
 from genray.tuning.search import check_searcher
 
 
 def needs_of(grid, address) -> tuple[Needs, float]:
     """Returns (needs of the trials, most CPUs of a trial), checked as far as possible without a cluster."""
-    check_loggers(grid)
+    check_trackers({name for trial in grid.trials for name in grid.trackers(trial.config)})
     check_searcher(grid)
     needs = Needs(grid)
     cpus = {name: [bundle.get("CPU", 0) for bundle in bundles] for name, bundles in needs.bundles(0).items()}

@@ -18,9 +18,9 @@ from genray.errors import GenrayError, RunFolderError
 from genray.storage import Storage
 from genray.tuning.checks import check_fits, check_visible
 from genray.tuning.grid import RECORD, SUGGESTED, Grid, stated_trials
-from genray.tuning.loggers import logger_callbacks
 from genray.tuning.resources import Needs
 from genray.tuning.search import suggestions
+from genray.tuning.tracking import TrackerCallback
 from genray.tuning.trial import run_trial
 from genray.tuning.watch import TrialCallback, cause, trial_name
 
@@ -173,7 +173,7 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
             name=f"attempt_{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=(Storage(folder) / "tune").absolute,
             failure_config=tune.FailureConfig(max_failures=grid.file.max_failures),
-            callbacks=[watch, *logger_callbacks(grid)],
+            callbacks=[watch, TrackerCallback(grid, folder, watch.progress.say)],
             verbose=0,
         ),
     )

@@ -8,6 +8,7 @@ from genray.data.datasets import load_image_data
 from genray.evaluation.sources import data_of
 from genray.interop.load import load_model
 from genray.recording import RunFolder
+from genray.recording.trackers import final_scalars, scalars
 from genray.storage import Storage
 from genray.tuning.grid import stated_trials
 
@@ -28,6 +29,8 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     """
     name = tuned["point"]["trial"]
     config = load_config(configs.get(name) or stated_trials(Storage(storage))[name]["config"])
+    # The grid's command sends trials to trackers: nodes need neither their packages nor their accounts.
+    config = config.replace(loggers=tuple(kept for kept in config.loggers if kept == "tensorboard"))
     folder = RunFolder(storage, config.name)
     report = _Reporter()
     for record in folder.read_metrics():
@@ -35,7 +38,7 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     if not folder.is_complete(config):
         train(config, runtime=runtime, storage=storage, resume=True, on_epoch=report)
     results = records.read(records.RunResults, folder.storage, "results.json")
-    final = {f"test_{name}": record["value"] for name, record in results["models"]["global"].items()}
+    final = final_scalars(results)
     if judged_by:
         final |= _judged(folder.storage, config, judged_by, evaluate)
     report.finished(final)
@@ -72,7 +75,7 @@ class _Reporter:
         rates = record["global"]
         losses = {f"loss_{name}": learner["loss"] for name, learner in record["learners"].items()}
         self.last = {"epoch": record["epoch"], "step": record["step"], "score": sum(rates.values()), **rates, **losses}
-        tune.report(self.last | {"finished": False})
+        tune.report(self.last | {"finished": False, "scalars": scalars(record)})
 
     def finished(self, final):
         tune.report(self.last | final | {"finished": True})

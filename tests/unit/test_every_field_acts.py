@@ -226,6 +226,7 @@ CHANGES = {
     "checkpoint.every_steps": ([], "checkpoint.every_steps=2"),
     "checkpoint.keep": ([], "checkpoint.keep=1"),
     "runtime.placement": ([], "runtime.placement=spread"),
+    "loggers": ([], "loggers=[]"),
     "compute.precision": ([], "compute.precision=bf16"),
     "compute.channels_last": ([], "compute.channels_last=false"),
     "compute.fold_batch_norm": (
@@ -367,6 +368,7 @@ def fingerprint(overrides, storage, chunks=False):
     records = timeless((folder / "metrics.jsonl").read_text())
     results["protocol"].pop("extra", None)  # words; what they say has to act as well
     states = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    states.append((folder / "tensorboard").exists())
     seen = [repr(placement), weights.hexdigest(), records, results["models"], results["protocol"], states, config.name]
     if chunks:  # a batch size must not change results, only how many examples are evaluated at once
         from genray.evaluation import chunks as cut
