@@ -27,7 +27,6 @@ from common import machine, paired, text_of, write_json
 from PIL import Image
 
 from genray.config import load_config
-from genray.core.flat import to_array
 from genray.data.datasets import load_image_data
 from genray.learners.base_learner import BaseLearner
 from genray.run.setup import prepare
@@ -135,7 +134,7 @@ def work(args):
         seconds = time.perf_counter() - began
         if args.state:
             args.state.write_bytes(pickle.dumps([learner.state_dict() for learner in learners]))
-        weights = b"".join(to_array(learner.flat.weights).tobytes() for learner in learners)
+        weights = b"".join(learner.flat.snapshot(0).weights.tobytes() for learner in learners)
         answer(seconds=seconds, step=learners[0].step, weights=hashlib.sha256(weights).hexdigest()[:16])
 
 

@@ -43,8 +43,8 @@ class WeightSnapshot:
 
     Attributes:
         step: number of finished optimiser steps.
-        weights: (P,) float32, all parameters followed by all floating-point buffers.
-        counters: (Q,) int64, the integer buffers (BatchNorm's `num_batches_tracked`).
+        weights: (P,) float32, all parameters followed by all floating-point buffers, without padding.
+        counters: (Q,) int64, the integer buffers (BatchNorm's `num_batches_tracked`), likewise.
     """
 
     step: int

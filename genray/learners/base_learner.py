@@ -288,13 +288,14 @@ class BaseLearner:
         return self.target is not None and self.config.target.learner is not None
 
     def state_dict(self) -> dict:
-        """The learner's complete state as NumPy arrays and numbers."""
+        """The learner's complete state as NumPy arrays and numbers; flat tensors are without padding."""
+        pack = self.flat.layout.pack
         return {
             "step": self.step,
-            "weights": to_array(self.flat.weights),
-            "counters": to_array(self.flat.counters),
-            "average": to_array(self.average),
-            "share": to_array(self.share),
+            "weights": to_array(pack(self.flat.weights), copy=False),
+            "counters": self.flat.packed_counters(),
+            "average": to_array(pack(self.average), copy=False),
+            "share": to_array(pack(self.share), copy=False),
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "target": vars(self.target.flat.snapshot(self.step)) if self._follows_a_learner else None,
@@ -306,8 +307,8 @@ class BaseLearner:
         self._load(WeightSnapshot(self.step, state["weights"], state["counters"]))
         if self._follows_a_learner:
             self.target.load(WeightSnapshot(**state["target"]))
-        self.average.copy_(from_array(state["average"]))
-        self.share.copy_(from_array(state["share"]))
+        self.flat.layout.unpack_(self.average, from_array(state["average"]))
+        self.flat.layout.unpack_(self.share, from_array(state["share"]))
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
 

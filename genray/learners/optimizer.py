@@ -14,7 +14,7 @@ class FlatOptimizer:
     """
 
     def __init__(self, options, flat: FlatWeights):
-        self.parameter, self.clip_norm = flat.parameter, options.clip_norm
+        self.parameter, self.layout, self.clip_norm = flat.parameter, flat.trained_layout, options.clip_norm
         self.weight_decay, self.decoupled = options.weight_decay, options.name == "adamw"
         self.decayed = None if options.decay_norms_and_biases else _of_matrices(flat)
         # Where only some parameters decay, torch's optimiser, which has one, decays nothing.
@@ -34,15 +34,27 @@ class FlatOptimizer:
         self.optimizer.step()
 
     def state_dict(self) -> dict:
-        """As NumPy arrays and numbers."""
+        """As NumPy arrays, without padding, and numbers."""
         state = self.optimizer.state_dict()["state"].get(0, {})
-        return {key: to_array(v) if torch.is_tensor(v) else v for key, v in state.items() if v is not None}
+        return {key: self._stored(value) for key, value in state.items() if value is not None}
+
+    def _stored(self, value):
+        if not torch.is_tensor(value):
+            return value
+        return to_array(self.layout.pack(value), copy=False) if value.dim() else to_array(value)
 
     def load_state_dict(self, stored: dict):
         fresh, state = self.optimizer.state_dict(), {}
         if stored:
-            state = {0: {key: from_array(v.copy()) if hasattr(v, "shape") else v for key, v in stored.items()}}
+            state = {0: {key: self._live(value) for key, value in stored.items()}}
         self.optimizer.load_state_dict({**fresh, "state": state})
+
+    def _live(self, value):
+        if not getattr(value, "shape", ()):  # a number
+            return from_array(value.copy()) if hasattr(value, "shape") else value
+        flat = torch.zeros_like(self.parameter.data)
+        self.layout.unpack_(flat, from_array(value))
+        return flat
 
 
 def _build(options, parameter, weight_decay):
@@ -55,6 +67,9 @@ def _build(options, parameter, weight_decay):
 
 
 def _of_matrices(flat):
-    """(P,) bool: true in weights of two dimensions or more, false in those of norms and in biases."""
+    """Bool, as `flat.parameter`: true in weights of two dimensions or more, false in those of norms and in biases."""
+    found = torch.zeros_like(flat.parameter, dtype=torch.bool)
     trained = [p for p in flat.module.parameters() if p.requires_grad]
-    return torch.cat([torch.full((p.numel(),), p.dim() > 1, device=p.device) for p in trained])
+    for p, part in zip(trained, flat.trained_layout.parts(found), strict=True):
+        part.fill_(p.dim() > 1)
+    return found
