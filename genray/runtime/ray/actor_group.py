@@ -1,5 +1,6 @@
 """All actors of one run: started together or not at all, and ended whenever the context exits."""
 
+import secrets
 import time
 from contextlib import suppress
 from typing import Any
@@ -45,6 +46,7 @@ class ActorGroup:
         self.timeouts = setup.config.runtime
         self.group = self.global_learner = self.evaluator = None
         self.learners, self.ranks, self.actors, self.in_step = {}, [], [], False
+        self.namespace = f"genray-{secrets.token_hex(4)}"  # of the actors' names, which other runs may have too
 
     def __enter__(self):
         try:
@@ -59,28 +61,36 @@ class ActorGroup:
 
     def _start(self):
         deadline = time.monotonic() + self.timeouts.startup_timeout_s
-        self.group = self.placement.group or reserve(self.placement, self.timeouts.startup_timeout_s, self.on_wait)
+        name = f"{self.setup.config.name} {self.namespace}"
+        self.group = self.placement.group or reserve(
+            self.placement, self.timeouts.startup_timeout_s, self.on_wait, name
+        )
         small, splits = pack(self.setup)
         splits, small = self.splits or ray.put(splits), ray.put(small)
         workers = {name: len(places) for name, places in self.placement.learners.items()}
         self.ranks = worker_ranks(workers, self.timeouts.share_attack)
         for worker in self.ranks:
             threads = learner_threads(self.setup.config, self.setup.architecture, worker.learner)
-            create = self._creator(BaseLearnerActor, self.placement.learners[worker.learner][worker.rank])
+            place, who = self.placement.learners[worker.learner][worker.rank], _short(worker)
+            create = self._creator(BaseLearnerActor, place, who)
             self.actors.append(create(worker, small, splits, threads, self.states.get(worker.learner)))
         for name in workers:
-            self.learners[name] = WorkerGroup([a for a, s in zip(self.actors, self.ranks) if s.learner == name])
-        self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner)(small)
+            actors = [actor for actor, worker in zip(self.actors, self.ranks) if worker.learner == name]
+            self.learners[name] = WorkerGroup(actors, f"{self.setup.config.name}: {name}")
+        self.global_learner = self._creator(GlobalLearnerActor, self.placement.global_learner, "global learner")(small)
         threads = evaluation_threads(self.setup.config, self.setup.architecture)
-        self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator)(small, splits, threads)
+        self.evaluator = self._creator(EvaluatorActor, self.placement.evaluator, "evaluator")(small, splits, threads)
         asked = {name: actor.whereabouts.remote() for name, actor in self.workers.items()}
         self.whereabouts = self._answers(asked, max(1.0, deadline - time.monotonic()), "not started within {}")
         self._connect(max(1.0, deadline - time.monotonic()))
 
-    def _creator(self, cls, place: ActorPlacement):
+    def _creator(self, cls, place: ActorPlacement, who: str):
         actor = ray.remote(max_restarts=0, max_task_retries=0, **ACTOR_OPTIONS)(cls)
         strategy = strategy_for(self.group, place)
-        return actor.options(num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy).remote
+        named = {"name": f"{self.setup.config.name}: {who}", "namespace": self.namespace}
+        return actor.options(
+            num_cpus=place.num_cpus, num_gpus=place.num_gpus, scheduling_strategy=strategy, **named
+        ).remote
 
     def _answers(self, asked, timeout_s, problem) -> dict:
         """Actor name -> answer; PlacementError with `problem` if an actor does not answer in time."""
@@ -110,7 +120,7 @@ class ActorGroup:
 
     def _names(self):
         """Names of the learners' actors, without `base_learners.`."""
-        return [worker.who.removeprefix("base_learners.") for worker in self.ranks]
+        return [_short(worker) for worker in self.ranks]
 
     @property
     def workers(self) -> dict:
@@ -139,3 +149,8 @@ class ActorGroup:
                     ray.kill(actor)
         if self.group is not None and self.placement.group is None:
             remove_placement_group(self.group)
+
+
+def _short(worker) -> str:
+    """Name of a learner's actor, without `base_learners.`."""
+    return worker.who.removeprefix("base_learners.")

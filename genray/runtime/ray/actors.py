@@ -1,6 +1,7 @@
 """Ray actors: each forwards to a plain object of `learners` or `evaluation`."""
 
 import os
+import time
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from genray.run.setup import RunSetup
 # A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
 # that waits for its arguments, unless calls may run out of order; the `after` references keep the order that matters.
 ACTOR_OPTIONS: dict[str, Any] = {"concurrency_groups": {"control": 1}, "allow_out_of_order_execution": True}
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def pack(setup: RunSetup) -> tuple[RunSetup, dict]:
@@ -65,6 +67,9 @@ class _Worker:
     def evaluator(self):
         return Evaluator(self.setup.config, self.setup.build_network(), self.setup.splits, self.device, self.threads)
 
+    def __repr__(self):  # in Ray's dashboard and log files
+        return f"{type(self).__name__}({self.setup.config.name})"
+
     def whereabouts(self) -> dict:
         """Node, process and device, for the plan and for tests of the pinning."""
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
@@ -105,6 +110,15 @@ class BaseLearnerActor(_Worker):
             )
         if state is not None:
             self.learner.load_state_dict(state)
+        self.last_line = -SECONDS_BETWEEN_LINES
+
+    def __repr__(self):
+        return f"BaseLearnerActor({self.title})"
+
+    @property
+    def title(self) -> str:
+        """Run and learner."""
+        return f"{self.setup.config.name}: {self.worker.who.removeprefix('base_learners.')}"
 
     def open_store(self, address: str) -> tuple:
         """As `torch_groups.open_store`; (address, port)."""
@@ -119,8 +133,17 @@ class BaseLearnerActor(_Worker):
     def run_window(self, start, stop, hands_over, after=None):
         """Runs a window; returns its stats, and the contribution to theta_g if `hands_over`, else None."""
         stats = self.learner.run_window(start, stop)
+        self._log(stats)
         # Ray copies a result into the object store before the actor's next call runs: one copy is enough.
         return stats, self.learner.contribution(private=False) if hands_over else None
+
+    def _log(self, stats):
+        """Prints a line now and then, and after the last step, to the actor's log file."""
+        now, total = time.monotonic(), self.setup.plan.total_steps
+        if stats.num_examples and (now - self.last_line >= SECONDS_BETWEEN_LINES or stats.stop == total):
+            self.last_line = now
+            loss, each = stats.loss_sum / stats.num_examples, stats.seconds / (stats.stop - stats.start)
+            print(f"{self.title}: step {stats.stop} of {total}, loss {loss:.4f}, {each:.3g} s a step", flush=True)
 
     def load_global(self, theta_g, after=None):
         self.learner.load_global(theta_g)
@@ -152,7 +175,10 @@ class GlobalLearnerActor:
 
     def __init__(self, setup: RunSetup):
         keep_freed_memory()
-        self.learner = GlobalLearner(setup.config)
+        self.learner, self.run = GlobalLearner(setup.config), setup.config.name
+
+    def __repr__(self):
+        return f"GlobalLearnerActor({self.run})"
 
     def combine(self, *contributions):
         return self.learner.combine(list(contributions))

@@ -14,6 +14,7 @@ from genray.runtime.ray.actor_group import ActorGroup
 from genray.runtime.ray.actors import pack
 from genray.runtime.ray.allocation import DeviceAllocator
 from genray.runtime.ray.cluster import check_cores, connected
+from genray.runtime.ray.gauges import RunGauges
 from genray.runtime.ray.placement import free_resources, make_placement, placement_in_trial
 from genray.runtime.recovery import run_with_recovery
 from genray.types import WeightSnapshot
@@ -54,6 +55,10 @@ class _Attempts:
         self.lost = None  # placement of the group of the last attempt
         self.splits = ray.put(pack(recorder.setup)[1])  # once for all attempts
         self.allocator = DeviceAllocator(progress)
+        plan = recorder.setup.plan
+        self.gauges = (
+            RunGauges(plan.config.name, plan.total_steps) if may_grow else None
+        )  # nobody reads a private Ray's
 
     def run(self, state):
         setup = self.recorder.setup
@@ -65,7 +70,7 @@ class _Attempts:
             with ActorGroup(setup, placement, states, on_wait, self.splits) as group:
                 self.lost = placement
                 self.recorder.begin([f"{name}: {w['name']}" for name, w in group.whereabouts.items()])
-                theta_g = Pipeline(setup, group, self.recorder, self.progress, state).run()
+                theta_g = Pipeline(setup, group, self.recorder, self.progress, state, self.gauges).run()
                 return _judge(setup, group, self.recorder, self.progress, theta_g)
         except PlacementError as error:
             if self.lost is None:
@@ -113,8 +118,8 @@ class Pipeline:
     (and in every step, where learners share their attacks).
     """
 
-    def __init__(self, setup, group: ActorGroup, recorder, progress, state):
-        self.setup, self.group, self.recorder, self.progress = setup, group, recorder, progress
+    def __init__(self, setup, group: ActorGroup, recorder, progress, state, gauges: RunGauges | None = None):
+        self.setup, self.group, self.recorder, self.progress, self.gauges = setup, group, recorder, progress, gauges
         self.waiting = deque(setup.plan.windows[state["next_window"] if state else 0 :])
         self.in_flight = deque()
         self.theta_g = WeightSnapshot(**state["theta_g"]) if state else None
@@ -136,6 +141,8 @@ class Pipeline:
                 self._book(flight)
                 self.watch.finished(flight.window)
             self.watch.look([refs[ref] for ref in late])
+            if self.gauges is not None:
+                self.gauges.steps({who.removeprefix("base_learners."): n for who, n in self.watch.steps.items()})
         return self.theta_g
 
     def _raise_failures(self, head, ready):
@@ -169,7 +176,8 @@ class Pipeline:
             if window.evaluate and evaluation.base_learners:
                 own[name] = learner.model_snapshot()
         if window.hands_over:
-            flight.theta_g = self.group.global_learner.combine.remote(*contributions)
+            combine = self.group.global_learner.combine.options(name=self._task("GlobalLearnerActor.combine", window))
+            flight.theta_g = combine.remote(*contributions)
         handed = self.setup.plan.hand_overs(window.stop)
         averages = {of: own.get(of) or self.group.learners[of].model_snapshot() for _, of, _ in handed}
         if window.redistribute:
@@ -182,9 +190,14 @@ class Pipeline:
                 flight.states[name] = learner.state_dict()
         if window.evaluate:
             evaluator, split = self.group.evaluator, evaluation.select_on
-            flight.scores, flight.shipped = evaluator.evaluate.remote(flight.theta_g, split)
+            evaluate = evaluator.evaluate.options(name=self._task("EvaluatorActor.evaluate", window))
+            flight.scores, flight.shipped = evaluate.remote(flight.theta_g, split)
             flight.own = {name: evaluator.evaluate_own.remote(snapshot, split) for name, snapshot in own.items()}
         return flight
+
+    def _task(self, method, window):
+        """Name of a task in Ray's dashboard and, while it runs, of its process."""
+        return f"{method} {self.setup.config.name}, step {window.stop}"
 
     def _book(self, flight: InFlight):
         """Records a finished window; in order, so that of several failures the same one is always raised first."""
@@ -194,6 +207,8 @@ class Pipeline:
         scores = fetch(flight.scores, "evaluator") if flight.scores is not None else None
         own = {name: fetch(ref, "evaluator") for name, ref in flight.own.items()}
         shipped = lambda: _owned(fetch(flight.shipped, "evaluator"))  # noqa: E731
+        if self.gauges is not None:
+            self.gauges.window_done(stats, scores)
         self.recorder.window_done(flight.window, stats, scores, shipped, own)
         if flight.states:
             states = {name: fetch(ref, f"base_learners.{name}") for name, ref in flight.states.items()}

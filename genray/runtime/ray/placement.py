@@ -154,9 +154,13 @@ class ClusterWait:
         return waited >= self.timeout_s or (lacks and not self.may_grow)
 
 
-def place_group(bundles: list[dict], strategy: str, wait: ClusterWait, shortage: str = ""):
-    """The placement group once Ray has placed all bundles; None after the wait."""
-    began, group = time.monotonic(), placement_group(bundles, strategy=strategy)
+def place_group(bundles: list[dict], strategy: str, wait: ClusterWait, shortage: str = "", name: str = ""):
+    """The placement group once Ray has placed all bundles; None after the wait.
+
+    Args:
+        name: that no other group of the cluster has; "" for none.
+    """
+    began, group = time.monotonic(), placement_group(bundles, strategy=strategy, name=name)
     ready, lacks = group.ready(), wait.may_grow or not fit(bundles, node_resources())
     while not ray.wait([ready], timeout=0.1)[0]:
         if wait.is_over(time.monotonic() - began, lacks, shortage):
@@ -165,18 +169,19 @@ def place_group(bundles: list[dict], strategy: str, wait: ClusterWait, shortage:
     return group
 
 
-def reserve(placement: Placement, timeout_s: float, on_wait=None):
+def reserve(placement: Placement, timeout_s: float, on_wait=None, name: str = ""):
     """Waits until Ray has placed the whole group.
 
     Args:
         timeout_s: runtime.startup_timeout_s.
         on_wait: `say` of `ClusterWait`.
+        name: as in `place_group`.
 
     Raises:
         PlacementError: not placed within `timeout_s`, or earlier if the cluster is too small and will not grow.
     """
     wait = ClusterWait(timeout_s, on_wait)
-    group = place_group(placement.bundles, placement.strategy, wait, _shortage(placement))
+    group = place_group(placement.bundles, placement.strategy, wait, _shortage(placement), name)
     if group is None:
         raise PlacementError(
             f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add "

@@ -11,10 +11,11 @@ class WorkerGroup:
 
     Args:
         actors: `BaseLearnerActor` handles, in the order of their ranks.
+        title: run and learner, for the names of tasks.
     """
 
-    def __init__(self, actors: list):
-        self.actors, self.after = actors, [None] * len(actors)
+    def __init__(self, actors: list, title: str):
+        self.actors, self.after, self.title = actors, [None] * len(actors), title
 
     @property
     def first(self):
@@ -22,8 +23,9 @@ class WorkerGroup:
 
     def run_window(self, start: int, stop: int, hands_over: bool) -> tuple:
         """References: the stats of every worker, and the contribution of the first."""
+        name = f"BaseLearnerActor.run_window {self.title}, steps {start + 1} to {stop}"
         made = [
-            actor.run_window.remote(start, stop, hands_over and rank == 0, after=self.after[rank])
+            actor.run_window.options(name=name).remote(start, stop, hands_over and rank == 0, after=self.after[rank])
             for rank, actor in enumerate(self.actors)
         ]
         stats = [ref for ref, _ in made]
