@@ -7,6 +7,7 @@ import torch
 
 from genray.attacks.gradient import GradientAttack, loss_target, starting_point, temporary_mode
 from genray.attacks.losses import loss_function
+from genray.core import waiting
 from genray.core.geometry import BALLS
 
 
@@ -25,24 +26,45 @@ class FriendlyAttack(GradientAttack):
     step_noise: float = 0.0
 
     def __call__(self, model, x, y, draw, tau: int = 0):
-        """As `GradientAttack.__call__`; `tau` >= 0 is where the counters start. Who stopped costs no more passes."""
-        ball, adversarial = BALLS[self.norm], starting_point(self, x, draw)
-        at, counters = torch.arange(len(x), device=x.device), torch.full_like(y, tau)
+        """As `GradientAttack.__call__`; `tau` >= 0 is where the counters start."""
+        adversarial = starting_point(self, x, draw)
         with temporary_mode(model, training=self.mode == "train"):
             target = loss_target(self.loss, model, x, y)
-            for _ in range(self.num_steps):
-                noise: Any = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
-                gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], loss_function(self.loss))
-                wrong = logits.argmax(1) != y[at]
-                going = ~wrong | (counters[at] > 0)
-                counters[at] -= wrong.to(counters.dtype)
-                if tau < self.num_steps:  # otherwise nobody can stop
-                    at, gradient = at[going], gradient[going]
-                    noise = noise[going] if self.step_noise else noise
-                    if len(at) == 0:
-                        break
-                stepped = adversarial[at] + _of(self.step_size, at) * ball.step(gradient, self.sparsity) + noise
-                adversarial[at] = ball.project(x[at], stepped, _of(self.epsilon, at))
+            # In train mode BatchNorm's statistics are those of the examples that go on.
+            leaves = self.mode == "train" or waiting.reads_are_free(x)
+            return (self._fewer_each_step if leaves else self._all_steps)(model, x, y, draw, tau, adversarial, target)
+
+    def _fewer_each_step(self, model, x, y, draw, tau, adversarial, target):
+        """Who stopped costs no more passes."""
+        ball, at, counters = BALLS[self.norm], torch.arange(len(x), device=x.device), torch.full_like(y, tau)
+        for _ in range(self.num_steps):
+            noise: Any = self.step_noise * draw.normal(x)[at] if self.step_noise else 0.0
+            gradient, logits = _gradient_and_logits(model, adversarial[at], target[at], loss_function(self.loss))
+            wrong = logits.argmax(1) != y[at]
+            going = ~wrong | (counters[at] > 0)
+            counters[at] -= wrong.to(counters.dtype)
+            if tau < self.num_steps:  # otherwise nobody can stop
+                at, gradient = at[going], gradient[going]
+                noise = noise[going] if self.step_noise else noise
+                if len(at) == 0:
+                    break
+            stepped = adversarial[at] + _of(self.step_size, at) * ball.step(gradient, self.sparsity) + noise
+            adversarial[at] = ball.project(x[at], stepped, _of(self.epsilon, at))
+        return adversarial
+
+    def _all_steps(self, model, x, y, draw, tau, adversarial, target):
+        """The same images from all steps of all examples: nothing waits to learn how many stopped."""
+        ball, counters = BALLS[self.norm], torch.full_like(y, tau)
+        going = torch.ones_like(y, dtype=torch.bool)
+        for _ in range(self.num_steps):
+            noise: Any = self.step_noise * draw.normal(x) if self.step_noise else 0.0
+            gradient, logits = _gradient_and_logits(model, adversarial, target, loss_function(self.loss))
+            wrong = logits.argmax(1) != y
+            going = going & (~wrong | (counters > 0))
+            counters = counters - wrong.to(counters.dtype)
+            stepped = adversarial + self.step_size * ball.step(gradient, self.sparsity) + noise
+            projected = ball.project(x, stepped, self.epsilon)
+            adversarial = torch.where(going[:, None, None, None], projected, adversarial)
         return adversarial
 
 

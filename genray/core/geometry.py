@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from genray.core import waiting
+
 MOST_STEPS = 60  # of Newton's method: a handful suffices; rounding must not keep the loop going
+FIXED_STEPS = 20  # where asking whether it is done would wait; for noise, and for steps from points of the ball, 9 do
 
 
 def _per_example(values, like):
@@ -112,7 +115,14 @@ def l1_shrinkage(x, move, epsilon):
     room = indicator(torch.ge, move, 0.0).sub_(x).abs_()
     beyond = (size - room).clamp_min_(0)
     cut = torch.maximum(_shrink_multiplier(size, beyond, epsilon)[:, None], beyond)
-    return -move.sign() * torch.minimum(cut, size)
+    cut = torch.minimum(cut, size)
+    if not waiting.reads_are_free(
+        move
+    ):  # too few steps for sizes of many orders of magnitude: into the ball all the same
+        left = size - cut
+        share = (epsilon / left.sum(1).clamp_min(torch.finfo(left.dtype).tiny)).clamp_max(1.0)
+        cut = torch.where(share[:, None] < 1, size - left * share[:, None], cut)
+    return -move.sign() * cut
 
 
 def _shrink_multiplier(size, beyond, epsilon):
@@ -124,7 +134,8 @@ def _shrink_multiplier(size, beyond, epsilon):
     t = low = torch.zeros_like(size[:, 0])
     high, work = size.amax(1), torch.empty_like(size)
     tolerance, rounding = (1e-6, 2**-22) if size.dtype == torch.float32 else (1e-14, 2**-51)
-    for _ in range(MOST_STEPS):
+    asks = waiting.reads_are_free(size)
+    for _ in range(MOST_STEPS if asks else FIXED_STEPS):
         torch.minimum(torch.maximum(t[:, None], beyond, out=work), size, out=work)
         excess = torch.sub(size, work, out=work).sum(1) - epsilon
         low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
@@ -132,7 +143,7 @@ def _shrink_multiplier(size, beyond, epsilon):
         newton = t + excess / active
         following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
         done = (excess.abs() <= tolerance * epsilon) | ((following - t).abs() <= rounding * t)
-        if done.all():
+        if asks and done.all():
             break
         t = torch.where(done, t, following)
     return t

@@ -219,7 +219,10 @@ class SharedCrafting:
         return replace(batch, target=self.process_group.broadcast_(target, owner))
 
     def _wanted(self, crafter, owner, batch):
-        """Names of the attacks of this step; if the choice depends on the learner's state, its owner broadcasts it."""
+        """Names of the attacks of this step; if the choice depends on the learner's state, its owner broadcasts it.
+
+        Then every process waits for it. A choice by random numbers alone is the same in all of them.
+        """
         wanted = crafter.wanted(batch.step)
         if not crafter.objective.chooses:
             return wanted

@@ -52,8 +52,6 @@ class Average(SeveralNorms):
 class Stochastic(SeveralNorms):
     """SAT: the norm of each batch is drawn uniformly (methods C10)."""
 
-    chooses = True
-
     def wanted(self, names, numbers):
         return (names[int(numbers.integers(len(names)))],)
 

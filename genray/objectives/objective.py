@@ -21,7 +21,7 @@ class Objective:
 
     attack_loss = "cross_entropy"
     uses_target = False  # whether a step has the logits of a target network, which its attacks get too
-    chooses = False  # whether the attacks of a step depend on random numbers or on the objective's state
+    chooses = False  # whether the attacks of a step depend on the objective's state
 
     def __init__(self, options=None):
         self.options = options

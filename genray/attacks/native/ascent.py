@@ -2,6 +2,7 @@
 
 import torch
 
+from genray.core import waiting
 from genray.core.geometry import BALLS, l1_shrinkage
 
 NUM_STEPS = 100
@@ -185,7 +186,7 @@ class L1ApgdRun(ApgdRun):
         size, d = self.gradient.abs(), self.x.shape[1]
         skipped = ((1.0 - self.sparsity) * d).clamp_(0, d - 1).long()
         kept = d - skipped
-        largest = size.topk(int(kept.max()), dim=1).values
+        largest = size.topk(int(kept.max()) if waiting.reads_are_free(kept) else d, dim=1).values
         threshold = largest.gather(1, kept[:, None] - 1)
         direction = self.gradient.sign().mul_(size >= threshold)
         direction = self.step_size * direction / (direction.abs().sum(1, keepdim=True) + 1e-10)
