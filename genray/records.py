@@ -111,6 +111,7 @@ class RunResults(Record):
     versions: Named[Any]
     seed: int
     wall_s: Finite
+    warnings: list[str] = []
 
     def problems(self):
         found, others = self.models.get("global", {}), self.protocol.other_norms
@@ -158,6 +159,7 @@ class EpochRecord(Record):
     mixing_weights: Named[Finite]
     global_: Named[Rate] | None = Field(alias="global")
     best_epoch: int
+    warnings: list[str] = []
 
 
 class IdentityRecord(Record):

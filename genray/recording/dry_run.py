@@ -87,7 +87,8 @@ UNITS = (("s", 1), ("min", 60), ("h", 3600), ("days", 86400))
 def _data_lines(setup):
     data = setup.config.data
     columns = [f"{role} column {name}" for role, name in (("image", data.image_column), ("label", data.label_column))]
-    lines = [*setup.notes, *([", ".join(columns)] if data.source == "parquet" else [])]
+    lines = [*setup.notes, *(f"warning: {warning}" for warning in setup.warnings)]
+    lines += [", ".join(columns)] if data.source == "parquet" else []
     nbytes, free = sum(split.home.nbytes for split in setup.splits.values()), free_memory()
     there = "" if free is None else f", {bytes_text(free)} are free on this machine"
     lines += extra_lines(setup.extra)

@@ -18,6 +18,7 @@ from genray.recording.run_folder import LEARNERS, RunFolder, decode_state, encod
 from genray.recording.table import results_table
 from genray.recording.tensorboard import EventFile
 from genray.recording.trackers import Trackers, final_scalars, scalars
+from genray.recording.training_checks import TrainingChecks
 from genray.recording.writer import Writer
 from genray.records import RADII, TIMES
 from genray.run.cost import run_cost, table_in_steps
@@ -47,6 +48,7 @@ class RunRecorder:
         self.began, self.seconds_before = time.perf_counter(), 0.0
         self.devices: list[str] | None = None
         self.trackers: Trackers | None = None
+        self.checks = _checks(setup)
         self.newest = None
         if state:
             self.newest = encode_state(state)
@@ -151,6 +153,11 @@ class RunRecorder:
         }
         self.pending.clear()
         self.records.append(record)
+        warnings = self.checks.warnings(self.records)
+        if warnings:
+            record["warnings"] = warnings
+        for warning in warnings:
+            self.progress.say(f"warning: {warning}")
         self._write_metrics()
         if "tensorboard" in self.setup.config.loggers:
             self.events = self.events or EventFile(self.folder.storage, self.writer, record["epoch"])
@@ -281,6 +288,7 @@ class RunRecorder:
             "versions": versions(self.devices),
             "seed": self.setup.config.seed,
             "wall_s": round(self.wall_s(), 1),
+            "warnings": sum((record.get("warnings", []) for record in self.records), [*self.setup.warnings]),
         }
         self.writer.put("results.json", lambda: self.folder.write_results(results))
         try:
@@ -307,6 +315,17 @@ class RunRecorder:
             "selected_on": config.evaluation.select_on,
             "interval": "95 % Wilson",
         }
+
+
+def _checks(setup) -> TrainingChecks:
+    config = setup.config
+    return TrainingChecks(
+        config.training.epochs,
+        len(setup.class_names),
+        len(setup.splits[config.evaluation.select_on]),
+        any(learner.is_robust for learner in config.base_learners.values()),
+        setup.plan.num_redistributions > 0,
+    )
 
 
 def _ball(attack):

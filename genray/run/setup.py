@@ -25,6 +25,7 @@ from genray.run.fitting import Fitting, batch_problems
 from genray.run.initial_weights import InitialWeights, freeze, read_initial_weights
 from genray.run.own_methods import try_own_methods
 from genray.run.plan import RunPlan, make_plan
+from genray.run.published_radii import radius_warnings
 from genray.run.targets import read_targets
 from genray.storage import without_secrets
 
@@ -37,6 +38,7 @@ class RunSetup:
     class_names: one a class.
     num_extra: images of `data.extra`, which are the last of the training images.
     notes: how the data was read, one line each.
+    warnings: what is most likely not meant, one line each.
     identity: {split: {"examples", "fingerprint"}}; empty if the images are not decoded.
     initial: the weights of `model.weights`, which replace random ones.
     factory: of a network of the user's own that has no name.
@@ -49,6 +51,7 @@ class RunSetup:
     class_names: tuple[str, ...]
     num_extra: int = 0
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     identity: dict = field(default_factory=dict)
     initial: InitialWeights | None = None
     factory: Callable[..., torch.nn.Module] | None = None
@@ -200,7 +203,12 @@ def prepare(
     splits = {"train": training, "validation": validation, "test": test}
     plan = make_plan(config, len(an_epoch))
     notes = *data.notes, *reading.notes, *fitting.notes
-    setup = RunSetup(plan, splits, data.class_names, len(training) - len(train), notes, factory=network, own=own)
+    warnings = tuple(radius_warnings(config, training.shape))
+    for warning in warnings if progress else ():
+        progress.say(f"warning: {warning}")
+    setup = RunSetup(
+        plan, splits, data.class_names, len(training) - len(train), notes, warnings, factory=network, own=own
+    )
     if config.model.weights is not None:
         setup = setup.with_initial_weights(stored)
         for note in setup.notes[len(notes) :] if progress else ():
