@@ -1,7 +1,11 @@
-"""Settings of the C library's allocator that make training on CPU faster; they change no number."""
+"""Settings of allocators: the C library's, which make training on CPU faster, and torch's on a GPU. They change no
+number."""
 
 import ctypes
+import os
 import sys
+
+import torch
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -21,3 +25,26 @@ def keep_freed_memory():
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(M_TOP_PAD, 64 << 20)
+
+
+def use_expandable_segments():
+    """Tells torch's allocator on GPUs to grow its blocks instead of making others: shrinking batches and several
+    processes on a GPU otherwise leave gaps that nobody can use. To be called before the process uses a GPU.
+
+    What the user has set stays.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if sys.platform.startswith("linux") and not any(name in os.environ for name in names):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def limit_to_share(device: str, share: float):
+    """Keeps this process from taking more than its share of a GPU that it has not for itself: of two that grow, the
+    one that asks for too much fails, and not the other.
+
+    Args:
+        device: torch device; a CPU has no limit.
+        share: of the device's memory; from 1 on there is no limit.
+    """
+    if torch.device(device).type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)

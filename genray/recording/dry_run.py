@@ -9,6 +9,7 @@ from genray.core.memory import bytes_text, free_memory
 from genray.data.home_choice import FILE_SOURCES, choose_home
 from genray.recording.table import extra_lines
 from genray.run.cost import run_cost, step_passes
+from genray.run.device_memory import memory_line
 from genray.run.devices import local_device
 from genray.run.probe import STEPS, pass_seconds, probe_steps, with_random_images
 from genray.run.setup import RunSetup
@@ -43,6 +44,7 @@ def plan_text(setup: RunSetup, *, parameters: int, places: list[str], measured: 
         f"traffic        {len(config.base_learners)} x {setup.weight_bytes / MIB:.2f} MiB to the global learner at the "
         f"end of {sum(w.hands_over for w in plan.windows)} windows, as much back at each redistribution",
         f"checkpoints    every {config.checkpoint.every_epochs} epochs, {config.checkpoint.keep} kept",
+        memory_line(setup),
         *(f"{'placement' if i == 0 else '':<14} {place}" for i, place in enumerate(places)),
         *measured,
     ]

@@ -1,11 +1,12 @@
 """Generalist in one process: the reference; the Ray runtime gives the same bits on CPU."""
 
-from genray.core.allocator import keep_freed_memory
+from genray.core.allocator import keep_freed_memory, use_expandable_segments
 from genray.core.determinism import deterministic
 from genray.core.threads import threads_kept
 from genray.evaluation import Evaluator, chunks, join_flags
 from genray.learners.base_learner import BaseLearner
 from genray.learners.global_learner import GlobalLearner
+from genray.run.device_memory import check_device_memory, naming_memory
 from genray.run.devices import alone_lines, device_names, evaluation_threads, learner_threads, local_device
 from genray.runtime.protocols import Progress, Recorder
 from genray.types import WeightSnapshot
@@ -23,6 +24,9 @@ def run_local(recorder: Recorder, progress: Progress) -> dict:
     """
     keep_freed_memory()
     config = recorder.setup.config
+    if (device := local_device(config)) == "cuda":
+        use_expandable_segments()
+    check_device_memory(recorder.setup, dict.fromkeys(config.base_learners, 1), device)
     for line in alone_lines(config):
         progress.say(line)
     recorder.begin(device_names(config))
@@ -37,9 +41,10 @@ def _train(recorder, progress):
     for name in config.base_learners:
         threads = learner_threads(config, setup.architecture, name)
         target = setup.target_network(name)
-        learners[name] = BaseLearner(
-            name, plan, setup.build_network(), setup.splits["train"], device, threads, target=target
-        )
+        with naming_memory(setup, name):
+            learners[name] = BaseLearner(
+                name, plan, setup.build_network(), setup.splits["train"], device, threads, target=target
+            )
         learners[name].on_step = lambda: progress.steps(sum(lr.step for lr in learners.values()) / len(learners))
     glob = GlobalLearner(config)
     threads = evaluation_threads(config, setup.architecture)
@@ -51,7 +56,10 @@ def _train(recorder, progress):
             learner.load_state_dict(state["learners"][name])
 
     for window in plan.windows[first:]:
-        stats = {name: learner.run_window(window.start, window.stop) for name, learner in learners.items()}
+        stats = {}
+        for name, learner in learners.items():
+            with naming_memory(setup, name):
+                stats[name] = learner.run_window(window.start, window.stop)
         scores, shipped, own = None, None, {}
         if window.evaluate and config.evaluation.base_learners:  # before theta_g replaces the raw weights
             own = {name: evaluator.evaluate(learner.model_snapshot(), split) for name, learner in learners.items()}

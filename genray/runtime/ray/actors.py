@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from genray.core.allocator import keep_freed_memory
+from genray.core.allocator import keep_freed_memory, limit_to_share, use_expandable_segments
 from genray.core.determinism import use_deterministic_kernels
 from genray.core.user_code import give
 from genray.errors import PlacementError
@@ -18,6 +18,7 @@ from genray.learners.base_learner import BaseLearner
 from genray.learners.crafting import share_crafting
 from genray.learners.global_learner import GlobalLearner
 from genray.parallel import torch_groups
+from genray.run.device_memory import check_device_memory, naming_memory
 from genray.run.setup import RunSetup
 
 # A second thread, so that `status` answers while a window runs. Ray would still hold it back behind any earlier call
@@ -59,9 +60,10 @@ class _Worker:
         self.setup, self.threads = unpack(setup, splits), threads
         if setup.config.compute.deterministic:
             use_deterministic_kernels()
+        keep_freed_memory()
+        use_expandable_segments()
         self.device = actor_device(setup.config.device)
         torch.set_num_threads(threads)
-        keep_freed_memory()
 
     @cached_property
     def evaluator(self):
@@ -99,10 +101,19 @@ class BaseLearnerActor(_Worker):
     ):
         super().__init__(setup, splits, threads)
         self.worker, self.own, self.everyone = worker, worker.own, worker.everyone
+        # Not the evaluator: a tenth of a GPU's time is not a tenth of its memory.
+        share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
+        limit_to_share(self.device, share)
+        check_device_memory(self.setup, {worker.learner: worker.size}, self.device, share)
+        with naming_memory(self.setup, worker.learner, worker.size):
+            self._build(worker, threads, state)
+        self.last_line = -SECONDS_BETWEEN_LINES
+
+    def _build(self, worker, threads, state):
         train, network = self.setup.splits["train"].to(self.device), self.setup.build_network()
         options: dict[str, Any] = {"process_group": self.own, "pack": self.everyone is not None}
         options["target"] = self.setup.target_network(worker.learner)
-        self.learner = BaseLearner(worker.learner, setup.plan, network, train, self.device, threads, **options)
+        self.learner = BaseLearner(worker.learner, self.setup.plan, network, train, self.device, threads, **options)
         if self.everyone:
             guest = self.setup.build_network()
             self.learner.shared_crafting = share_crafting(
@@ -110,7 +121,6 @@ class BaseLearnerActor(_Worker):
             )
         if state is not None:
             self.learner.load_state_dict(state)
-        self.last_line = -SECONDS_BETWEEN_LINES
 
     def __repr__(self):
         return f"BaseLearnerActor({self.title})"
@@ -132,7 +142,8 @@ class BaseLearnerActor(_Worker):
     @ray.method(num_returns=2)
     def run_window(self, start, stop, hands_over, after=None):
         """Runs a window; returns its stats, and the contribution to theta_g if `hands_over`, else None."""
-        stats = self.learner.run_window(start, stop)
+        with naming_memory(self.setup, self.worker.learner, self.worker.size):
+            stats = self.learner.run_window(start, stop)
         self._log(stats)
         # Ray copies a result into the object store before the actor's next call runs: one copy is enough.
         return stats, self.learner.contribution(private=False) if hands_over else None
