@@ -57,7 +57,7 @@ def our_flags(model, images, labels, classes, threat, column, engine):
     todo = TaskQueue(request, len(labels))
     for task, result in run_here(todo, model, images, labels, classes, "cpu"):
         todo.finish(task, result)
-    return torch.from_numpy(join(todo.results)[threat.norm, column])
+    return torch.from_numpy(join(todo)[threat.norm, column])
 
 
 def main():

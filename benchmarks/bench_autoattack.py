@@ -65,7 +65,7 @@ def run(way, model, test, classes, threat, column):
                 left.finished(task, result)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     told = [after / (seconds - at) for at, after in told if 60 <= at < 0.95 * seconds]
-    return Run(seconds, cpu, join(todo.results)[threat.norm, column], told)
+    return Run(seconds, cpu, join(todo)[threat.norm, column], told)
 
 
 def compare(args, model, test, classes, threat, column):

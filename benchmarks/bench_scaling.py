@@ -74,7 +74,7 @@ def evaluation(args):
         )
         for task, result in found:
             todo.finish(task, result)
-        standing.add(int(join(todo.results)[threat.norm, "aa"].sum()))
+        standing.add(int(join(todo)[threat.norm, "aa"].sum()))
 
     print(f"AutoAttack ({args.engine}) {threat}, {len(test)} examples")
     record = compare(args, {workers: partial(attacked_by, workers) for workers in args.workers})

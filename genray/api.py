@@ -4,7 +4,7 @@ Each imports what it needs when it is called, so that `genray --help` loads neit
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     Labeller: TypeAlias = Model | str | os.PathLike[str]
     Unlabelled: TypeAlias = Images | str | None
     Names: TypeAlias = str | Iterable[str]
-    Radii: TypeAlias = float | str | Fraction | Mapping[str, float | str | Fraction] | None
+    Radius: TypeAlias = float | str | Fraction
+    Radii: TypeAlias = Radius | Sequence[Radius] | Mapping[str, Radius | Sequence[Radius]] | None
     Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     EpochCallback: TypeAlias = Callable[[dict[str, Any]], object]
     PlanCallback: TypeAlias = Callable[[str], object]
@@ -156,8 +157,9 @@ def evaluate(
             `package.module:CLASS` (docs/own.md); or one string "pgd20,aa".
         norms: of "linf", "l2", "l1".
         epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the string "8/255"), or the radius alone
-            with one norm. By default the radii that a model of genray was trained for, else those of the papers:
-            8/255, 128/255 and 12.
+            with one norm. A list of radii gives the curve over them: what falls at a radius has fallen at every larger
+            one, and only what stands is attacked again. By default the radii that a model of genray was trained for,
+            else those of the papers: 8/255, 128/255 and 12.
         step_size: norm -> step size of pgd20, pgd100, mim and cw; epsilon / 4 by default.
         num_classes: K; by default the number of logits.
         seed: of all random numbers.
@@ -177,8 +179,9 @@ def evaluate(
         data: {"source", "split"} for the record.
 
     Returns:
-        The record: `natural`, `norms`, `union` (several norms), `findings` (reasons to distrust a number) and
-        `protocol`. Accuracies are fractions with 95 % Wilson intervals.
+        The record: `natural`, `norms` (a part a norm, or "linf_8/255" a radius where a norm has several), `union`
+        (several norms), `findings` (reasons to distrust a number) and `protocol`. Accuracies are fractions with 95 %
+        Wilson intervals.
 
     Raises:
         InputError: arguments, data or folder are wrong; nothing was evaluated.

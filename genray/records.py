@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, RootModel, WithJsonSchem
 
 from genray.config.model import Described, collect, wrong
 from genray.errors import InputError, one_line
+from genray.types import ball_names
 
 
 class Damaged(InputError):
@@ -253,11 +254,12 @@ class EvaluationRecord(Record):
     protocol: EvaluationProtocol
 
     def problems(self):
-        for threat in self.protocol.threats:
-            columns = self.norms[threat.norm].columns if threat.norm in self.norms else {}
+        threats = self.protocol.threats
+        for ball, threat in zip(ball_names({"norm": t.norm, "epsilon": t.epsilon} for t in threats), threats):
+            columns = self.norms[ball].columns if ball in self.norms else {}
             for attack in threat.attacks:
                 if attack.name not in columns:
-                    yield f"norms.{threat.norm}.columns.{attack.name}: missing"
+                    yield f"norms.{ball}.columns.{attack.name}: missing"
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The two small records that cross layer boundaries."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -50,6 +52,17 @@ class WeightSnapshot:
     step: int
     weights: np.ndarray
     counters: np.ndarray
+
+
+def ball_names(threats: Iterable[dict]) -> list[str]:
+    """What records call each ball: its norm or, where the norm has several radii, norm and radius, "linf_8/255".
+
+    Args:
+        threats: threat models as `ThreatModel.record` gives them.
+    """
+    balls = [(threat["norm"], threat["epsilon"]) for threat in threats]
+    radii = Counter(norm for norm, _ in balls)
+    return [norm if radii[norm] == 1 else f"{norm}_{radius}" for norm, radius in balls]
 
 
 def fraction_text(value: Fraction) -> str:

@@ -28,7 +28,7 @@ def main(args):
         _mixtures(args)
         return
     from genray.evaluation.published import row_of_run
-    from genray.evaluation.record import record_table
+    from genray.evaluation.record import parts_of, record_table
     from genray.evaluation.sources import load, look_at
     from genray.recording.evaluation_folder import check_place
     from genray.recording.progress import Progress
@@ -41,8 +41,9 @@ def main(args):
     model, split = load(named, Progress())
     examples = split if args.examples is None else split.first(args.examples, "--examples")
     record = _evaluate(args, model, examples, replace(asked, output=where))
-    radii = [Fraction(t["epsilon"]) for t in record["protocol"]["threats"] if t["norm"] == "linf"]
-    print(record_table(record, row_of_run(named.config, "linf", radii[0]) if named.config and radii else None))
+    balls = [(ball, threat) for ball, threat, _ in parts_of(record) if named.config and threat["norm"] == "linf"]
+    published = {ball: row_of_run(named.config, "linf", Fraction(threat["epsilon"])) for ball, threat in balls}
+    print(record_table(record, published))
     print(f"everything is in {where}")
 
 
@@ -115,7 +116,10 @@ def _place(args, asked, named):
     from genray.storage import Storage
 
     request = asked.request()
-    radii = {threat.norm: fraction_text(threat.epsilon) for threat in request.threats}
+    radii: dict[str, str] = {}
+    for threat in request.threats:
+        before = f"{radii[threat.norm]}:" if threat.norm in radii else ""
+        radii[threat.norm] = before + fraction_text(threat.epsilon)
     key = {"attacks": sorted(request.attacks), "radii": radii, "steps": request.step_sizes}
     key |= {"engine": engines_text(args.engine, radii), "seed": args.seed, "block_size": args.block_size}
     key |= {"examples": args.examples, "data": named.source}
@@ -170,7 +174,9 @@ def parse_args(argv):
     )
     parser.add_argument("--norms", default="linf", metavar="NORM,...", help="of linf, l2, l1")
     parser.add_argument(
-        "--epsilon", metavar="RADIUS", help="8/255, or linf=8/255,l2=0.5 (default: the run's, or papers')"
+        "--epsilon",
+        metavar="RADIUS",
+        help="8/255, a curve 2/255,4/255,8/255, by norm linf=2/255:8/255,l2=0.5 (default: the run's, or papers')",
     )
     parser.add_argument(
         "--step-size", metavar="SIZE", help="of PGD, MIM and CW: 2/255, or linf=2/255,l2=0.1 (default: epsilon / 4)"

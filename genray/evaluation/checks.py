@@ -27,7 +27,8 @@ def look_at_origin(origin, threats, image_shape) -> list[str]:
         image_shape: (C, H, W).
     """
     findings = list(origin.findings)
-    other = [threat for threat in threats if threat not in origin.threats] if origin.threats else []
+    of_training = {threat.norm for threat in threats if threat in origin.threats}  # the other radii make its curve
+    other = [threat for threat in threats if threat.norm not in of_training] if origin.threats else []
     if other:
         made_for = ", ".join(map(str, origin.threats))
         findings.append(f"measured at {', '.join(map(str, other))}, the model was trained for {made_for}")

@@ -7,6 +7,7 @@ of the clean images and usual values of the others; measurements of finished tas
 
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from genray.attacks.auto import MEMBERS
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
@@ -25,33 +26,30 @@ PATIENCE_S = 5.0  # a smaller delay of a task is ignored
 
 def resisting_cost(request: Request, num_examples: int, num_classes: int) -> float:
     """Forward passes of an evaluation if every image resists."""
-    return sum(num_examples * _price(request, norm, attack, num_classes) for norm, attack in _kinds(request))
+    return sum(num_examples * _price(request, ball, attack, num_classes) for ball, attack in _kinds(request))
 
 
-def _kinds(request):
-    """(norm, attack) of all tasks, cascade members included, in about the order of execution."""
-    found, later = [("none", NATURAL)], {member: [] for member in CASCADE}
-    for threat in request.threats:
-        for attack in request.columns(threat.norm):
-            if attack == "aa":
-                for member in CASCADE:
-                    later[member].append((threat.norm, f"{STAGE}{member}"))
-            else:
-                found.append((threat.norm, attack))
-    return found + [key for keys in later.values() for key in keys]
+def _kinds(request) -> dict:
+    """(ball, attack) of all tasks, cascade members included, in about the order of execution -> the stage before."""
+    chains = request.chains()
+    found: dict[tuple[str, str], tuple[str, str] | None] = {("none", NATURAL): None}
+    for stages in zip_longest(*chains):
+        found |= {stage: chain[chain.index(stage) - 1] if stage != chain[0] else None
+                  for chain, stage in zip(chains, stages) if stage is not None}  # fmt: skip
+    return found
 
 
-def _price(request, norm, attack, num_classes) -> float:
+def _price(request, ball, attack, num_classes) -> float:
     """Forward passes of an example that resists, with the one that judges it."""
     if attack == NATURAL:
         return 1.0
-    _, described = build_evaluation_attack(attack.removeprefix(STAGE), request.settings(norm, num_classes))
+    _, described = build_evaluation_attack(attack.removeprefix(STAGE), request.settings(ball, num_classes))
     return 1.0 + FORWARDS_A_PASS * described.passes + described.queries
 
 
 @dataclass
 class TaskTimes:
-    """All tasks of an attack in a norm: the expectation, and the measurements of finished ones.
+    """All tasks of an attack in a ball: the expectation, and the measurements of finished ones.
 
     Attributes:
         price: forward passes of an example that resists.
@@ -89,14 +87,15 @@ class TimeLeft:
     def __init__(self, request, num_examples, num_classes, together=1, clock=lambda: time.perf_counter()):
         self.request, self.num_examples, self.together = request, num_examples, together
         self.clock, self.moved, self.right = clock, None, {}
-        self.kinds = {key: self._kind(*key, num_classes) for key in _kinds(request)}
+        self.before = _kinds(request)
+        self.kinds = {key: self._kind(*key, num_classes) for key in self.before}
         self.natural = self.kinds["none", NATURAL]
 
-    def _kind(self, norm, attack, num_classes):
-        name, price = attack.removeprefix(STAGE), _price(self.request, norm, attack, num_classes)
+    def _kind(self, ball, attack, num_classes):
+        name, price = attack.removeprefix(STAGE), _price(self.request, ball, attack, num_classes)
         if name not in MEMBERS:
             return TaskTimes(price)
-        engine = self.request.engine_of(norm)
+        engine = self.request.engine_of(self.request.balls()[ball].norm)
         leaves = LEFT_BY.get(name, FIRST_LEAVES) if attack.startswith(STAGE) else FIRST_LEAVES
         return TaskTimes(price, COST_OF_THE_FALLEN[engine], leaves)
 
@@ -112,9 +111,9 @@ class TimeLeft:
         self.moved = self.clock()
 
     def _count(self, task, result):
-        kind, flags = self.kinds[task.norm, task.attack], result.flags[task.attack]
-        later_member = task.attack.startswith(STAGE) and task.attack != f"{STAGE}{CASCADE[0]}"
-        attacked = len(flags) if task.attack == NATURAL or later_member else self.right.get(task.block, len(flags))
+        key, flags = (task.ball, task.attack), result.flags[task.attack]
+        kind, is_later = self.kinds[key], self.before[key] is not None
+        attacked = len(flags) if task.attack == NATURAL or is_later else self.right.get(task.block, len(flags))
         kind.attacked += attacked
         kind.stood += int(flags.sum())
         kind.seconds += result.seconds
@@ -159,19 +158,18 @@ class TimeLeft:
         return self.natural.seconds / self.natural.attacked if self.natural.attacked else None
 
     def _attacked_later(self) -> dict:
-        """(norm, attack) -> expected number of examples that are still to be attacked."""
+        """(ball, attack) -> expected number of examples that are still to be attacked."""
         natural = self.natural
         clean = self.num_examples - natural.attacked
         share = natural.stood / natural.attacked if natural.attacked else 1.0
         right = natural.stood + clean * share
-        reach, found = {}, {}
-        for norm, attack in self.kinds:
-            kind = self.kinds[norm, attack]
-            of_all = self.num_examples if kind is natural else right
-            wanted = reach.get(norm, right) if attack.startswith(STAGE) else of_all
-            found[norm, attack] = max(0.0, wanted - kind.attacked)
+        reach, found = {}, {}  # type: ignore[var-annotated]
+        for (ball, attack), before in self.before.items():
+            key = ball, attack
+            kind = self.kinds[key]
+            wanted = self.num_examples if kind is natural else right if before is None else reach[before]
+            found[key] = max(0.0, wanted - kind.attacked)
             if attack == f"{STAGE}apgd_t":
-                kind.leaves = self.kinds[norm, f"{STAGE}{CASCADE[0]}"].survival ** LEFT_BY_TARGETS
-            if attack.startswith(STAGE):
-                reach[norm] = kind.stood + found[norm, attack] * kind.survival
+                kind.leaves = self.kinds[ball, f"{STAGE}{CASCADE[0]}"].survival ** LEFT_BY_TARGETS
+            reach[key] = kind.stood + found[key] * kind.survival
         return found

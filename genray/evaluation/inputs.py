@@ -1,8 +1,10 @@
 """Checks the arguments of an evaluation before anything is computed: one line for each mistake."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from genray.config.values import AsTuple, Exact
 from genray.errors import ConfigError, DataError, one_line
 from genray.evaluation.engines import ENGINES
 from genray.evaluation.job import Request, as_pixels
-from genray.types import NORMS, ThreatModel
+from genray.types import NORMS, ThreatModel, fraction_text
 
 # The radii of papers, used if neither the user nor the run sets one (methods C10).
 RADII = {"linf": "8/255", "l2": "128/255", "l1": "12"}
@@ -47,11 +49,16 @@ class EvaluationArguments:
             ConfigError: an attack, a norm, a radius, a step size or the engine is wrong.
         """
         norms = names(self.norms)
-        threats = tuple(ThreatModel(norm, radius) for norm, radius in radii(norms, self.epsilon, own).items())
+        of_norms = radii(norms, self.epsilon, own)
+        threats = tuple(ThreatModel(norm, radius) for norm, values in of_norms.items() for radius in values)
         if self.engine is not None:
             _checked(engine=self.engine)
         size = {"block_size": self.block_size} if self.block_size else {}
         steps = step_sizes(norms, self.step_size)
+        for norm in steps:
+            if len(of_norms[norm]) > 1:
+                several = ", ".join(map(fraction_text, of_norms[norm]))
+                raise ConfigError(f"step_size.{norm}: expected none with several radii ({several}): it is epsilon / 4")
         request = Request(threats, names(self.attacks), steps, self.seed, engine=self.engine, **size)
         for norm in norms:
             request.columns(norm)
@@ -126,7 +133,6 @@ class _Radii(Section):
 
 class _Wanted(Section):
     norms: Annotated[tuple[Norm, ...], AsTuple, Field(min_length=1)] = option(NORMS, "of the balls")
-    epsilon: _Radii = option(_Radii, "norm: radius")
     step_size: dict[str, Exact] = option(dict, "norm: step size", gt=0)
     engine: Literal[tuple(ENGINES)] | None = option(  # type: ignore[valid-type]  # one list of names
         None, "code of AutoAttack's members"
@@ -140,12 +146,12 @@ def _checked(**given):
     return value
 
 
-def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
-    """norm -> exact radius, in the order asked for.
+def radii(norms, epsilon, own=RADII) -> dict[str, tuple[Fraction, ...]]:
+    """norm -> exact radii, the smallest first; the norms in the order asked for.
 
     Args:
         norms: of "linf", "l2", "l1".
-        epsilon: norm -> radius, or the radius of a single norm.
+        epsilon: norm -> radius or radii, or those of a single norm.
         own: norm -> radius of the model, used where `epsilon` has none; the last choice is the radius of papers.
 
     Raises:
@@ -153,8 +159,20 @@ def radii(norms, epsilon, own=RADII) -> dict[str, Fraction]:
     """
     norms = _checked(norms=tuple(norms)).norms
     given = {**RADII, **own, **_by_norm("epsilon", epsilon, norms)}
-    found = _checked(epsilon={norm: given[norm] for norm in norms}).epsilon
-    return {norm: getattr(found, norm) for norm in norms}
+    found, problems = {}, []
+    for norm in norms:
+        values = given[norm] if isinstance(given[norm], (list, tuple)) else (given[norm],)
+        checked = [collect(_Radii, {norm: value}) for value in values]
+        problems += [f"epsilon.{problem}" for _, of_value in checked for problem in of_value]
+        found[norm] = tuple(sorted(getattr(of, norm) for of, wrong in checked if not wrong))
+        if not checked:
+            problems.append(f"epsilon.{norm}: expected at least one radius, got none")
+        for smaller, larger in pairwise(found[norm]):
+            if smaller == larger:
+                problems.append(f"epsilon.{norm}: expected different radii, got {fraction_text(larger)} twice")
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def step_sizes(norms, step_size) -> dict[str, float]:
@@ -179,6 +197,17 @@ def _by_norm(name, value, norms):
 
 
 def given_by_norm(option, text, norms) -> dict:
-    """norm -> text, from "8/255" (one norm) or "linf=8/255,l2=0.5"; empty for None."""
-    pairs = dict(pair.partition("=")[::2] for pair in text.split(",")) if text and "=" in text else text
-    return _by_norm(option, pairs, norms)
+    """norm -> text or texts, from "8/255" or "2/255,8/255" (one norm) or "linf=2/255:8/255,l2=0.5"; empty for None."""
+    if not text:
+        return _by_norm(option, text, norms)
+    if "=" not in text:
+        return _by_norm(option, _one_or_several(text.replace(",", ":")), norms)
+    pairs = [pair.partition("=")[::2] for pair in text.split(",")]
+    for norm, count in Counter(norm for norm, _ in pairs).items():
+        if count > 1:
+            raise ConfigError(f"{option}: expected several radii as {norm}=2/255:8/255, got {norm}= twice")
+    return _by_norm(option, {norm: _one_or_several(values) for norm, values in pairs}, norms)
+
+
+def _one_or_several(text):
+    return text.split(":") if ":" in text else text

@@ -4,15 +4,16 @@ A task is one attack in one norm on one *block*: a fixed range of consecutive ex
 workers or batches, carry the random numbers of attacks that draw for a whole batch, so results depend on the block
 size (which is part of the protocol) and on nothing else.
 
-AutoAttack's members run one after another. The examples that resist a member are packed into full blocks again, in
-order, so that the last and longest attacks use all workers. These tasks become known when the member before finishes;
-their examples depend on its flags alone.
+AutoAttack's members run one after another, and so do the radii of a norm. The examples that resist a member, or a
+radius, are packed into full blocks again, in order, so that the last and longest attacks use all workers. These tasks
+become known when the stage before finishes; their examples depend on its flags alone.
 """
 
 import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ from genray.core.threads import threads_kept, work_threads
 from genray.core.user_code import find, is_own
 from genray.evaluation.engines import copies_kept, engine_of
 from genray.evaluation.robust import correct_flags
-from genray.evaluation.suite import ATTACKS, AttackSettings, build_evaluation_attack, expand_names, stage
+from genray.evaluation.suite import ATTACKS, CASCADE, AttackSettings, build_evaluation_attack, expand_names, stage
 from genray.models.flops import forward_flops
-from genray.types import ThreatModel
+from genray.types import ThreatModel, ball_names
 
 NATURAL = "natural"
 STAGE = "aa_"  # prefix of a cascade member's name
@@ -39,7 +40,7 @@ class Request:
     """An evaluation.
 
     Attributes:
-        threats: threat models, one a norm.
+        threats: threat models; of one norm, the smallest radius first.
         attacks: names of columns or groups.
         step_sizes: norm -> step size of the gradient attacks; epsilon / 4 by default.
         seed: of all random numbers.
@@ -70,10 +71,28 @@ class Request:
         """The engine of AutoAttack's members in one norm."""
         return engine_of(self.engine, norm)
 
-    def settings(self, norm, num_classes) -> AttackSettings:
-        """Settings of the attacks in one norm."""
-        threat = next(threat for threat in self.threats if threat.norm == norm)
-        return AttackSettings(threat, num_classes, self.seed, self.step_sizes.get(norm), self.engine)
+    def balls(self) -> dict[str, ThreatModel]:
+        """The threat models by their `ball_names`."""
+        return dict(zip(ball_names(threat.record() for threat in self.threats), self.threats))
+
+    def chains(self) -> list[list[tuple[str, str]]]:
+        """For each norm and column, the (ball, attack) of its stages: each attacks what resists the one before.
+
+        A column has a stage a radius, `aa` one a member of the cascade and radius: what fell has fallen at every
+        larger radius.
+        """
+        found, balls = [], self.balls()
+        for norm in dict.fromkeys(threat.norm for threat in self.threats):
+            of_norm = [ball for ball, threat in balls.items() if threat.norm == norm]
+            for column in self.columns(norm):
+                attacks = [f"{STAGE}{member}" for member in CASCADE] if column == "aa" else [column]
+                found.append([(ball, attack) for ball in of_norm for attack in attacks])
+        return found
+
+    def settings(self, ball, num_classes) -> AttackSettings:
+        """Settings of the attacks in one ball."""
+        threat = self.balls()[ball]
+        return AttackSettings(threat, num_classes, self.seed, self.step_sizes.get(threat.norm), self.engine)
 
 
 def default_block_size(shape) -> int:
@@ -88,17 +107,17 @@ def default_block_size(shape) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One attack (or `natural`, of no norm; or a member of the cascade, `aa_<member>`) on one block."""
+    """One attack (or `natural`, in the ball "none"; or a member of the cascade, `aa_<member>`) on one block."""
 
     attack: str
-    norm: str
+    ball: str  # of `Request.balls`
     block: int
-    examples: tuple[int, ...] | None = None  # in the cascade: positions in the data set; None: the block's range
+    examples: tuple[int, ...] | None = None  # positions in the data set; None: the block's range
 
     @property
     def key(self) -> str:
         """A file name."""
-        return f"{self.norm}-{self.attack.replace(':', '.')}-{self.block:06d}"
+        return quote(f"{self.ball}-{self.attack.replace(':', '.')}-{self.block:06d}", safe="=")
 
 
 @dataclass(frozen=True)
@@ -176,12 +195,13 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
         return BlockResult({NATURAL: natural.numpy()}, 0.0, tuple(problems), time.perf_counter() - began)
     keep = natural.nonzero().flatten()
     at = keep.to(device)
-    settings = request.settings(task.norm, num_classes)
+    settings = request.settings(task.ball, num_classes)
+    threat = settings.threat
     adversarial = _attacked(task, request, settings, model, x[at], y[at], [examples[i] for i in keep])
     survived = correct_flags(model, adversarial, y[at]) if len(keep) else keep.bool()
     flags = np.zeros(len(x), dtype=bool)
     flags[keep.numpy()] = survived.numpy()
-    longest, problems = check_points(x[at], adversarial, task.norm, settings.threat.radius)
+    longest, problems = check_points(x[at], adversarial, threat.norm, threat.radius)
     problems += check_scores(model, adversarial, y[at], survived)
     return BlockResult({task.attack: flags}, longest, tuple(problems), time.perf_counter() - began)
 

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from genray.evaluation.checks import look_at_numbers
 from genray.evaluation.engines import engines_text, not_by_the_package
-from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
+from genray.evaluation.job import NATURAL, STAGE, Request
 from genray.evaluation.results import accuracy
 from genray.evaluation.suite import CASCADE, build_evaluation_attack
+from genray.evaluation.task_queue import TaskQueue
 from genray.tables import Table, TableRow, accuracy_cell, aligned, head_of
-from genray.types import ThreatModel
+from genray.types import ThreatModel, ball_names
 
 
 def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> dict:
@@ -30,35 +31,33 @@ def protocol(request: Request, data: dict, num_classes: int, versions: dict) -> 
         versions: of the packages.
     """
     threats, engines = [], {}
-    for threat in request.threats:
+    for ball, threat in request.balls().items():
         attacks = []
         for name in request.columns(threat.norm):
-            _, description = build_evaluation_attack(name, request.settings(threat.norm, num_classes))
+            _, description = build_evaluation_attack(name, request.settings(ball, num_classes))
             attack = asdict(description)
             engines.setdefault(threat.norm, {})[name] = attack.pop("engine")
             attacks.append(attack)
         threats.append({**threat.record(), "attacks": attacks})
     stated = {"data": data, "threats": threats, "seed": request.seed, "block_size": request.block_size}
-    norms = [threat.norm for threat in request.threats]
+    norms = list(dict.fromkeys(threat.norm for threat in request.threats))
     stated |= {"engine": engines_text(request.engine, norms), "num_classes": num_classes}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
     return {**stated, "interval": "95 % Wilson", "hash": digest, "engines": engines, "versions": versions}
 
 
-def join(results: dict[Task, BlockResult]) -> dict:
-    """(norm, column) -> flags of all examples; `natural` has norm "none", and `aa` is the cascade's last member."""
-    blocks, cascades = {}, {}
-    for task in sorted(results, key=lambda task: task.block):
-        if task.examples is None:
-            blocks.setdefault((task.norm, task.attack), []).append(results[task].flags[task.attack])
-        else:
-            cascades.setdefault(task.norm, []).append(task)
-    flags = {key: np.concatenate(parts) for key, parts in blocks.items()}
-    for norm, stages in cascades.items():
-        stood = {f"{STAGE}{member}": np.zeros(len(flags["none", NATURAL]), dtype=bool) for member in CASCADE}
-        for task in stages:
-            stood[task.attack][list(task.examples)] = results[task].flags[task.attack]
-        flags |= {(norm, "aa"): stood[f"{STAGE}{CASCADE[-1]}"]} | {(norm, name): f for name, f in stood.items()}
+def join(queue: TaskQueue) -> dict:
+    """(ball, column) -> flags of all examples; `natural` has ball "none", and `aa` is the cascade's last member.
+
+    Where a norm has several radii, the flags say what stands at this radius and at every smaller one.
+    """
+    flags: dict[tuple[str, str], np.ndarray] = {}
+    for ball, attack in queue.column_of:
+        if attack == f"{STAGE}{CASCADE[0]}":
+            flags[ball, "aa"] = flags[ball, f"{STAGE}{CASCADE[-1]}"] = np.zeros(queue.num_examples, dtype=bool)
+        flags.setdefault((ball, attack), np.zeros(queue.num_examples, dtype=bool))
+    for task, result in queue.results.items():
+        flags[task.ball, task.attack][list(queue.examples(task))] = result.flags[task.attack]
     return flags
 
 
@@ -75,26 +74,26 @@ def build_record(request, flags, results, labels, model_findings, stated) -> dic
     """
     natural = flags[("none", NATURAL)]
     norms = {}
-    for threat in request.threats:
-        columns = {name: values for (norm, name), values in flags.items() if norm == threat.norm}
+    for ball in request.balls():
+        columns = {name: values for (of, name), values in flags.items() if of == ball}
         rates = {NATURAL: float(natural.mean())} | {name: float(values.mean()) for name, values in columns.items()}
-        norms[threat.norm] = {
+        norms[ball] = {
             "columns": {name: _column(values, labels) for name, values in columns.items()},
-            "union": _column(union(flags, threat.norm), labels),
-            "findings": look_at_numbers(rates, len(labels)) + _point_findings(results, threat.norm),
+            "union": _column(union(flags, ball), labels),
+            "findings": look_at_numbers(rates, len(labels)) + _point_findings(results, ball),
         }
     findings = [*model_findings, *_point_findings(results, "none")]
     record = {"natural": _column(natural, labels), "norms": norms, "findings": findings}
-    if len(request.threats) > 1:
+    if len({threat.norm for threat in request.threats}) > 1:
         record["union"] = _column(union(flags), labels)
     return {**record, "protocol": stated}
 
 
-def union(flags, of_norm=None):
-    """Examples that are classified correctly and survive every attack in one norm or, without one, in every norm."""
+def union(flags, of_ball=None):
+    """Examples that are classified correctly and survive every attack in one ball or, without one, in every ball."""
     alive = flags[("none", NATURAL)].copy()
-    for (norm, _), values in flags.items():
-        if norm != "none" and of_norm in (None, norm):
+    for (ball, _), values in flags.items():
+        if ball != "none" and of_ball in (None, ball):
             alive &= values
     return alive
 
@@ -104,64 +103,98 @@ def _column(values, labels):
     return {**accuracy(values), "per_class": per_class}
 
 
-def _point_findings(results, norm):
+def _point_findings(results, ball):
     found = {}
     for task, result in results.items():
-        if task.norm == norm:
+        if task.ball == ball:
             for problem in result.problems:
                 found.setdefault(f"{task.attack}: {problem}", []).append(task.block)
     return [f"{problem} (blocks {', '.join(map(str, sorted(blocks)))})" for problem, blocks in sorted(found.items())]
 
 
 def flags_parquet(flags, labels) -> bytes:
-    """Per-example flags as a Parquet file: one row an example, one column a norm and attack."""
+    """Per-example flags as a Parquet file: one row an example, one column a ball and attack."""
     columns = {"index": np.arange(len(labels)), "label": labels}
-    for (norm, name), values in sorted(flags.items()):
-        columns[name if norm == "none" else f"{norm}_{name}"] = values
+    for (ball, name), values in sorted(flags.items()):
+        columns[name if ball == "none" else f"{ball}_{name}"] = values
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     return buffer.getvalue()
 
 
 def record_table(record: dict, published: dict | None = None) -> str:
-    """The record as text: a row a norm, the paper's column order, accuracies in % with intervals below.
+    """The record as text: a table a ball, the paper's column order, accuracies in % with intervals below.
 
     Args:
         record: result of `build_record`.
-        published: {"row": label, "values": {column: per cent}} to print below those of linf, or None.
+        published: ball -> {"row": label, "values": {column: per cent}} to print below its accuracies; None: none.
     """
     lines = []
-    for threat in record["protocol"]["threats"]:
-        norm = threat["norm"]
+    for ball, threat, part in parts_of(record):
         columns = {NATURAL: record["natural"]}
-        columns |= {a["name"]: record["norms"][norm]["columns"][a["name"]] for a in threat["attacks"]}
-        if len(columns) > 2 and "union" in record["norms"][norm]:
-            columns["union"] = record["norms"][norm]["union"]
+        columns |= {a["name"]: part["columns"][a["name"]] for a in threat["attacks"]}
+        if len(columns) > 2 and "union" in part:
+            columns["union"] = part["union"]
         lines.append(f"{ThreatModel.of(threat)}, {_examples(record)}")
-        lines += _rows(columns, published if norm == "linf" else None)
-        lines += [f"  ! {finding}" for finding in record["norms"][norm]["findings"]]
+        lines += _rows(columns, (published or {}).get(ball))
+        lines += [f"  ! {finding}" for finding in part["findings"]]
         notes = dict.fromkeys(
             note for attack in threat["attacks"] for note in attack["notes"]
         )  # AA repeats its members'
         lines += [f"  note: {note}" for note in (*notes, not_by_the_package(record["protocol"], threat)) if note]
     if "union" in record:
-        cell = accuracy_cell(record["union"])
-        lines.append(f"union of all norms and attacks: {cell.number} {cell.between}")
+        cell, several = accuracy_cell(record["union"]), len(record["norms"]) > len(largest_balls(record))
+        lines.append(
+            f"union of all norms{' at their largest radii' * several} and attacks: {cell.number} {cell.between}"
+        )
+    for norm, columns in curves(record).items():
+        lines += _curve_rows(norm, columns) if len(next(iter(columns.values()), ())) > 2 else []
     lines += [f"! {finding}" for finding in record["findings"]]
     lines.append(f"accuracy in % with its 95 % Wilson interval; protocol {record['protocol']['hash']}")
     return "\n".join(lines)
 
 
 def tables_of(record: dict) -> list[Table]:
-    """The record as one table for each norm."""
+    """The record as one table for each ball."""
     tables = []
-    for threat in record["protocol"]["threats"]:
-        part, title = record["norms"][threat["norm"]], f"{ThreatModel.of(threat)}, {_examples(record)}"
+    for ball, threat, part in parts_of(record):
+        title = f"{ThreatModel.of(threat)}, {_examples(record)}"
         columns = {NATURAL: record["natural"], **part["columns"]}
         row = TableRow(("accuracy in %",), tuple(map(accuracy_cell, columns.values())))
         notes = (*part["findings"], *record["findings"])
-        tables.append(Table(threat["norm"], title, ("",), tuple(map(head_of, columns)), (row,), notes))
+        tables.append(Table(ball, title, ("",), tuple(map(head_of, columns)), (row,), notes))
     return tables
+
+
+def parts_of(record: dict) -> list[tuple[str, dict, dict]]:
+    """(name of the ball, its entry in the protocol, its part of the record), in the order of the protocol."""
+    threats = record["protocol"]["threats"]
+    return [(ball, threat, record["norms"][ball]) for ball, threat in zip(ball_names(threats), threats)]
+
+
+def largest_balls(record: dict) -> list[tuple[str, dict, dict]]:
+    """As `parts_of`, of each norm the ball of the largest radius, which contains the others."""
+    return list({threat["norm"]: (ball, threat, part) for ball, threat, part in parts_of(record)}.values())
+
+
+def curves(record: dict) -> dict[str, dict[str, dict[str, dict]]]:
+    """norm -> column -> radius as text -> accuracy with its interval, from the radius 0, which is natural accuracy."""
+    found: dict = {}
+    for _, threat, part in parts_of(record):
+        of_norm = found.setdefault(threat["norm"], {})
+        for attack in threat["attacks"]:
+            of_column = of_norm.setdefault(attack["name"], {"0": record["natural"]})
+            of_column[threat["epsilon"]] = part["columns"][attack["name"]]
+    return found
+
+
+def _curve_rows(norm, columns):
+    """A row a radius, each accuracy with its interval."""
+    rows = [["epsilon", *columns]]
+    for radius in next(iter(columns.values())):
+        cells = [accuracy_cell(curve[radius]) for curve in columns.values()]
+        rows.append([radius, *(f"{cell.number} {cell.between}" for cell in cells)])
+    return [f"{norm}: accuracy over the radius", *(f"  {line}" for line in aligned(rows, str.rjust))]
 
 
 def _examples(record):

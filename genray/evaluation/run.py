@@ -75,7 +75,7 @@ def run_evaluation(model, x, y, asked: inputs.EvaluationArguments, together: int
             folder.save()
         raise
     results = {task: queue.results[task] for task in queue.known()}  # in an order that does not depend on the workers
-    flags = join(results)
+    flags = join(queue)
     record = build_record(request, flags, results, labels.numpy(), findings, stated)
     if folder:
         try:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from functools import partial
 
 from genray.evaluation.published import published_row
+from genray.evaluation.record import curves
 from genray.recording.table import table_of
 from genray.reporting import plots, run_plots
 from genray.reporting.comparison import READING, Comparison, comparison_table, comparisons
@@ -160,10 +161,10 @@ class _Make:
 
     def radii(self):
         section = ReportSection("epsilon", "Robust accuracy over epsilon")
-        for number, (label, norm, examples, curves) in enumerate(self._curves_over_epsilon(), 1):
+        for number, (label, norm, examples, several) in enumerate(self._curves_over_epsilon(), 1):
             caption = f"{label}: accuracy over the radius of the {norm} ball on {examples} test images, with 95 %"
             caption += " intervals; epsilon 0 is natural accuracy."
-            section.blocks += self.figure(f"epsilon_{number}", caption, partial(plots.over_epsilon, curves, norm))
+            section.blocks += self.figure(f"epsilon_{number}", caption, partial(plots.over_epsilon, several, norm))
         return section
 
     def _curves_over_epsilon(self):
@@ -171,17 +172,14 @@ class _Make:
         labels = {}
         for evaluation in self.found.evaluations:
             record = evaluation.record
-            for threat in record["protocol"]["threats"]:
-                key = evaluation.model, threat["norm"], record["protocol"]["data"]["examples"]
+            for norm, columns in curves(record).items():
+                key = evaluation.model, norm, record["protocol"]["data"]["examples"]
                 labels.setdefault(key, self._label_of(evaluation))
-                curves = by_model[key]
-                part = record["norms"][threat["norm"]]["columns"]
-                for attack in threat["attacks"]:
-                    name = head_of(attack["name"])
-                    curves[name][0.0] = _triple(record["natural"])
-                    curves[name][float(Fraction(threat["epsilon"]))] = _triple(part[attack["name"]])
-        for (model, norm, examples), curves in by_model.items():
-            several = {name: curve for name, curve in curves.items() if len(curve) > 2}
+                for column, curve in columns.items():
+                    points = {float(Fraction(radius)): _triple(found) for radius, found in curve.items()}
+                    by_model[key][head_of(column)] |= points
+        for (model, norm, examples), found in by_model.items():
+            several = {name: curve for name, curve in found.items() if len(curve) > 2}
             if several:
                 yield labels[model, norm, examples], norm, examples, several
 

@@ -10,6 +10,7 @@ from os.path import commonprefix
 from genray.config import RunConfig, to_dict
 from genray.evaluation.engines import not_by_the_package
 from genray.evaluation.published import TABLES, in_the_tables_ball, row_of_run
+from genray.evaluation.record import largest_balls, parts_of
 from genray.reporting.found import Evaluation, Found, Run
 from genray.reporting.paper import paper_table
 from genray.reporting.trials import data_name
@@ -243,18 +244,19 @@ def _of_evaluations(found):
 
 def _by_norm(record):
     """(norm, epsilon, decimal), accuracies under attack, findings and facts: of each norm, and of several together."""
-    protocol, norms, threats = record["protocol"], record["norms"], record["protocol"]["threats"]
-    unions = {norm: part["union"] for norm, part in norms.items() if part.get("union")}
-    for threat in threats:
-        norm, columns = threat["norm"], norms[threat["norm"]]["columns"]
-        values = {a["name"]: columns[a["name"]] for a in threat["attacks"]}
-        values |= {"union": unions[norm]} if norm in unions and len(values) > 1 else {}
-        ball = norm, threat["epsilon"], float(threat["epsilon_decimal"])
-        yield ball, values, norms[norm]["findings"], _facts(protocol, [threat])
+    protocol = record["protocol"]
+    for _, threat, part in parts_of(record):
+        values = {a["name"]: part["columns"][a["name"]] for a in threat["attacks"]}
+        values |= {"union": part["union"]} if part.get("union") and len(values) > 1 else {}
+        ball = threat["norm"], threat["epsilon"], float(threat["epsilon_decimal"])
+        yield ball, values, part["findings"], _facts(protocol, [threat])
     if record.get("union"):
-        balls = ", ".join(f"{threat['norm']} {threat['epsilon']}" for threat in threats)
-        findings = [finding for part in norms.values() for finding in part["findings"]]
-        yield (SEVERAL, balls, 0.0), {**unions, "union": record["union"]}, findings, _facts(protocol, threats)
+        largest = largest_balls(record)
+        balls = ", ".join(f"{threat['norm']} {threat['epsilon']}" for _, threat, _ in largest)
+        unions = {threat["norm"]: part["union"] for _, threat, part in largest if part.get("union")}
+        findings = [finding for *_, part in largest for finding in part["findings"]]
+        facts = _facts(protocol, [threat for _, threat, _ in largest])
+        yield (SEVERAL, balls, 0.0), {**unions, "union": record["union"]}, findings, facts
 
 
 def _facts(protocol, threats):

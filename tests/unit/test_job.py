@@ -27,7 +27,7 @@ def finished(todo, standing):
 
 
 def packed(todo, member, norm="linf"):
-    return [task.examples for task in todo.known() if (task.attack, task.norm) == (f"aa_{member}", norm)]
+    return [task.examples for task in todo.known() if (task.attack, task.ball) == (f"aa_{member}", norm)]
 
 
 def test_survivors_are_packed_into_full_blocks_again():
@@ -43,7 +43,7 @@ def test_survivors_are_packed_into_full_blocks_again():
     finished(todo, everything | {"aa_fab_t": set()})
     assert packed(todo, "square") == []
     assert todo.take() == []
-    flags = join(todo.results)
+    flags = join(todo)
     assert [int(flags["linf", f"aa_{member}"].sum()) for member in CASCADE] == [6, 2, 0, 0]
     assert flags["linf", "aa_apgd_ce"].nonzero()[0].tolist() == [0, 3, 4, 6, 7, 9]
     assert flags["linf", "aa"].tolist() == [False] * 10
@@ -53,10 +53,10 @@ def test_survivors_are_packed_into_full_blocks_again():
 def test_a_member_waits_for_all_blocks_of_the_one_before_in_its_norm_only():
     todo = TaskQueue(Request((LINF, L2), ("aa",), {}, block_size=4), 8)
     first = [task for task in todo.take() if task.attack != "natural"]
-    assert {task.norm for task in first} == {"linf", "l2"} and len(first) == 4
+    assert {task.ball for task in first} == {"linf", "l2"} and len(first) == 4
     for task in first[:3]:  # both of linf, one of l2
         todo.finish(task, BlockResult({task.attack: np.ones(4, dtype=bool)}))
-    assert [task.norm for task in todo.take()] == ["linf", "linf"]
+    assert [task.ball for task in todo.take()] == ["linf", "linf"]
     assert packed(todo, "apgd_t", "l2") == []
 
 
@@ -84,7 +84,7 @@ def test_one_block_is_the_cascade(trained_run, digits):
     todo = TaskQueue(Request((LINF,), ("aa",), {}, seed=3, block_size=12, engine="genray"), 12)
     for task, result in run_here(todo, model, x, y, 10, "cpu"):
         todo.finish(task, result)
-    found, natural = join(todo.results), model(x).argmax(1) == y
+    found, natural = join(todo), model(x).argmax(1) == y
     indices = natural.nonzero().flatten().tolist()
     _, expected = cascade(model, x[natural], y[natural], indices, todo.request.settings("linf", 10))
     sizes = []
@@ -102,7 +102,7 @@ def test_without_correct_examples_nothing_is_attacked(trained_run, digits):
     for task, result in run_here(todo, model, x, wrong, 10, "cpu"):
         todo.finish(task, result)
     assert [task.attack for task in todo.known()] == ["natural"] * 2 + ["aa_apgd_ce"] * 2
-    assert not join(todo.results)["linf", "aa"].any()
+    assert not join(todo)["linf", "aa"].any()
 
 
 def slow_tasks(request, num_examples, results):

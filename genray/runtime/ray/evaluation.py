@@ -45,7 +45,7 @@ def run_on_workers(first, queue, model, images, labels, num_classes, *, pool: Po
     workers = Pool(
         "evaluation",
         arguments=lambda task: (task, queue.request),
-        name=lambda task: f"{task.attack} ({task.norm}) on block {task.block}",
+        name=lambda task: f"{task.attack} ({task.ball}) on block {task.block}",
         options=pool,
     )
     shared, settings = (model, images.numpy(), labels.numpy()), (num_classes, queue.request.own())
