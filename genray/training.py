@@ -87,7 +87,9 @@ def dry_run(config, overrides, name, runtime, address) -> str:
 def _wants(learner):
     resources, several = learner.resources, f"{learner.workers} x " if learner.workers != 1 else ""
     gpus = resources.num_gpus if resources.num_gpus == "auto" else f"{resources.num_gpus:g}"
-    return f"{several}{resources.num_cpus:g} CPU, {gpus} GPU"
+    kind = f" {resources.accelerator_type}" if resources.accelerator_type else ""
+    labels = "".join(f", {key}: {value}" for key, value in resources.label_selector.items())
+    return f"{several}{resources.num_cpus:g} CPU, {gpus} GPU{kind}{labels}"
 
 
 def _loaded(config, overrides, name, network=None, arrays=None):

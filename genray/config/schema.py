@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from genray.config.extra import ExtraConfig
 from genray.config.model import Entries, Loggers, Options, OwnName, RunName, Section, Text, option, required
@@ -272,6 +272,19 @@ class AveragingConfig(Section):
     decay: Real = option(0.999, "alpha; warmed up as min(alpha, (1+s)/(10+s))", ge=0, lt=1)
 
 
+WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+Accelerator = Annotated[str, Field(pattern=rf"^{WORD}$")]
+LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{WORD}$")]
+LABEL_VALUE = rf"^!?(in\({WORD}(, ?{WORD})*\)|{WORD})$"
+LabelValue = Annotated[
+    Text,
+    Field(pattern=LABEL_VALUE),
+    WithJsonSchema(
+        {"type": "string", "pattern": LABEL_VALUE, "$comment": "a label's value, !value, in(value, value) or !in(...)"}
+    ),
+]
+
+
 class ResourcesConfig(Section):
     num_cpus: Real = option(
         1.0, "CPUs of the learner's bundle; torch's threads: at most its whole part", gt=0, unit="CPUs"
@@ -281,6 +294,14 @@ class ResourcesConfig(Section):
         "GPUs of each of the learner's workers: 1, a fraction, 0; auto: one each, shared when there are fewer",
         ge=0,
         unit="GPUs",
+    )
+    accelerator_type: Accelerator | None = option(
+        None, "kind of GPU of its nodes by Ray's name, such as T4, L4, A100 or H100 (with --runtime ray); null: any"
+    )
+    label_selector: dict[LabelKey, LabelValue] = option(
+        {},
+        "labels of its nodes as Ray selects by them, `market-type: on-demand`; a value may also be `!spot`, `in(a, b)` "
+        "or `!in(a, b)` (with --runtime ray)",
     )
 
     def problems(self) -> Iterable[str]:

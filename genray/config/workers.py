@@ -9,6 +9,12 @@ def worker_problems(config: RunConfig) -> Iterator[str]:
     """Yields the settings that cannot be divided among actors, or would compute something else than one process."""
     learners = config.base_learners
     for name, learner in learners.items():
+        for field in ("accelerator_type", "label_selector"):
+            if learner.workers == "auto" and getattr(learner.resources, field):
+                yield (
+                    f"base_learners.{name}.workers: expected a number with resources.{field}, because auto takes all "
+                    "nodes for equal; got auto"
+                )
         if learner.workers != 1:
             yield from _divided(f"base_learners.{name}", learner, config)
     if config.runtime.share_attack:

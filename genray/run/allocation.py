@@ -62,6 +62,34 @@ def fit(bundles: list[dict], nodes: list[dict]) -> bool:
     return placed(bundles, nodes) == len(bundles)
 
 
+def labelled(bundles: list[dict], selectors: list[dict], nodes: list[dict], labels: list[dict]) -> tuple[list, list]:
+    """Bundles and nodes with each label selector as one more resource, which the nodes that match it have.
+
+    Args:
+        bundles: resources of each.
+        selectors: label selector of each bundle.
+        nodes: resources of each node.
+        labels: of each node.
+    """
+    kinds = {f"labels {selector}": selector for selector in selectors if selector}
+    wanted = [bundle | ({f"labels {chosen}": 1} if chosen else {}) for bundle, chosen in zip(bundles, selectors)]
+    there = [
+        node | {kind: math.inf for kind, selector in kinds.items() if matches(selector, of_node)}
+        for node, of_node in zip(nodes, labels)
+    ]
+    return wanted, there
+
+
+def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    """Whether a node's labels are what a selector asks for, by Ray's rules: value, !value, in(a, b), !in(a, b)."""
+    for key, condition in selector.items():
+        text = condition.removeprefix("!")
+        values = [value.strip() for value in text[3:-1].split(",")] if text.startswith("in(") else [text]
+        if (labels.get(key) in values) == condition.startswith("!"):
+            return False
+    return True
+
+
 def total(bundles) -> dict:
     """Sum of the bundles' resources."""
     bundles = list(bundles)

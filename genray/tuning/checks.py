@@ -6,21 +6,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genray.console import say
 from genray.errors import GenrayError, LostError, PlacementError
-from genray.run.allocation import fit, total
+from genray.run.allocation import total
 from genray.runtime.ray.cluster import node_resources
 from genray.runtime.ray.fetch import fetch
-from genray.runtime.ray.placement import GRACE_S, ClusterWait, place_group
+from genray.runtime.ray.placement import GRACE_S, ClusterWait, fit_cluster, missing, place_group
 from genray.storage import Storage
 from genray.tuning.grid import RECORD
 
 VISIBLE_TIMEOUT_S = 120
 
 
-def check_fits(wanted: dict, patience_s: float = 0):
+def check_fits(wanted: dict, selectors: dict, patience_s: float = 0):
     """Checks that each trial alone fits the cluster.
 
     Args:
-        wanted: trial name -> bundles.
+        wanted: trial name -> bundles, the driver's first.
+        selectors: trial name -> label selector of each bundle.
         patience_s: limit of the wait for an autoscaler.
 
     Raises:
@@ -28,12 +29,14 @@ def check_fits(wanted: dict, patience_s: float = 0):
     """
     nodes = node_resources()
     for name, trial in wanted.items():
-        if fit(trial, nodes):
+        if fit_cluster(trial, selectors[name]):
             continue
         wait = ClusterWait(max(patience_s, GRACE_S), say if patience_s else None)
-        group = place_group(trial, "PACK", wait, f"trial {name}")
+        group = place_group(trial, selectors[name], "PACK", wait, f"trial {name}")
         if group is None:
             text = ", ".join(f"{total(trial).get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+            lacks = dict.fromkeys(w for b, s in zip(trial, selectors[name]) for w in missing("a learner", b, s))
+            text += "".join(f", {words}" for words in lacks)
             there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise PlacementError(
                 f"trial {name}: wants {text} in bundles of one learner each, the cluster has {len(nodes)} nodes "

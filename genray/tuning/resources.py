@@ -41,7 +41,7 @@ class Needs:
         Args:
             num_gpus: GPUs of the cluster.
         """
-        made = {id(setup): self._bundles(setup, num_gpus) for setup in self.setups.values()}
+        made = {id(setup): self._reserved(setup, num_gpus)[0] for setup in self.setups.values()}
         found = {name: made[id(setup)] for name, setup in self.setups.items()}
         if not self.grid.space:
             return found
@@ -52,12 +52,19 @@ class Needs:
         ]
         return dict.fromkeys(found, largest)
 
-    def _bundles(self, setup, num_gpus):
+    def selectors(self) -> dict:
+        """Returns trial name -> label selectors of its bundles."""
+        found = {name: self._reserved(setup, 0)[1] for name, setup in self.setups.items()}
+        if self.grid.space and any(each != next(iter(found.values())) for each in found.values()):
+            raise ConfigError("search: expected trials with equal resources.label_selector, as all reserve the same")
+        return found
+
+    def _reserved(self, setup, num_gpus):
         if self.grid.file.runtime == "ray":
             return trial_bundles(setup.plan, setup.weight_bytes, num_gpus)
         learners = [learner.resources for learner in setup.config.base_learners.values()]  # one after another
         gpus = max(gpus_each([each.num_gpus], setup.config.device, num_gpus)[0] for each in learners)
-        return [{"CPU": float(max(each.num_cpus for each in learners)), **({"GPU": gpus} if gpus else {})}]
+        return [{"CPU": float(max(each.num_cpus for each in learners)), **({"GPU": gpus} if gpus else {})}], [{}]
 
     def cost(self, trial: Trial) -> RunCost:
         """Returns the passes of a trial's run, without the grid's `evaluate`."""

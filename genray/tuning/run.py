@@ -92,7 +92,8 @@ def check_room(needs: Needs, joined: bool):
         PlacementError: a trial does not fit.
     """
     wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
-    check_fits(wanted, patience_s=needs.grid.trials[0].config.runtime.startup_timeout_s if joined else 0)
+    patience_s = needs.grid.trials[0].config.runtime.startup_timeout_s if joined else 0
+    check_fits(wanted, needs.selectors(), patience_s)
 
 
 def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None, debug=False) -> GridOutcome:
@@ -108,7 +109,6 @@ def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None,
     Raises:
         PlacementError: a node cannot use the folder.
     """
-    grid = needs.grid
     wanted = needs.bundles(ray.cluster_resources().get("GPU", 0))
     check_visible(folder)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command; --resume continues
@@ -118,7 +118,7 @@ def run_grid(needs: Needs, folder: str, *, train, evaluate, max_concurrent=None,
     watch = TrialCallback(needs, folder)
     try:
         with _quiet(not debug):
-            found = _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent).fit()
+            found = _tuner(needs, folder, wanted, watch, train, evaluate, max_concurrent).fit()
     finally:
         watch.progress.close()
     return _outcome(found)
@@ -136,7 +136,8 @@ def _quiet(wanted):
         log.setLevel(before)
 
 
-def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
+def _tuner(needs, folder, wanted, watch, train, evaluate, max_concurrent):
+    grid, selectors = needs.grid, needs.selectors()
     first = grid.trials[0]
     configs = {} if grid.space else {trial.name: to_dict(trial.config) for trial in grid.trials}
     strategies = {trial.name: trial.config.runtime.placement.upper() for trial in grid.trials}
@@ -153,7 +154,8 @@ def _tuner(grid, folder, wanted, watch, train, evaluate, max_concurrent):
     def resources(config):
         name = config["point"]["trial"]
         alike = name if name in wanted else first.name  # all suggested trials have the same resources
-        return tune.PlacementGroupFactory(wanted[alike], strategy=strategies[alike])
+        labels = {"bundle_label_selector": selectors[alike]}
+        return tune.PlacementGroupFactory(wanted[alike], strategy=strategies[alike], **labels)
 
     points = [{"trial": t.name, "method": t.method, "seed": t.seed, **t.point} for t in grid.trials]
     return tune.Tuner(

@@ -87,9 +87,9 @@ def test_every_worker_has_a_bundle(small_run):
     assert placement.evaluator.bundle == 0 and placement.learners["natural"][0].num_gpus == 0.9
     shared = make_placement(setup.plan, 1000, {"CPU": 8, "GPU": 2})
     assert {p.num_gpus for p in shared.learners["linf"]} == {0.5}
-    assert trial_bundles(setup.plan, 1000, 0)[1:5] == [{"CPU": 1.0}] * 4
+    assert trial_bundles(setup.plan, 1000, 0)[0][1:5] == [{"CPU": 1.0}] * 4
     auto = prepare(load_config(None, [*small_run, f"{L}.workers=auto"]))
-    assert len(trial_bundles(auto.plan, 1000, 0)) == 1 + 2 + 1
+    assert len(trial_bundles(auto.plan, 1000, 0)[0]) == 1 + 2 + 1
 
 
 def test_who_talks_to_whom():

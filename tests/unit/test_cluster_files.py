@@ -14,12 +14,14 @@ import yaml
 
 from genray.cli.train import parse_args
 from genray.config import load_config
+from genray.run.allocation import matches
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 CLOUDS = ["aws", "gcp", "azure"]
 RAY_UP = [*CLOUDS, "on_premise"]
-MANIFESTS = ["raycluster", "rayjob"]
+MANIFESTS = ["raycluster", "rayjob", "rayjob_kueue"]
+JOBS = ["rayjob", "rayjob_kueue"]
 KUBERAY = json.loads((ROOT / "tests/data/kuberay.schema.json").read_text())
 FILES = sorted(path for path in [*CLUSTER.rglob("*"), ROOT / ".dockerignore"] if path.is_file())
 RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
@@ -113,7 +115,7 @@ def test_versions_are_ours():
     assert len(images) == 8
     for image in [*images, base]:
         assert re.fullmatch(rf"rayproject/ray:{re.escape(RAY)}-py311-(cpu|cu130)", image)
-    assert [str(cluster_spec(name)["rayVersion"]) for name in MANIFESTS] == [RAY, RAY]
+    assert [str(cluster_spec(name)["rayVersion"]) for name in MANIFESTS] == [RAY] * len(MANIFESTS)
     assert f"Ray {RAY}" in (CLUSTER / "README.md").read_text()
     assert re.search(r"KubeRay (\S+),", KUBERAY["$comment"])[1] in (CLUSTER / "README.md").read_text()
     oldest = re.search(r'requires-python = ">=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
@@ -127,7 +129,7 @@ def check_manifest(kind, spec):
     jsonschema.validate(spec, {**KUBERAY, "$ref": f"#/$defs/{kind}"})
 
 
-@pytest.mark.parametrize(("name", "kind"), [("raycluster", "RayCluster"), ("rayjob", "RayJob")])
+@pytest.mark.parametrize(("name", "kind"), [("raycluster", "RayCluster"), *((name, "RayJob") for name in JOBS)])
 def test_kuberay_takes_the_manifest(name, kind):
     document = manifest(name)
     assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", kind)
@@ -135,30 +137,59 @@ def test_kuberay_takes_the_manifest(name, kind):
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", document["metadata"]["name"])
 
 
-def test_the_operator_would_start_it():
+@pytest.mark.parametrize("name", JOBS)
+def test_the_operator_would_start_it(name):
     """Rules that KubeRay 1.7 checks in code, not in the resource definition."""
-    job = manifest("rayjob")["spec"]
+    job = manifest(name)["spec"]
     assert job["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode")  # backoffLimit needs one of these
     assert job["shutdownAfterJobFinishes"]  # ttlSecondsAfterFinished needs it
     assert job["backoffLimit"] > 0
     spec = job["rayClusterSpec"]
-    assert spec == cluster_spec("raycluster")  # two files, one cluster
     assert spec["authOptions"]["mode"] == "token"
     for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
         pod = group["template"]["spec"]
         assert "restartPolicy" not in pod  # autoscaler v2
+        assert "labels" not in group["rayStartParams"]  # which are in the group itself
         assert not (group.get("resources") and group["rayStartParams"])
         (shm,) = pod["volumes"]
         assert shm["emptyDir"]["medium"] == "Memory"
         assert {"name": shm["name"], "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    gpu = spec["workerGroupSpecs"][0]
+    for gpu in spec["workerGroupSpecs"]:
+        assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_two_files_have_one_cluster_that_grows():
+    spec = cluster_spec("rayjob")
+    assert spec == cluster_spec("raycluster") and spec["enableInTreeAutoscaling"]
+    (gpu,) = spec["workerGroupSpecs"]
     assert (gpu["replicas"], gpu["minReplicas"]) == (0, 0)
-    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_the_job_runs_what_genray_takes():
-    words = shlex.split(manifest("rayjob")["spec"]["entrypoint"])
+def test_kueue_takes_the_queued_job():
+    """What Kueue asks of a RayJob: https://kueue.sigs.k8s.io/docs/tasks/run/rayjobs, and the nodes of its learners."""
+    document = manifest("rayjob_kueue")
+    job, spec = document["spec"], document["spec"]["rayClusterSpec"]
+    assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    assert job["suspend"] and job["shutdownAfterJobFinishes"] and "clusterSelector" not in job
+    assert not spec["enableInTreeAutoscaling"] and "autoscalerOptions" not in spec
+    groups = spec["workerGroupSpecs"]
+    assert len(groups) <= 7, "Kueue's pod sets: at most eight, the head's among them"
+    assert all(group["replicas"] == group["minReplicas"] == group["maxReplicas"] for group in groups)
+    args = parse_args(shlex.split(job["entrypoint"])[3:])
+    config = load_config(str(ROOT / args.config.removeprefix("/home/ray/genray/")), args.overrides)
+    for learner in config.base_learners.values():
+        selector = learner.resources.label_selector
+        assert selector and sum(matches(selector, group["labels"]) for group in groups) == 1
+    other = {**manifest("rayjob")["spec"], "suspend": True, "entrypoint": job["entrypoint"]}
+    kept = other.keys() - {"rayClusterSpec"}
+    assert {key: other[key] for key in kept} == {key: job[key] for key in job if key != "rayClusterSpec"}
+    assert spec["headGroupSpec"] == other["rayClusterSpec"]["headGroupSpec"]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_job_runs_what_genray_takes(name):
+    words = shlex.split(manifest(name)["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "genray.train"]
     args = parse_args(words[3:])
     config = load_config(str(ROOT / args.config.removeprefix("/home/ray/genray/")), args.overrides)

@@ -69,6 +69,8 @@ FIELDS = {
     f"{L}.averaging.decay": "1",
     f"{L}.resources.num_gpus": "1.5|all",
     f"{L}.resources.num_cpus": "0",
+    f"{L}.resources.accelerator_type": "NVIDIA A100",
+    f"{L}.resources.label_selector.zone": "in()",
 }
 # Overrides -> where the mistake is, where that is not the field that was set.
 ELSEWHERE = {

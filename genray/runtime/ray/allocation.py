@@ -11,6 +11,7 @@ from genray.runtime.protocols import Progress
 from genray.runtime.ray.actors import actor_device, pack, unpack
 from genray.runtime.ray.cluster import node_resources
 from genray.runtime.ray.fetch import fetch
+from genray.runtime.ray.placement import accelerator_of
 
 
 class DeviceAllocator:
@@ -53,7 +54,7 @@ class DeviceAllocator:
 def _held(learner, config, free) -> dict:
     """Resources of one worker: `num_gpus: auto` is a whole GPU if the cluster has GPUs."""
     gpus = gpus_each([learner.resources.num_gpus], config.device, free.get("GPU", 0))[0]
-    return {"CPU": learner.resources.num_cpus, "GPU": gpus}
+    return {"CPU": learner.resources.num_cpus, "GPU": gpus, **accelerator_of(learner.resources)}
 
 
 def _devices(plan, held, largest, auto, free) -> int:

@@ -91,6 +91,11 @@ def node_resources() -> list[dict]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def node_labels() -> list[dict]:
+    """Labels of each live node, in the order of `node_resources`."""
+    return [node["Labels"] for node in ray.nodes() if node["Alive"]]
+
+
 def within(timeout_s, what, call):
     """Calls `call()` and returns after `timeout_s` at the latest: clean-up must not hang."""
     problems = []

@@ -8,16 +8,19 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from genray.config.schema import ResourcesConfig
 from genray.errors import PlacementError
-from genray.run.allocation import fit, gpus_each
+from genray.run.allocation import fit, gpus_each, labelled, matches
 from genray.run.plan import RunPlan
-from genray.runtime.ray.cluster import node_resources
+from genray.runtime.ray.cluster import node_labels, node_resources
 
 # The global learner only sums arrays: it reserves memory and no CPU, so that two learners use all of two cores.
 COPIES_IN_GLOBAL_LEARNER = 4
 DRIVER_BUNDLE = {"memory": float(64 << 20)}
 GRACE_S = 5.0  # Ray counts freed resources with this delay
 RELEASE_TIMEOUT_S = 10.0
+ACCELERATOR = "accelerator_type:"  # before the name of a node's kind of GPU, of which it has one as a resource,
+OF_ACCELERATOR = 0.001  # and each bundle takes a little
 EVALUATOR_GPU = 0.1  # share of a learner's GPU that the evaluator takes if no GPU is free
 
 
@@ -35,6 +38,7 @@ class Placement:
     """Attributes:
     bundles: resources of each bundle: of the base learners' workers in order, the global learner, and the
         evaluator if it has its own.
+    selectors: label selector of each bundle, by which Ray chooses its node.
     learners: name -> an `ActorPlacement` for each of its workers.
     global_learner, evaluator: their `ActorPlacement`.
     strategy: Ray's placement strategy.
@@ -42,6 +46,7 @@ class Placement:
     """
 
     bundles: list[dict]
+    selectors: list[dict]
     learners: dict[str, tuple[ActorPlacement, ...]]
     global_learner: ActorPlacement
     evaluator: ActorPlacement
@@ -74,19 +79,29 @@ def make_placement(
         first = 1
         held = [bundle.get("GPU", 0.0) for bundle in group.bundle_specs[1:]]
         gpus = [there if much == "auto" else float(much) for much, there in zip(wanted, held)]
-    learners, bundles = {}, []
+    learners, bundles, selectors = {}, [], []
     for name, number in workers.items():
-        cpus, before = base_learners[name].resources.num_cpus, len(bundles)
+        resources, before = base_learners[name].resources, len(bundles)
+        cpus = resources.num_cpus
         learners[name] = tuple(ActorPlacement(first + at, cpus, gpus[at]) for at in range(before, before + number))
-        bundles += [_bundle(cpus, place.num_gpus) for place in learners[name]]
+        bundles += [_bundle(cpus, place.num_gpus) | accelerator_of(resources) for place in learners[name]]
+        selectors += [resources.label_selector] * number
     global_place = ActorPlacement(first + len(bundles), 0, 0)
     bundles.append({"memory": float(max(64 << 20, COPIES_IN_GLOBAL_LEARNER * len(learners) * weight_bytes))})
     evaluator = _place_evaluator(plan, learners, bundles, available)
-    return Placement(bundles, learners, global_place, evaluator, plan.config.runtime.placement.upper(), group)
+    selectors += [{}] * (len(bundles) - len(selectors))
+    strategy = plan.config.runtime.placement.upper()
+    return Placement(bundles, selectors, learners, global_place, evaluator, strategy, group)
 
 
-def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dict]:
-    """Bundles that a Tune trial of this run reserves: one for its driver, which only waits, then those of the run.
+def accelerator_of(resources: ResourcesConfig) -> dict[str, float]:
+    """The part of a bundle that only nodes with a learner's kind of GPU have."""
+    return {f"{ACCELERATOR}{resources.accelerator_type}": OF_ACCELERATOR} if resources.accelerator_type else {}
+
+
+def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> tuple[list[dict], list[dict]]:
+    """Bundles that a Tune trial of this run reserves, one for its driver, which only waits, then those of the run; and
+    their label selectors.
 
     Its evaluator shares a learner's bundle, so that more trials fit. `workers: auto` is one: the trials use
     all devices.
@@ -94,7 +109,8 @@ def trial_bundles(plan: RunPlan, weight_bytes: int, num_gpus: float) -> list[dic
     Args:
         num_gpus: GPUs of the cluster, for `num_gpus: auto`.
     """
-    return [DRIVER_BUNDLE, *make_placement(plan, weight_bytes, {"GPU": num_gpus}).bundles]
+    placement = make_placement(plan, weight_bytes, {"GPU": num_gpus})
+    return [DRIVER_BUNDLE, *placement.bundles], [{}, *placement.selectors]
 
 
 def placement_in_trial(plan: RunPlan, weight_bytes: int) -> Placement | None:
@@ -154,14 +170,23 @@ class ClusterWait:
         return waited >= self.timeout_s or (lacks and not self.may_grow)
 
 
-def place_group(bundles: list[dict], strategy: str, wait: ClusterWait, shortage: str = "", name: str = ""):
+def fit_cluster(bundles: list[dict], selectors: list[dict]) -> bool:
+    """Whether the bundles fit the nodes that are there, each on one with the labels that it wants."""
+    return fit(*labelled(bundles, selectors, node_resources(), node_labels()))
+
+
+def place_group(
+    bundles: list[dict], selectors: list[dict], strategy: str, wait: ClusterWait, shortage: str = "", name: str = ""
+):
     """The placement group once Ray has placed all bundles; None after the wait.
 
     Args:
+        selectors: label selector of each bundle.
         name: that no other group of the cluster has; "" for none.
     """
-    began, group = time.monotonic(), placement_group(bundles, strategy=strategy, name=name)
-    ready, lacks = group.ready(), wait.may_grow or not fit(bundles, node_resources())
+    began = time.monotonic()
+    group = placement_group(bundles, strategy=strategy, name=name, bundle_label_selector=selectors)
+    ready, lacks = group.ready(), wait.may_grow or not fit_cluster(bundles, selectors)
     while not ray.wait([ready], timeout=0.1)[0]:
         if wait.is_over(time.monotonic() - began, lacks, shortage):
             remove_placement_group(group)
@@ -181,7 +206,7 @@ def reserve(placement: Placement, timeout_s: float, on_wait=None, name: str = ""
         PlacementError: not placed within `timeout_s`, or earlier if the cluster is too small and will not grow.
     """
     wait = ClusterWait(timeout_s, on_wait)
-    group = place_group(placement.bundles, placement.strategy, wait, _shortage(placement), name)
+    group = place_group(placement.bundles, placement.selectors, placement.strategy, wait, _shortage(placement), name)
     if group is None:
         raise PlacementError(
             f"the cluster cannot hold this run: {_shortage(placement)}; lower base_learners.<name>.resources, add "
@@ -222,11 +247,27 @@ def _shortage(placement):
         for kind, amount in placement.held.items()
         if free.get(kind, 0) < amount
     ]
+    for name, places in placement.learners.items():
+        short += missing(name, placement.bundles[places[0].bundle], placement.selectors[places[0].bundle])
     learners = ", ".join(
         f"{name} {f'{len(places)} x ' * (len(places) > 1)}{places[0].num_cpus:g} CPU {places[0].num_gpus:g} GPU"
         for name, places in placement.learners.items()
     )
     return f"{'; '.join(short) or f'no nodes hold all its bundles at once: {placement.bundles}'} ({learners})"
+
+
+def missing(learner: str, bundle: dict, selector: dict) -> list[str]:
+    """What no node has of a learner's kind of GPU and labels, in words."""
+    kinds = {kind for node in node_resources() for kind in node if kind.startswith(ACCELERATOR)}
+    found = [
+        f"{learner}: no node has resources.accelerator_type {kind.removeprefix(ACCELERATOR)} "
+        f"({', '.join(sorted(k.removeprefix(ACCELERATOR) for k in kinds)) or 'none is known'} in the cluster)"
+        for kind in bundle
+        if kind.startswith(ACCELERATOR) and kind not in kinds
+    ]
+    if not any(matches(selector, labels) for labels in node_labels()):
+        found.append(f"{learner}: no node matches resources.label_selector {selector}")
+    return found
 
 
 def strategy_for(group, place: ActorPlacement):
