@@ -29,6 +29,8 @@ PAPER_IMAGES, PAPER_EPOCHS = 50_000, 120
 WAYS = {
     "bf16": ["compute.precision=bf16"],
     "fp32": [],
+    "tf32": ["compute.precision=tf32"],
+    "fp32 compiled": ["compute.compile=true"],
     "bf16 compiled": ["compute.precision=bf16", "compute.compile=true"],
 }
 

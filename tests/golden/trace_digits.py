@@ -18,11 +18,11 @@ OVERRIDES = ["training.epochs=1", "training.batch_size=32", "data.train_examples
 PLAIN = ["compute.channels_last=false", "compute.fold_batch_norm=false"]  # PGD's signs amplify any rounding
 
 
-def trace(compute=PLAIN) -> dict:
+def trace(compute=PLAIN, device="cpu") -> dict:
     """Learner name -> its losses; and the L2 norm of theta_g at the end."""
     setup = prepare(load_config(None, [*OVERRIDES, *compute]))
     learners = {
-        name: BaseLearner(name, setup.plan, setup.build_network(), setup.splits["train"])
+        name: BaseLearner(name, setup.plan, setup.build_network(), setup.splits["train"], device)
         for name in setup.config.base_learners
     }
     glob, losses = GlobalLearner(setup.config), {name: [] for name in learners}

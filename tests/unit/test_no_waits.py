@@ -86,7 +86,7 @@ def train():
     return Split(digits.images, digits.labels, torch.arange(160) % 3 > 0)
 
 
-def make_learner(options, train, dropout=0.0):
+def make_learner(options, train, dropout=0.0, device="cpu"):
     learner = {"lr": 0.05, "averaging": {"decay": 0.9}, "optimizer": {"name": "sgd", "momentum": 0.9}, **options}
     names = {"mine": learner}
     names |= {"other": {"objective": "natural", "lr": 0.05}} if options["objective"] is ANCHOR else {}
@@ -94,7 +94,7 @@ def make_learner(options, train, dropout=0.0):
     mixing = {"mixing_weights": {name: 1 / len(names) for name in names}}
     config = unit_config(names, data=data, evaluation={"attack": LINF}, global_learner=mixing)
     target = small_network() if options["objective"] is ANCHOR else None
-    return BaseLearner("mine", make_plan(config, len(train)), small_network(dropout), train, target=target)
+    return BaseLearner("mine", make_plan(config, len(train)), small_network(dropout), train, device, target=target)
 
 
 def run_guarded(learner, steps=4):
