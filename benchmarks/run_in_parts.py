@@ -4,8 +4,9 @@
     python benchmarks/run_in_parts.py configs/digits.yaml --output parts --minutes 1                 # try it on a CPU
 
 Every call goes on where the last one stopped: training from its newest checkpoint, the evaluation at its first missing
-block. What a call needs and leaves is in --output; take the folder to the next machine. A call ends within --minutes, with
-exit code 3 while there is more to do and 0 when all is done: then `NAME.json` and `NAME.md` there are for `docs/results/`.
+block. What a call needs and leaves is in --output; take the folder to the next machine. A call ends within --minutes,
+with exit code 3 while there is more to do and 0 when all is done: then `NAME.json` and `NAME.md` are there, for
+`docs/results/`.
 Wrong input exits with 2, a failed run with 1.
 """
 
@@ -17,8 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
 from collect_results import collected
+
+from genray.config.load import load_config
+from genray.errors import GenrayError
 
 TO_END = 25  # seconds that a stopped command gets for its last checkpoint or block, before the call's own end
 
@@ -61,11 +64,16 @@ def page(run: dict, evaluation: dict, command: str) -> str:
 
     def table(rows: dict):
         names = list(next(iter(rows.values())))
-        return [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *(row(k, v) for k, v in rows.items())]
+        head = [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        return head + [row(name, columns) for name, columns in rows.items()]
 
-    lines = [f"# {run['name']}", "", f"Seed {run['seed']}, {run['epochs']} epochs, one run. In % with 95 % intervals.", ""]
-    lines += [*table(run["models"]), "", "theta_g, each image by the worst of the attacks in `aa`:", ""]
-    lines += [*table({"theta_g": evaluation["attacks"]}), "", "    " + command, ""]
+    what = f"Seed {run['seed']}, {run['epochs']} epochs, one run. In % with 95 % intervals."
+    lines = [f"# {run['name']}", "", what, ""]
+    attacked = {"natural": evaluation["natural"]}
+    for norm, record in evaluation["norms"].items():
+        attacked |= {f"{norm} {name}": accuracy for name, accuracy in record["columns"].items()}
+    lines += [*table(run["models"]), "", "The saved theta_g under the attacks of `genray.evaluate`:", ""]
+    lines += [*table({"theta_g": attacked}), "", "    " + command, ""]
     return "\n".join(lines)
 
 
@@ -80,20 +88,24 @@ def main():
     parser.add_argument("--examples", help="number of test images to attack (default all)")
     asked = parser.parse_intermixed_args()
     deadline = time.monotonic() + 60 * asked.minutes - TO_END
-    name = yaml.safe_load(Path(asked.config).read_text())["name"]
+    try:
+        name = load_config(asked.config, asked.overrides).name
+    except GenrayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     run, evaluation = asked.output / name, asked.output / f"{name}_evaluation"
-    training = ["genray.train", "--config", asked.config, "--runtime", "local", "--storage", str(asked.output), "--resume"]
+    training = ["genray.train", "--config", asked.config, "--runtime", "local", "--storage", str(asked.output)]
     attacking = ["genray.evaluate", str(run), "--attacks", asked.attacks, "--engine", asked.engine]
     attacking += ["--output", str(evaluation), "--resume", *(["--examples", asked.examples] if asked.examples else [])]
     attacking += [f"--data={o.partition('=')[2]}" for o in asked.overrides if o.startswith("data.path=")]
     try:
         if not (run / "results.json").exists():
-            call([*training, *asked.overrides], deadline)
+            call([*training, "--resume", *asked.overrides], deadline)
         call(attacking, deadline)
     except OutOfTime:
         print(f"{asked.minutes:g} minutes are over; the same command goes on", flush=True)
         sys.exit(3)
-    record = json.loads((evaluation / "evaluation.json").read_text())
+    record = json.loads((evaluation / "results.json").read_text())
     results = collected(run)
     command = f"python benchmarks/run_in_parts.py {' '.join(sys.argv[1:])}"
     (asked.output / f"{name}.json").write_text(json.dumps({"run": results, "evaluation": record}, indent=1) + "\n")
