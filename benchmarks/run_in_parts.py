@@ -1,6 +1,6 @@
 """Trains and evaluates one preset in calls of limited length, for a machine that is lent for minutes.
 
-    python benchmarks/run_in_parts.py configs/cifar10_resnet18_anchored.yaml --output parts data.path=/data/cifar10
+    python benchmarks/run_in_parts.py configs/cifar10_resnet18_anchored.yaml data.source=cifar10 --output parts
     python benchmarks/run_in_parts.py configs/digits.yaml --output parts --minutes 1                 # try it on a CPU
 
 Every call goes on where the last one stopped: training from its newest checkpoint, the evaluation at its first missing
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--attacks", default="aa", help="columns of genray.evaluate (default aa)")
     parser.add_argument("--engine", default="genray", help="genray, genray-bf16 or autoattack (default genray)")
     parser.add_argument("--examples", help="number of test images to attack (default all)")
-    asked = parser.parse_intermixed_args()
+    asked = parser.parse_args()
     deadline = time.monotonic() + 60 * asked.minutes - TO_END
     try:
         name = load_config(asked.config, asked.overrides).name
