@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, WithJsonSchema
 
-from genray.config.model import Described, collect, wrong
+from genray.config.model import Described, collect, option, required, wrong
 from genray.errors import InputError, one_line
 from genray.types import ball_names
 
@@ -49,11 +49,11 @@ class Record(Described):
 class AccuracyRecord(Record):
     """An accuracy with its interval, all fractions."""
 
-    value: Rate
-    low: Rate
-    high: Rate
-    examples: Positive
-    per_class: Named[Rate] = {}
+    value: Rate = required("fraction of the images that are right")
+    low: Rate = required("lower end of the 95 % Wilson interval")
+    high: Rate = required("its upper end")
+    examples: Positive = required("number of images")
+    per_class: Named[Rate] = option({}, "fraction of each class")
 
     def problems(self):
         if not self.low <= self.value <= self.high:
@@ -66,53 +66,58 @@ Columns = Named[AccuracyRecord]
 class BallRecord(Record):
     """A threat model; epsilon exact and as a decimal."""
 
-    norm: str
-    epsilon: Radius  # type: ignore[valid-type]  # pydantic reads the annotation
-    epsilon_decimal: Finite
+    norm: str = required("linf, l2 or l1")
+    epsilon: Radius = required("radius as people write it, such as 8/255, on the pixel scale [0, 1]")  # type: ignore[valid-type]  # pydantic reads the annotation
+    epsilon_decimal: Finite = required("the same as a number")
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
 class RunBall(BallRecord):
-    threat_model: str = ""
-    step_size: str = ""
-    step_size_decimal: Finite = 0
+    threat_model: str = option("", "norm and radius in words")
+    step_size: str = option("", "of PGD's steps, as people write it")
+    step_size_decimal: Finite = option(0, "the same as a number")
 
 
 class ExtraRecord(Record):
     """Training images beside the data set's own."""
 
-    source: str
-    examples: Positive
-    pseudo_labelled: int
-    batch_share: Finite | None
+    source: str = required("`data.extra.source` and its path, without credentials")
+    examples: Positive = required("how many images")
+    pseudo_labelled: int = required("how many of them have a model's labels")
+    batch_share: Finite | None = required("`data.extra.batch_share`")
 
 
 class RunProtocol(RunBall):
-    data: str
-    fingerprint: str = ""
-    extra: ExtraRecord | None = None
-    split: str = "test"
-    examples: int
-    threat_model: str
-    num_steps: int = 0
-    other_norms: Named[RunBall] = {}
-    attack: str
-    selected_on: str
-    interval: str = ""
+    data: str = required("`data.source`")
+    fingerprint: str = option("", "hash of the test images and their labels")
+    extra: ExtraRecord | None = option(None, "training images beside the data set's own")
+    split: str = option("test", "what the images of the table are")
+    examples: int = required("how many")
+    threat_model: str = required("norm and radius in words")
+    num_steps: int = option(0, "PGD's steps")
+    other_norms: Named[RunBall] = option({}, "the balls of the further norms, by the name of their column")
+    attack: str = required("the attack in words")
+    selected_on: str = required(
+        "part of the images by which theta_g's best epoch was chosen; `test` for reproducing papers only"
+    )
+    interval: str = option("", "kind of the intervals")
 
 
 class RunResults(Record):
     """`results.json` of a run: the accuracies of all its models on the test images."""
 
-    models: Named[Columns]
-    protocol: RunProtocol
-    best_epoch: int
-    versions: Named[Any]
-    seed: int
-    wall_s: Finite
-    warnings: list[str] = []
+    models: Named[Columns] = required(
+        "`global` (theta_g of the best epoch), `global_last` (of the last) and each base learner: column -> accuracy "
+        "on the test images; `union`: right under every attack"
+    )
+    protocol: RunProtocol = required("how the table was measured")
+    best_epoch: int = required("of `global` and model.pt")
+    versions: Named[Any] = required("of packages, and the devices")
+    seed: int = required("of the run")
+    wall_s: Finite = required("training, over all resumptions")
+    warnings: list[str] = option([], "what made the run suspect, as it was said in the log")
 
     def problems(self):
         found, others = self.models.get("global", {}), self.protocol.other_norms
@@ -130,17 +135,17 @@ TIMES = ("seconds", "attack_seconds", "averaging_seconds", "transfer_seconds", "
 class LearnerEpoch(Record):
     """A learner's numbers of an epoch; accuracies of its own model are called after what they were measured on."""
 
-    loss: float | None = None
-    train_accuracy: float | None = None
-    learning_rate: float | None = None
-    rollbacks: int = 0
-    seconds: Finite = 0
-    attack_seconds: Finite | None = None
-    averaging_seconds: Finite = 0
-    transfer_seconds: Finite = 0
-    waiting_seconds: Finite = 0
-    radius_mean: Finite | None = None
-    radius_spread: Finite | None = None
+    loss: float | None = option(None, "mean over the images that it trained on")
+    train_accuracy: float | None = option(None, "of the same, on the inputs that it trained on")
+    learning_rate: float | None = option(None, "at the last step")
+    rollbacks: int = option(0, "of earlier versions")
+    seconds: Finite = option(0, "its windows took, and of these")
+    attack_seconds: Finite | None = option(None, "crafting adversarial images")
+    averaging_seconds: Finite = option(0, "its average and its share of theta_g")
+    transfer_seconds: Finite = option(0, "beside them: copying weights out of the device's memory and into it")
+    waiting_seconds: Finite = option(0, "beside them: for theta_g, for other learners, for its next call")
+    radius_mean: Finite | None = option(None, "with `radius_clip`: mean radius of a batch")
+    radius_spread: Finite | None = option(None, "and its standard deviation")
     __pydantic_extra__: dict[str, float]
 
     def problems(self):
@@ -152,26 +157,32 @@ class LearnerEpoch(Record):
 class EpochRecord(Record):
     """A line of `metrics.jsonl`."""
 
-    epoch: int
-    step: int = 0
-    wall_s: Finite
-    redistributions: int
-    learners: Named[LearnerEpoch]
-    mixing_weights: Named[Finite]
-    global_: Named[Rate] | None = Field(alias="global")
-    best_epoch: int
-    warnings: list[str] = []
+    epoch: int = required("from 1")
+    step: int = option(0, "finished steps of each learner")
+    wall_s: Finite = required("training so far, over all resumptions")
+    redistributions: int = required("how often theta_g was handed back so far")
+    learners: Named[LearnerEpoch] = required(
+        "those that trained in the epoch; with `evaluation.base_learners` also `<split>_<attack>`, the accuracy of its "
+        "own model"
+    )
+    mixing_weights: Named[Finite] = required("of each learner in theta_g, at the last step")
+    global_: Named[Rate] | None = Field(
+        alias="global",
+        description="accuracies of theta_g where its best epoch is chosen: `natural`, `pgd20`; null without evaluation",
+    )
+    best_epoch: int = required("so far; 0: none yet")
+    warnings: list[str] = option([], "what makes the run suspect, where it begins")
 
 
 class IdentityRecord(Record):
     """Images by their fingerprint, or a file by its hash. `broken` are image files that are left out because they
     cannot be decoded."""
 
-    examples: int | None = None
-    fingerprint: str | None = None
-    broken: list[str] = []
-    path: str | None = None
-    sha256: str | None = None
+    examples: int | None = option(None, "how many images")
+    fingerprint: str | None = option(None, "hash of images and labels")
+    broken: list[str] = option([], "image files that are left out because they cannot be decoded")
+    path: str | None = option(None, "of a file of weights, without credentials")
+    sha256: str | None = option(None, "of that file")
 
     def problems(self):
         if None in (self.examples, self.fingerprint) and None in (self.path, self.sha256):
@@ -191,42 +202,42 @@ class TrackedRuns(RootModel[Named[str]]):
 
 
 class AttackRecord(Record):
-    name: str
-    norm: str = ""
-    epsilon: Finite = 0
-    loss: str = ""
-    num_steps: int
-    step_size: Finite | None = None
-    restarts: int | None = None
-    passes: int | None = None
-    queries: int | None = None
-    notes: list[str]
+    name: str = required("of the column")
+    norm: str = option("", "of the ball")
+    epsilon: Finite = option(0, "its radius")
+    loss: str = option("", "what it maximises")
+    num_steps: int = required("steps of a restart")
+    step_size: Finite | None = option(None, "length of a step")
+    restarts: int | None = option(None, "random starts")
+    passes: int | None = option(None, "gradients an image, at most")
+    queries: int | None = option(None, "forward passes an image, at most")
+    notes: list[str] = required("what else its definition has")
 
 
 class AttackedBall(BallRecord):
-    attacks: list[AttackRecord]
+    attacks: list[AttackRecord] = required("tried in this ball")
 
 
 class EvaluatedData(Record):
-    source: str
-    split: str = ""
-    examples: int
-    fingerprint: str = ""
+    source: str = required("`data.source`, or what the caller said")
+    split: str = option("", "part of the data set")
+    examples: int = required("how many images")
+    fingerprint: str = option("", "hash of images and labels")
 
 
 class EvaluationProtocol(Record):
     """The protocol of an evaluation; `engines` is the engine of each column in each norm."""
 
-    data: EvaluatedData
-    threats: Annotated[list[AttackedBall], Field(min_length=1)]
-    seed: int
-    block_size: int = 0
-    engine: str
-    num_classes: int = 0
-    interval: str = ""
-    hash: str
-    engines: Named[Named[str]] = {}
-    versions: Named[Any] = {}
+    data: EvaluatedData = required("the images")
+    threats: Annotated[list[AttackedBall], Field(min_length=1)] = required("the balls, with the attacks in each")
+    seed: int = required("of all random numbers")
+    block_size: int = option(0, "images a block, which its own random numbers go with")
+    engine: str = required("code of AutoAttack's members")
+    num_classes: int = option(0, "K")
+    interval: str = option("", "kind of the intervals")
+    hash: str = required("equal hashes: measured alike")
+    engines: Named[Named[str]] = option({}, "ball -> column -> code that ran")
+    versions: Named[Any] = option({}, "of packages")
 
 
 class EvaluationRequest(Record):
@@ -239,19 +250,21 @@ class EvaluationRequest(Record):
 
 
 class NormRecord(Record):
-    columns: Columns
-    union: AccuracyRecord | None = None
-    findings: list[str]
+    columns: Columns = required("attack -> accuracy under it")
+    union: AccuracyRecord | None = option(None, "accuracy under all attacks of the ball together")
+    findings: list[str] = required("reasons to distrust a number of the ball")
 
 
 class EvaluationRecord(Record):
     """`results.json` of an evaluation."""
 
-    natural: AccuracyRecord
-    norms: Named[NormRecord]
-    findings: list[str]
-    union: AccuracyRecord | None = None
-    protocol: EvaluationProtocol
+    natural: AccuracyRecord = required("accuracy without attack")
+    norms: Named[NormRecord] = required(
+        "ball -> its accuracies; a ball is a norm, with its radius where there are several"
+    )
+    findings: list[str] = required("reasons to distrust the whole")
+    union: AccuracyRecord | None = option(None, "accuracy under all attacks of all balls together")
+    protocol: EvaluationProtocol = required("what was measured")
 
     def problems(self):
         threats = self.protocol.threats
@@ -260,6 +273,17 @@ class EvaluationRecord(Record):
             for attack in threat.attacks:
                 if attack.name not in columns:
                     yield f"norms.{ball}.columns.{attack.name}: missing"
+
+
+class ImageRow(Record):
+    """A row of `results.parquet` of an evaluation: one image, in stored order. Its further columns are of truth values:
+    `<ball>_<attack>`, as in `linf_pgd20`: still right under this attack, false where `natural` is; and `<ball>_aa`:
+    under all four members of AutoAttack."""
+
+    index: int = required("position among the evaluated images, from 0")
+    label: int = required("the true class")
+    natural: bool = required("right without attack")
+    __pydantic_extra__: dict[str, bool]
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------

@@ -49,6 +49,58 @@ def reference(model: type[BaseModel] = RunConfig) -> str:
     return "\n".join(parts)
 
 
+def fields_page(head: str, files: dict[str, type[BaseModel]]) -> str:
+    """Returns the page of the fields of records as Markdown: each kind of record once, where it first stands.
+
+    Args:
+        head: its first lines.
+        files: title -> record.
+    """
+    parts, known = [head], {}
+    for title, model in files.items():
+        root = json_schema(model)
+        parts.append(f"## {title}\n\n{_sentence(root)}")
+        parts += _records(root, root, "", known, title)
+    return "\n".join(parts)
+
+
+def _sentence(node: dict[str, Any]) -> str:
+    text = " ".join(node.get("description", "").split())
+    return f"{text}\n" if text else ""
+
+
+def _records(root: dict[str, Any], node: dict[str, Any], path: str, known: dict[str, str], file: str) -> Iterator[str]:
+    """Tables of a record and of those in it that are not known yet."""
+    lines, below = ["| field | what | meaning |", "|---|---|---|"], []
+    for name, field in node["properties"].items():
+        at, inside = f"{path}.{name}".lstrip("."), [*_inside(field)]
+        text = words(field).replace("one or more ", "").replace("a list of values", "a list")
+        for suffix, ref in inside:
+            title = f"`{at}{suffix}` in {file}"
+            below += [(ref, title)] if ref not in known else []
+            text = f"`{name}{suffix}`: as {known[ref]}" if ref in known else f"`{name}{suffix}`: below"
+            known.setdefault(ref, title)
+        text += " or null" if inside and {"type": "null"} in field.get("anyOf", []) else ""
+        cells = text, field.get("description", "")
+        lines.append(f"| `{name}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    yield "\n".join(lines) + "\n"
+    for ref, title in below:
+        inner = root["$defs"][ref]
+        yield f"### {title}\n\n{_sentence(inner)}"
+        yield from _records(root, inner, title.split("`")[1], known, file)
+
+
+def _inside(field: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
+    """(what follows the field's name, name in $defs) of the records that a field holds."""
+    if "$ref" in field:
+        yield suffix, field["$ref"].removeprefix("#/$defs/")
+    for member in field.get("anyOf", []):
+        yield from _inside(member, suffix)
+    for key, place in (("items", "[]"), ("additionalProperties", ".<name>")):
+        if isinstance(field.get(key), dict):
+            yield from _inside(field[key], suffix + place)
+
+
 def _sections(root: dict[str, Any], node: dict[str, Any], path: str, choice: str = "") -> Iterator[tuple[str, str]]:
     """(name in $defs, title) of a section and of all below it."""
     below = {}

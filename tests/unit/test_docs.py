@@ -19,6 +19,7 @@ from conftest import ROOT
 from pages import PAGES, Block, blocks, commands, simple_commands
 
 import genray
+from genray.cli.config import SCHEMAS
 from genray.cli.evaluate import _asked
 from genray.cli.parser import run_command
 from genray.config import load_config
@@ -104,11 +105,7 @@ CALLS = sorted({(m, tuple(a)) for _, _, (m, a) in OF_GENRAY})  # in one order in
 def test_a_command_of_genray_is_taken(module, argv, capsys):
     """By its own parser and by what checks its values: only files that are not here are not looked at."""
     if module == "genray.config":
-        assert argv[0] in (
-            "schema",
-            "grid-schema",
-            "reference",
-        )  # run by test_json_schema.py
+        assert argv[0] in (*SCHEMAS, "reference", "records")  # run by test_json_schema.py and test_records_page.py
         return
     args = importlib.import_module(module.replace("genray.", "genray.cli.")).parse_args(list(argv))
     CHECKS.get(module, lambda args: None)(args)
