@@ -1,4 +1,8 @@
-"""genray on a device: what it computes there, how it waits and what it takes."""
+"""genray on a device: what it computes there, how it waits and what it takes.
+
+The device is a GPU; with GENRAY_TEST_DEVICE=cpu a CPU, where a test has a meaning there. The tests need neither ray
+(those of both runtimes are skipped without it) nor a network.
+"""
 
 import json
 import os
@@ -11,26 +15,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from process_groups import together
-from small_learners import through_a_file, unit_config
-from test_no_waits import LEARNERS, make_learner
-from trace_digits import FILE, trace
 
-from genray.core.determinism import deterministic
-from genray.core.flat import ALIGNMENT, alignment_on
-from genray.data.datasets import load_image_data
-from genray.data.splits import Split
-from genray.errors import LearnerError
-from genray.evaluation.engines import ENGINES
-from genray.learners.base_learner import BaseLearner
-from genray.learners.execution import Execution
-from genray.learners.global_learner import GlobalLearner
-from genray.models import build_model
-from genray.run.device_memory import learner_memory, naming_memory
-from genray.run.setup import prepare
-from genray.types import ThreatModel
+TESTS = Path(__file__).parents[1]
+sys.path += [str(TESTS / "unit"), str(TESTS / "golden")]  # no conftest.py: `tests/conftest.py` is imported by that name
 
-ROOT = Path(__file__).parents[2]
+from all_objectives import LEARNERS, make_learner, partly_labelled  # noqa: E402
+from process_groups import together  # noqa: E402
+from small_learners import through_a_file, unit_config  # noqa: E402
+from trace_digits import FILE, trace  # noqa: E402
+
+from genray.core.determinism import deterministic  # noqa: E402
+from genray.core.flat import ALIGNMENT, alignment_on  # noqa: E402
+from genray.errors import LearnerError  # noqa: E402
+from genray.evaluation.engines import ENGINES  # noqa: E402
+from genray.learners.base_learner import BaseLearner  # noqa: E402
+from genray.learners.execution import Execution  # noqa: E402
+from genray.learners.global_learner import GlobalLearner  # noqa: E402
+from genray.models import build_model  # noqa: E402
+from genray.run.device_memory import learner_memory, naming_memory  # noqa: E402
+from genray.run.setup import prepare  # noqa: E402
+from genray.types import ThreatModel  # noqa: E402
+
+ROOT = TESTS.parent
+WANTED = os.environ.get("GENRAY_TEST_DEVICE", "cuda")
 ATTACK = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05, "num_steps": 3}
 PAIR = {
     "natural": {"objective": "natural", "lr": 0.05, "averaging": {"decay": 0.5}},
@@ -49,10 +56,34 @@ def learners_of(setup, device):
     }
 
 
+@pytest.fixture(scope="session")
+def device():
+    if WANTED == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device; GENRAY_TEST_DEVICE=cpu runs what has a meaning on a CPU")
+    return WANTED
+
+
+@pytest.fixture
+def gpu(device):
+    """A device that must be a GPU."""
+    if device != "cuda":
+        pytest.skip("has a meaning on a GPU only")
+    return device
+
+
+@pytest.fixture
+def report(request):
+    """Records a number of a test, for `benchmarks/gpu_check.py`."""
+
+    def keep(name, value):
+        request.node.user_properties.append((name, value))
+
+    return keep
+
+
 @pytest.fixture(scope="module")
 def train():
-    digits = load_image_data("digits").train.first(160)
-    return Split(digits.images, digits.labels, torch.arange(160) % 3 > 0)
+    return partly_labelled()
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
