@@ -10,7 +10,7 @@ Importing genray starts nothing heavy: torch and ray are imported by what uses t
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genray.api import evaluate, export, label, load_model, report, test_images, train, tune
+    from genray.api import evaluate, export, label, load_images, load_model, report, test_images, train, tune
     from genray.config.schema import RunConfig
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "export",
     "label",
+    "load_images",
     "load_model",
     "report",
     "test_images",

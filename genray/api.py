@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     Names: TypeAlias = str | Iterable[str]
     Radius: TypeAlias = float | str | Fraction
     Radii: TypeAlias = Radius | Sequence[Radius] | Mapping[str, Radius | Sequence[Radius]] | None
+    SavedImages: TypeAlias = dict[str, np.ndarray]
+    Transfer: TypeAlias = str | os.PathLike[str] | Mapping[str, Model | str | os.PathLike[str]] | None
     Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     EpochCallback: TypeAlias = Callable[[dict[str, Any]], object]
     PlanCallback: TypeAlias = Callable[[str], object]
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     Table: TypeAlias = Trials
 else:  # not checked here: the functions that read these values report more than their type
     Configuration = Overrides = Network = Factory = Model = Images = Labeller = Unlabelled = Names = Any
-    Arrays = Examples = Radii = Paths = EpochCallback = PlanCallback = Findings = Table = Any
+    Arrays = Examples = Radii = SavedImages = Transfer = Paths = EpochCallback = PlanCallback = Findings = Table = Any
 
 DEFAULT_STORAGE = "runs"
 Runtime = Literal["ray", "local"]
@@ -144,6 +146,8 @@ def evaluate(
     resume: bool = False,
     overwrite: bool = False,
     data: dict[str, Any] | None = None,
+    transfer: Transfer = None,
+    save_images: bool = False,
 ) -> dict[str, Any]:
     """Natural and robust accuracy of any model on any images.
 
@@ -153,7 +157,8 @@ def evaluate(
         x: (N, C, H, W) tensor or array, float in [0, 1] or uint8.
         y: (N,) integer labels, 0..K-1.
         attacks: column names or groups: `paper` (all), `standard` (AutoAttack), `pgd20`, `pgd100`, `mim`, `cw`,
-            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; your own classes, or their names
+            `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab_t`, `square`, `aa`; `transfer` and `transfer_from=FILE` (a run folder
+            or model file), whose images are made on other networks; your own classes, or their names
             `package.module:CLASS` (docs/own.md); or one string "pgd20,aa".
         norms: of "linf", "l2", "l1".
         epsilon: norm -> radius on the [0, 1] pixel scale (8/255 may be the string "8/255"), or the radius alone
@@ -177,6 +182,10 @@ def evaluate(
         resume: go on with the finished blocks in `output`, and their `block_size` and `engine` where these are None.
         overwrite: replace the evaluation in `output`, once the first new block is done.
         data: {"source", "split"} for the record.
+        transfer: networks of the column `transfer`: a run folder, for its base learners, or name -> network, run folder
+            or model file.
+        save_images: write the images that fell into `images/` of `output`, for `load_images`, and score the stored
+            ones again; `norms.<norm>.images` says how many still fool the model, also after rounding to 8 bits.
 
     Returns:
         The record: `natural`, `norms` (a part a norm, or "linf_8/255" a radius where a norm has several), `union`
@@ -192,7 +201,8 @@ def evaluate(
     from genray.reporting.results import Results
 
     how: tuple[Any, ...] = (num_classes, seed, block_size, engine, output, resume, overwrite, data)
-    asked = EvaluationArguments(attacks, norms, epsilon, step_size, *how)
+    more: tuple[Any, ...] = (transfer, save_images)
+    asked = EvaluationArguments(attacks, norms, epsilon, step_size, *how, *more)
     if workers is None:
         return Results(run_evaluation(model, x, y, asked))
     from genray.runtime.ray.evaluation import run_on_workers
@@ -202,6 +212,26 @@ def evaluate(
     pool = PoolOptions(*limits)
     together, on_workers = workers or os.cpu_count() or 1, partial(run_on_workers, pool=pool)
     return Results(run_evaluation(model, x, y, asked, together, on_workers))
+
+
+@checked
+def load_images(path: Place) -> SavedImages:
+    """The adversarial images that an evaluation with `save_images` wrote.
+
+    Args:
+        path: path or URI of the evaluation's folder, or of `images` in it.
+
+    Returns:
+        Arrays of one entry an image that fell, at the smallest radius at which the attack found it: `image` (n, C, H,
+        W) float32 in [0, 1]; `index` among the evaluated images, `label`, and the classes predicted `before` and
+        `after`, int64; `norm`, `epsilon` and `attack` as text; `length`, the norm of the perturbation.
+
+    Raises:
+        InputError: there are none, or a file is damaged.
+    """
+    from genray.evaluation import saved_images
+
+    return saved_images.load_images(path)
 
 
 @checked

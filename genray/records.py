@@ -249,10 +249,20 @@ class EvaluationRequest(Record):
     predictions: str = ""
 
 
+class StoredImages(Record):
+    """The stored images of an attack."""
+
+    stored: int = required("how many")
+    wrong: int = required("of these fool the model when they are read back")
+    wrong_in_8_bits: int = required("of these still do after rounding to multiples of 1 / 255")
+    in_8_bits: int = required("of those are in the ball after rounding")
+
+
 class NormRecord(Record):
     columns: Columns = required("attack -> accuracy under it")
     union: AccuracyRecord | None = option(None, "accuracy under all attacks of the ball together")
     findings: list[str] = required("reasons to distrust a number of the ball")
+    images: Named[StoredImages] = option({}, "attack, or member of `aa` -> what became of its stored images")
 
 
 class EvaluationRecord(Record):

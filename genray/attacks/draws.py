@@ -1,5 +1,7 @@
 """Where the random numbers of an attack come from."""
 
+import copy
+
 import torch
 
 from genray.core.rng import generator
@@ -59,6 +61,12 @@ class ExampleDraw:
 
     def __init__(self, seed: int, attack: str, indices):
         self.streams = [generator("cpu", seed, "attack", attack, int(i)) for i in indices]
+
+    def of(self, rows) -> "ExampleDraw":
+        """The draws of some of the batch's examples; they go on from where these are."""
+        part = copy.copy(self)
+        part.streams = [self.streams[row] for row in rows]
+        return part
 
     def uniform(self, like):
         return self._stack(torch.rand, like)

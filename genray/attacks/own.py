@@ -85,8 +85,18 @@ def check_points(x, adversarial, norm: str, epsilon: float) -> tuple[float, list
         return float("inf"), ["points with NaN or infinite pixels"]
     if adversarial.min() < 0 or adversarial.max() > 1:
         problems.append("points outside [0, 1]")
-    longest = float(BALLS[norm].length((adversarial - x).double()).max()) / epsilon
-    rounding = 2**-24 * {"linf": 1, "l2": x[0].numel() ** 0.5, "l1": x[0].numel()}[norm] / epsilon
-    if longest > 1 + LENGTH_SLACK + rounding:
+    longest = float(lengths(x, adversarial, norm).max()) / epsilon
+    if longest > most_length(x, norm, epsilon):
         problems.append(f"points outside the ball: norm {longest:.6f} epsilon")
     return longest, problems
+
+
+def lengths(x, adversarial, norm: str) -> torch.Tensor:
+    """(N,) float64, the norm of each perturbation."""
+    return BALLS[norm].length((adversarial - x).double()).flatten()
+
+
+def most_length(x, norm: str, epsilon: float) -> float:
+    """The largest norm that counts as inside the ball, as a fraction of epsilon: 1 and the rounding of float32."""
+    rounding = 2**-24 * {"linf": 1, "l2": x[0].numel() ** 0.5, "l1": x[0].numel()}[norm] / epsilon
+    return 1 + LENGTH_SLACK + rounding

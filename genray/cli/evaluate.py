@@ -49,11 +49,12 @@ def main(args):
 
 def _asked(args):
     """The `EvaluationArguments` of the options."""
+    from genray.attacks.transfer import TRANSFER
     from genray.evaluation.inputs import EvaluationArguments, given_by_norm
 
-    norms = tuple(args.norms.split(","))
+    norms, attacks = tuple(args.norms.split(",")), tuple(args.attacks.split(","))
     return EvaluationArguments(
-        attacks=tuple(args.attacks.split(",")),
+        attacks=attacks,
         norms=norms,
         epsilon=given_by_norm("--epsilon", args.epsilon, norms),
         step_size=given_by_norm("--step-size", args.step_size, norms),
@@ -63,6 +64,8 @@ def _asked(args):
         output=args.output,
         resume=args.resume,
         overwrite=args.overwrite,
+        transfer=args.model if TRANSFER in attacks else None,
+        save_images=args.save_images,
     )
 
 
@@ -125,7 +128,10 @@ def _place(args, asked, named):
     key |= {"examples": args.examples, "data": named.source}
     key |= {"model": [args.arch, args.width, args.normalize, args.weights]}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    name, model = f"{'_'.join(request.attacks)[:60].replace(':', '.')}-{'_'.join(radii)}-{digest}", Storage(args.model)
+    name, model = (
+        f"{'_'.join(request.attacks)[:60].replace(':', '.').replace('/', '.')}-{'_'.join(radii)}-{digest}",
+        Storage(args.model),
+    )
     return model / "evaluations" / name if named.config else model.parent / f"{model.name}.evaluations" / name
 
 
@@ -170,7 +176,7 @@ def parse_args(argv):
         "--attacks",
         default="standard",
         metavar="NAME,...",
-        help="paper, standard (AutoAttack), columns, package.module:CLASS",
+        help="paper, standard (AutoAttack), columns, transfer, transfer_from=FILE, package.module:CLASS",
     )
     parser.add_argument("--norms", default="linf", metavar="NORM,...", help="of linf, l2, l1")
     parser.add_argument(
@@ -180,6 +186,9 @@ def parse_args(argv):
     )
     parser.add_argument(
         "--step-size", metavar="SIZE", help="of PGD, MIM and CW: 2/255, or linf=2/255,l2=0.1 (default: epsilon / 4)"
+    )
+    parser.add_argument(
+        "--save-images", action="store_true", help="write the adversarial images, for genray.load_images"
     )
     parser.add_argument("--examples", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of all random numbers of the attacks")

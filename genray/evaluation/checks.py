@@ -7,7 +7,9 @@ import torch
 
 from genray.attacks.gradient import input_gradient, temporary_mode
 from genray.attacks.losses import LOSSES
+from genray.attacks.transfer import is_transfer
 from genray.core.determinism import full_precision
+from genray.evaluation.hidden_gradients import look_at_layers
 
 FORWARDS = 5
 LOGIT_TOLERANCE = 1e-4
@@ -15,6 +17,7 @@ PROBABILITY_TOLERANCE = 1e-5
 PGD_SLACK, SQUARE_SLACK, CW_SLACK = 0.005, 0.002, 0.1  # differences of accuracies, as fractions
 CHANCE = 2  # examples whose result may differ with another random start
 ROUNDING = 1e-9
+ON_THE_MODEL = ("pgd20", "pgd100", "mim", "cw", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "aa")
 NO_GRADIENT = "the outputs are not differentiable in the images: white-box attacks cannot work"
 
 
@@ -58,7 +61,7 @@ def look_at_model(model, x, y) -> list[str]:
             return [*findings, "the outputs are NaN or infinite for some images: their flags mean nothing"]
         # Random outputs differ between batches too: only one of the two is reported.
         findings += _randomised(runs, y) or _batch_dependent(model, x, logits)
-        findings += _softmax(logits) + _dynamic(model, x)
+        findings += _softmax(logits) + _dynamic(model, x) + look_at_layers(model, x[:2])
         correct = logits.argmax(1) == y
         findings += _no_gradient(model, x[correct], y[correct]) if correct.any() else []
     return findings
@@ -151,6 +154,24 @@ def look_at_numbers(accuracy: dict, examples: int) -> list[str]:
             findings.append(f"AA is above its own member {member}")
     if below("aa_square", "aa_fab_t", SQUARE_SLACK):
         findings.append("Square lowers the white-box result of AA by more than 0.2 points: gradients may be masked")
+    on_the_model = [name for name in accuracy if name in ON_THE_MODEL]
+    for name in filter(is_transfer, accuracy):
+        if on_the_model and all(below(name, other, SQUARE_SLACK) for other in on_the_model):
+            findings.append(
+                f"{name}, whose images are made on other networks, beats every attack on the model itself: gradients "
+                "are masked; believe the lower number, and add square, which needs none"
+            )
     if below("cw", "pgd20", CW_SLACK):
         findings.append("CW breaks far more than PGD-20: the cross-entropy may be saturated")
     return findings
+
+
+def look_at_images(counts: dict) -> list[str]:
+    """Findings about stored images: attack -> result of `scored_again`."""
+    return [
+        f"{of['stored'] - of['wrong']} of {of['stored']} stored images of {attack} are classified correctly when they "
+        "are read back: they lie so near the boundary that rounding decides, or the outputs depend on the batch or on "
+        "chance; where they are more than a few, look at the findings about the model"
+        for attack, of in counts.items()
+        if of["wrong"] < of["stored"]
+    ]

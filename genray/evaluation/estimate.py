@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from genray.attacks.auto import MEMBERS
+from genray.attacks.transfer import STEPS, is_transfer
 from genray.evaluation.job import NATURAL, STAGE, BlockResult, Request, Task
 from genray.evaluation.suite import CASCADE, build_evaluation_attack
 
@@ -43,6 +44,8 @@ def _price(request, ball, attack, num_classes) -> float:
     """Forward passes of an example that resists, with the one that judges it."""
     if attack == NATURAL:
         return 1.0
+    if is_transfer(attack):  # of one network; a grid is planned before the networks are read
+        return 1.0 + FORWARDS_A_PASS * STEPS
     _, described = build_evaluation_attack(attack.removeprefix(STAGE), request.settings(ball, num_classes))
     return 1.0 + FORWARDS_A_PASS * described.passes + described.queries
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from genray.attacks.transfer import TRANSFER
 from genray.config.model import Section, collect, option
 from genray.config.schema import Norm
 from genray.config.values import AsTuple, Exact
@@ -38,6 +39,8 @@ class EvaluationArguments:
     resume: bool = False
     overwrite: bool = False
     data: dict | None = None
+    transfer: Any = None
+    save_images: bool = False
 
     def request(self, own=RADII) -> Request:
         """The checked request; its block size is 100 where none is given.
@@ -53,16 +56,32 @@ class EvaluationArguments:
         threats = tuple(ThreatModel(norm, radius) for norm, values in of_norms.items() for radius in values)
         if self.engine is not None:
             _checked(engine=self.engine)
-        size = {"block_size": self.block_size} if self.block_size else {}
         steps = step_sizes(norms, self.step_size)
         for norm in steps:
             if len(of_norms[norm]) > 1:
                 several = ", ".join(map(fraction_text, of_norms[norm]))
                 raise ConfigError(f"step_size.{norm}: expected none with several radii ({several}): it is epsilon / 4")
-        request = Request(threats, names(self.attacks), steps, self.seed, engine=self.engine, **size)
+        size = self.block_size or Request.block_size
+        request = Request(threats, names(self.attacks), steps, self.seed, size, self.engine, self.save_images)
+        check_transfer(request.attacks, self.transfer)
         for norm in norms:
             request.columns(norm)
         return request
+
+
+def check_transfer(attacks, transfer):
+    """Checks that the column `transfer` and the networks for it are given together.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if TRANSFER in attacks and transfer is None:
+        raise ConfigError(
+            "evaluation attack transfer: expected networks to make images on, got none: evaluate a run folder, in "
+            "Python pass transfer=RUN or {name: network}, or name one file by transfer_from=FILE"
+        )
+    if transfer is not None and TRANSFER not in attacks:
+        raise ConfigError("transfer: has no effect without the column transfer among the attacks")
 
 
 def names(value) -> tuple[str, ...]:

@@ -21,11 +21,13 @@ import torch
 from genray.attacks import temporary_mode
 from genray.attacks.losses import signed_margin
 from genray.attacks.own import check_points
+from genray.attacks.transfer import is_transfer
 from genray.core.determinism import full_precision
 from genray.core.threads import threads_kept, work_threads
 from genray.core.user_code import find, is_own
 from genray.evaluation.engines import copies_kept, engine_of
-from genray.evaluation.robust import correct_flags
+from genray.evaluation.robust import correct_flags, predictions
+from genray.evaluation.saved_images import Saved, saved_images
 from genray.evaluation.suite import ATTACKS, CASCADE, AttackSettings, build_evaluation_attack, expand_names, stage
 from genray.models.flops import forward_flops
 from genray.types import ThreatModel, ball_names
@@ -46,6 +48,7 @@ class Request:
         seed: of all random numbers.
         block_size: examples a block.
         engine: key of `ENGINES`, for the members of AutoAttack; None: each norm's default.
+        save_images: results hold the adversarial images.
     """
 
     threats: tuple[ThreatModel, ...]
@@ -54,14 +57,15 @@ class Request:
     seed: int = 0
     block_size: int = 100
     engine: str | None = None
+    save_images: bool = False
 
     def own(self) -> dict:
-        """`package.module:CLASS` -> class, of the attacks that are the user's.
+        """Name -> class, of the attacks that are the user's or made on other networks.
 
         Raises:
             ConfigError: one cannot be imported.
         """
-        return {name: find(name, ATTACKS) for name in self.attacks if is_own(name)}
+        return {name: find(name, ATTACKS) for name in self.attacks if is_own(name) or is_transfer(name)}
 
     def columns(self, norm) -> list[str]:
         """The attacks in one norm, in the paper's order."""
@@ -129,12 +133,14 @@ class BlockResult:
         longest: largest perturbation norm of a returned point, as a fraction of epsilon.
         problems: errors of returned points, one sentence each.
         seconds: run time.
+        images: the `Saved` images that fell, if the request asks for them.
     """
 
     flags: dict
     longest: float = 0.0
     problems: tuple[str, ...] = ()
     seconds: float = 0.0
+    images: Saved | None = None
 
     def record(self) -> dict:
         flags = {name: "".join("01"[int(flag)] for flag in values) for name, values in self.flags.items()}
@@ -198,12 +204,25 @@ def run_task(task: Task, request: Request, model, images, labels, num_classes: i
     settings = request.settings(task.ball, num_classes)
     threat = settings.threat
     adversarial = _attacked(task, request, settings, model, x[at], y[at], [examples[i] for i in keep])
-    survived = correct_flags(model, adversarial, y[at]) if len(keep) else keep.bool()
+    after = predictions(model, adversarial) if len(keep) else keep
+    survived = after == y[at].cpu()
     flags = np.zeros(len(x), dtype=bool)
     flags[keep.numpy()] = survived.numpy()
     longest, problems = check_points(x[at], adversarial, threat.norm, threat.radius)
     problems += check_scores(model, adversarial, y[at], survived)
-    return BlockResult({task.attack: flags}, longest, tuple(problems), time.perf_counter() - began)
+    images = None
+    if request.save_images:
+        fell = ~survived
+        images = saved_images(
+            [examples[i] for i in keep[fell]],
+            task.attack,
+            threat,
+            x[at][fell],
+            adversarial[fell],
+            y[at][fell],
+            after[fell],
+        )
+    return BlockResult({task.attack: flags}, longest, tuple(problems), time.perf_counter() - began, images)
 
 
 def _attacked(task, request, settings, model, x, y, indices):

@@ -137,6 +137,7 @@ def record_table(record: dict, published: dict | None = None) -> str:
             columns["union"] = part["union"]
         lines.append(f"{ThreatModel.of(threat)}, {_examples(record)}")
         lines += _rows(columns, (published or {}).get(ball))
+        lines += [f"  {_saved_text(attack, counts)}" for attack, counts in part.get("images", {}).items()]
         lines += [f"  ! {finding}" for finding in part["findings"]]
         notes = dict.fromkeys(
             note for attack in threat["attacks"] for note in attack["notes"]
@@ -164,6 +165,13 @@ def tables_of(record: dict) -> list[Table]:
         notes = (*part["findings"], *record["findings"])
         tables.append(Table(ball, title, ("",), tuple(map(head_of, columns)), (row,), notes))
     return tables
+
+
+def _saved_text(attack, counts):
+    return (
+        f"stored images of {attack}: {counts['stored']}, read back {counts['wrong']} fool the model; rounded to 8 bits "
+        f"{counts['wrong_in_8_bits']}, {counts['in_8_bits']} of them in the ball"
+    )
 
 
 def parts_of(record: dict) -> list[tuple[str, dict, dict]]:

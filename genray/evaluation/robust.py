@@ -8,7 +8,6 @@ from genray.attacks import ExampleDraw, build_attack, temporary_mode
 from genray.core.determinism import full_precision
 
 
-@torch.no_grad()
 def correct_flags(model, x, y) -> torch.Tensor:
     """Which examples a model classifies correctly.
 
@@ -20,8 +19,14 @@ def correct_flags(model, x, y) -> torch.Tensor:
     Returns:
         (N,) bool on the CPU.
     """
+    return predictions(model, x) == y.cpu()
+
+
+@torch.no_grad()
+def predictions(model, x) -> torch.Tensor:
+    """The class of the largest logit of each image, (N,) int64 on the CPU; `model` and `x` as in `correct_flags`."""
     with temporary_mode(model, training=False), full_precision():
-        return (model(x).argmax(1) == y).cpu()
+        return model(x).argmax(1).cpu()
 
 
 @torch.no_grad()

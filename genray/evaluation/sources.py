@@ -113,7 +113,7 @@ def load(named: Named, progress=None):
         InputError: a file is unreadable or does not fit.
     """
     data = load_image_data(**named.source, decode=("test",), progress=progress)
-    model = load_model(named.place) if named.config else _checkpoint(named.options, read_file(named.place), data)
+    model = load_model(named.place) if named.config else model_of_file(named.options, read_file(named.place), data)
     origin = origin_of(model)
     if named.config and not origin.threats:  # a model file of an older version
         attack = named.config.evaluation.attack
@@ -187,8 +187,17 @@ def _data_source(text):
     return {"source": source, "path": path or None}
 
 
-def _checkpoint(options, file, data):
-    """Loads a model file of any known producer into the named architecture."""
+def model_of_file(options: FileOptions, file, data):
+    """Loads a model file of any known producer into the named architecture.
+
+    Args:
+        options: of the file.
+        file: result of `read_file`.
+        data: the `ImageData` that it is to be used on.
+
+    Raises:
+        CheckpointError: it is unreadable or does not fit.
+    """
     if options == FileOptions() and "architecture" in read_metadata(file):
         return model_of(file)
     checkpoint = open_checkpoint(file, options.weights)

@@ -13,6 +13,7 @@ from genray.attacks.auto import MEMBERS, runs, targets
 from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
 from genray.attacks.own import OwnAttack, own_attack
+from genray.attacks.transfer import TRANSFER, TRANSFER_FROM, is_transfer
 from genray.core.determinism import full_precision
 from genray.core.rng import key_seed
 from genray.core.user_code import is_own
@@ -81,7 +82,7 @@ def expand_names(names, norm) -> list[str]:
         else:
             _check(name, norm)
             wanted.add(name)
-    return [column for column in (*COLUMNS, *filter(is_own, dict.fromkeys(names))) if column in wanted]
+    return [column for column in dict.fromkeys((*COLUMNS, *names)) if column in wanted]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def build_evaluation_attack(name: str, settings: AttackSettings):
     """The attack behind a column.
 
     Args:
-        name: one of `COLUMNS`, or `package.module:CLASS`.
+        name: one of `COLUMNS`, `package.module:CLASS`, or a transfer column, whose `TransferAttack` was given to
+            `user_code`.
         settings: of the attack.
 
     Returns:
@@ -190,7 +192,7 @@ def _own_attack(name, settings):
     """The gradient attack or the user's attack of a column; None if an engine runs the column."""
     norm, epsilon = settings.threat.norm, settings.threat.radius
     step_size = epsilon / 4 if settings.step_size is None else float(settings.step_size)
-    if is_own(name):
+    if is_own(name) or is_transfer(name):
         return own_attack(name, ATTACKS, {"norm": norm, "epsilon": epsilon, "step_size": step_size})
     if name in OWN:
         return GradientAttack(norm, epsilon, step_size, **OWN[name])
@@ -206,7 +208,10 @@ def _describe(name, settings):
         steps = getattr(own.inner, "num_steps", 1)
         passes, loss = getattr(own.inner, "num_passes", steps), getattr(own.inner, "loss", "the attack's own")
         step_size = getattr(own.inner, "step_size", None)
-        return AttackDescription(name, norm, epsilon, str(loss), steps, step_size, 1, passes, engine=name)
+        notes, engine = getattr(own.inner, "notes", ()), OURS if is_transfer(name) else name
+        return AttackDescription(
+            name, norm, epsilon, str(loss), steps, step_size, 1, passes, notes=notes, engine=engine
+        )  # fmt: skip
     if own:
         return AttackDescription(
             name, norm, epsilon, LOSS_WORDS[own.loss], own.num_steps, own.step_size, 1, own.num_passes,
@@ -240,10 +245,12 @@ def _describe_cascade(settings):
 
 
 def _check(name, norm):
-    if is_own(name):
+    if name == TRANSFER_FROM:
+        raise ConfigError(f"evaluation attack {name}: expected a run folder or a model file after =, got nothing")
+    if is_own(name) or is_transfer(name):
         return
     if name not in COLUMNS:
-        known = (*COLUMNS, *GROUPS)
+        known = (*COLUMNS, *GROUPS, TRANSFER, f"{TRANSFER_FROM}FILE")
         close = difflib.get_close_matches(str(name), known, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ConfigError(f"evaluation attack: expected one of {', '.join(known)}, got {name!r}{hint}")

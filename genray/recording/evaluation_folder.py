@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from genray import records
 from genray.console import say
 from genray.errors import RunFolderError, StorageError
 from genray.evaluation.job import BlockResult, Task
+from genray.evaluation.saved_images import FOLDER, Saved, of_parquet, to_parquet
 from genray.recording.writer import Writer
 from genray.storage import Storage
 
@@ -34,7 +36,8 @@ def check_place(place: Any, resume: bool, overwrite: bool) -> Storage:
 
 
 class EvaluationFolder:
-    """`request.json`, `blocks/<task>.json`, and at the end `results.json` and `results.parquet`.
+    """`request.json`, `blocks/<task>.json`, and at the end `results.json` and `results.parquet`; with images, also
+    `images/<task>.parquet`.
 
     Files are written beside the evaluation (see `Writer`).
 
@@ -43,12 +46,13 @@ class EvaluationFolder:
         identity: what is evaluated and how, as plain data; another evaluation cannot go on in the same folder.
         resume: go on with what is there.
         overwrite: replace what is there, as soon as the first block is done.
+        with_images: a block without its images is not finished.
 
     Raises:
         RunFolderError: another evaluation is there, or one is there and neither `resume` nor `overwrite` is on.
     """
 
-    def __init__(self, place: Any, identity: dict, resume: bool, overwrite: bool = False):
+    def __init__(self, place: Any, identity: dict, resume: bool, overwrite: bool = False, with_images=False):
         self.storage = check_place(place, resume, overwrite)
         if resume and self.storage.exists("request.json"):
             self._check_same(identity)
@@ -56,7 +60,7 @@ class EvaluationFolder:
             raise RunFolderError(
                 f"{self.storage}: expected request.json, which says what its blocks are of, it is gone"
             )
-        self.identity, self.begun, self.replaces = identity, False, overwrite
+        self.identity, self.begun, self.replaces, self.with_images = identity, False, overwrite, with_images
         self.writer = Writer(say)
 
     def _check_same(self, identity):
@@ -72,8 +76,11 @@ class EvaluationFolder:
 
     def finished(self, tasks: list[Task]) -> dict[Task, BlockResult]:
         """Results of those tasks that are done."""
-        present = set() if self.replaces else set(self.storage.names("blocks"))
-        found = {task: self._read(task) for task in tasks if f"{task.key}.json" in present}
+        present = set() if self.replaces else {name.removesuffix(".json") for name in self.storage.names("blocks")}
+        if present and self.with_images:
+            there = {name.removesuffix(".parquet") for name in self.storage.names(FOLDER)}
+            present = {key for key in present if key in there or key.startswith("none-")}
+        found = {task: self._read(task) for task in tasks if task.key in present}
         return {task: result for task, result in found.items() if result is not None}
 
     def _read(self, task):
@@ -85,7 +92,19 @@ class EvaluationFolder:
 
     def write(self, task: Task, result: BlockResult):
         """Keeps a finished block; the first one is preceded by what is evaluated, and before that nothing is there."""
+        if result.images is not None:
+            self._put(f"{FOLDER}/{task.key}.parquet", to_parquet(result.images))
         self._put(f"blocks/{task.key}.json", json.dumps(result.record()).encode())
+
+    def images(self, tasks: list[Task]) -> Iterator[tuple[Task, Saved]]:
+        """Yields the images of tasks as they are read back, once everything is written.
+
+        Raises:
+            StorageError: a file cannot be written or read.
+        """
+        self.writer.flush(STORAGE_TIMEOUT_S)
+        for task in tasks:
+            yield task, of_parquet(self.storage.read(f"{FOLDER}/{task.key}.parquet"))
 
     def _put(self, name, content):
         def write():
@@ -96,7 +115,7 @@ class EvaluationFolder:
         self.writer.put(name, write)
 
     def _begin(self):
-        for name in ("results.json", "results.parquet", "blocks") if self.replaces else ():
+        for name in ("results.json", "results.parquet", "blocks", FOLDER) if self.replaces else ():
             if self.storage.exists(name):
                 self.storage.delete(name)
         self.storage.remove_unfinished()  # of a process that was killed while it wrote
