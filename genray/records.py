@@ -296,6 +296,21 @@ class ImageRow(Record):
     __pydantic_extra__: dict[str, bool]
 
 
+class StoredImageRow(Record):
+    """A row of a file in `images/` of an evaluation: an image that fell, at the smallest radius at which its attack
+    found it."""
+
+    index: int = required("position among the evaluated images, from 0")
+    label: int = required("the true class")
+    before: int = required("class that the clean image is given")
+    after: int = required("class that this one is given")
+    norm: str = required("of the ball")
+    epsilon: Radius = required("its radius")  # type: ignore[valid-type]
+    attack: str = required("column; of `aa` the member, as in `aa_apgd_t`")
+    length: Finite = required("norm of the perturbation")
+    image: list = required("float32 pixels, of Arrow's type for tensors of one shape (C, H, W)")
+
+
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
 

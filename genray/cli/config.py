@@ -12,7 +12,7 @@ from genray.config.grid_file import GridFile
 from genray.config.model import json_schema
 from genray.config.reference import fields_page, reference
 from genray.config.schema import RunConfig
-from genray.records import EpochRecord, EvaluationRecord, IdentityRecord, ImageRow, RunResults
+from genray.records import EpochRecord, EvaluationRecord, IdentityRecord, ImageRow, RunResults, StoredImageRow
 
 SCHEMAS = {"schema": RunConfig, "grid-schema": GridFile}
 SCHEMAS |= {"results-schema": RunResults, "evaluation-schema": EvaluationRecord}
@@ -24,6 +24,7 @@ RECORDS = {
     "data.json: an entry": IdentityRecord,
     "results.json of an evaluation": EvaluationRecord,
     "results.parquet": ImageRow,
+    "images/*.parquet": StoredImageRow,
 }
 RECORDS_HEAD = """# Fields of the records
 

@@ -141,7 +141,7 @@ def _check_model(model, images, labels, request):
     blind = {name for threat in request.threats for name in request.columns(threat.norm)}
     blind = {name for name in blind if name != "square" and not is_transfer(name)}
     if NO_GRADIENT in findings and blind:
-        raise DataError(f"model: {NO_GRADIENT}; of the attacks only square can run")
+        raise DataError(f"model: {NO_GRADIENT}; of the attacks only square and transfer can run")
     return findings
 
 

@@ -294,7 +294,7 @@ def test_a_random_model_does_not_give_the_same_answer_twice(model, digits):
 
 def test_what_cannot_be_differentiated_is_left_to_square(model, digits):
     detached = Detached(model).eval()
-    with pytest.raises(DataError, match="not differentiable in the images.*only square can run"):
+    with pytest.raises(DataError, match="not differentiable in the images.*only square and transfer can run"):
         evaluated(detached, digits, attacks="square,pgd20")
     x, y = digits
     record = genray.evaluate(detached, x[:2], y[:2], attacks="square", epsilon=0.3)

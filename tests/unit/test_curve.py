@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import genray
-from genray.cli.evaluate import main, parse_args
-from genray.cli.parser import run_command
 from genray.evaluation.estimate import TimeLeft, resisting_cost
 from genray.evaluation.inputs import EvaluationArguments, given_by_norm
 from genray.evaluation.job import BlockResult, Request
@@ -158,26 +156,6 @@ def test_the_words_of_the_command(text, norms, found):
     for threat in asked.threats:
         got.setdefault(threat.norm, []).append(threat.epsilon)
     assert got == {norm: list(map(Fraction, radii)) for norm, radii in found.items()}
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ("--epsilon 2/255,2/255", "epsilon.linf: expected different radii, got 2/255 twice"),
-        ("--epsilon 0.1,0.1000", "epsilon.linf: expected different radii, got 0.1 twice"),
-        ("--epsilon 2/255,x", "epsilon.linf: expected .*'x'"),
-        ("--epsilon 2/255,", "epsilon.linf: expected .*''"),
-        ("--epsilon 2/255,8", "epsilon.linf: expected .*at most 1, got 8"),
-        ("--epsilon linf=2/255,linf=8/255", "--epsilon: expected several radii as linf=2/255:8/255, got linf= twice"),
-        ("--epsilon 0.1,0.2 --norms linf,l2", "--epsilon: expected norm=value for each of linf, l2, got .*"),
-        ("--epsilon 0.1,0.2 --step-size 0.02", r"step_size.linf: expected none with several radii \(0.1, 0.2\): .*"),
-        ("--step-size 0.02,0.03", "step_size.linf: expected .*"),
-    ],
-)
-def test_wrong_radii_are_one_line(trained_run, capsys, options, line):
-    assert run_command(main, parse_args([str(trained_run), *options.split()])) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and re.fullmatch(f"error: {line}\n", err), err
 
 
 def test_radii_in_python(model, digits):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from genray.cli import report, train, tune
+from genray.cli import evaluate, report, train, tune
 from genray.cli.parser import run_command
 
 OLD = ROOT / "tests/data/old_run"
@@ -201,6 +201,33 @@ def test_grids(capsys, tmp_path, text):
     assert re.fullmatch(rf"{re.escape(f'{path}: {GRIDS[text]}')}: {KIND}", line), line
     assert "abc" not in line.removeprefix(str(path)), "a secret"
     assert [*tmp_path.iterdir()] == [path]
+
+
+# Options of an evaluation -> the line.
+EVALUATIONS = {
+    "--epsilon 2/255,2/255": "epsilon.linf: expected different radii, got 2/255 twice",
+    "--epsilon 0.1,0.1000": "epsilon.linf: expected different radii, got 0.1 twice",
+    "--epsilon 2/255,x": "epsilon.linf: expected .*'x'",
+    "--epsilon 2/255,": "epsilon.linf: expected .*''",
+    "--epsilon 2/255,8": "epsilon.linf: expected .*at most 1, got 8",
+    "--epsilon linf=2/255,linf=8/255": "--epsilon: expected several radii as linf=2/255:8/255, got linf= twice",
+    "--epsilon 0.1,0.2 --norms linf,l2": "--epsilon: expected norm=value for each of linf, l2, got .*",
+    "--epsilon 0.1,0.2 --step-size 0.02": r"step_size.linf: expected none with several radii \(0.1, 0.2\): .*",
+    "--step-size 0.02,0.03": "step_size.linf: expected .*",
+    "--attacks transfer_from=": "evaluation attack transfer_from=: expected a run folder or a model file after =, .*",
+    "--attacks transfers": r"evaluation attack: expected .*, got 'transfers' \(did you mean transfer\?\)",
+    "--attacks transfer_from=/nowhere --examples 4": "/nowhere: no such file",
+    "--attacks transfer --examples 4": ".*: expected base learners in learners/ for the column transfer, .*",
+}
+
+
+@pytest.mark.parametrize("options", EVALUATIONS)
+def test_evaluations(capsys, tmp_path, options):
+    run = shutil.copytree(OLD / "finished/digits", tmp_path / "run", ignore=shutil.ignore_patterns("learners"))
+    before = sorted(path for path in tmp_path.rglob("*"))
+    line = refused(capsys, evaluate.main, evaluate.parse_args, run, *options.split())
+    assert re.fullmatch(EVALUATIONS[options], line), line
+    assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
 # Folder and file -> (place in it, what stands there instead; where another one is named, that).
