@@ -47,7 +47,7 @@ else:  # not checked here: the functions that read these values report more than
 DEFAULT_STORAGE = "runs"
 Runtime = Literal["ray", "local"]
 Device = Literal["auto", "cpu", "cuda"]
-Layout = Literal["trades", "robustbench", "onnx"]
+Layout = Literal["trades", "robustbench", "onnx", "safetensors"]
 
 
 @checked
@@ -391,10 +391,11 @@ def export(source: Place, layout: Layout, output: Place | None = None, *, overwr
 
     Args:
         source: a run folder, or a model file written by genray: path or URI.
-        layout: "onnx", or "trades" or "robustbench": a state dict that the classes of these repositories load strictly
+        layout: "onnx"; "safetensors", which `load_model` reads, with a model card (`README.md`) beside it; or "trades"
+            or "robustbench": a state dict that the classes of these repositories load strictly
             (`genray.interop.published_layouts` names the classes and their limits).
-        output: path or URI of the file; by default `model.onnx`, `model_trades.pt` or `model_robustbench.pt` beside
-            the model.
+        output: path or URI of the file; by default `model.onnx`, `model.safetensors`, `model_trades.pt` or
+            `model_robustbench.pt` beside the model.
         overwrite: replace a file that is there.
 
     Returns:
@@ -414,7 +415,7 @@ def load_model(path: Place, device: Any = "cpu", *, network: Factory | None = No
     """Loads the model of a genray run.
 
     Args:
-        path: a run folder or a `model.pt`: a local path or a URI.
+        path: a run folder, a `model.pt` or a `model.safetensors`: a local path or a URI, such as "hf://USER/NAME".
         device: torch device of the model.
         network: the factory of a network of your own, as in `genray.train(network=...)`.
         trust: import the factory `package.module:FACTORY` that the file names, which runs that package's code.

@@ -21,6 +21,7 @@ _COPY_BYTES = 2**23
 # By default pyarrow tries to connect for half a minute to S3, and for a quarter of an hour to Google Cloud Storage.
 CONNECT_S, ANSWER_S, ATTEMPTS, GCS_RETRY_S = 2, 5, 3, 5
 _BUCKETS = ("s3", "gcs", "abfs")
+HUB = "hf://"
 _SECRETS = (
     re.compile(r"(?<=://)[^@\s]*:[^@\s]*(?=@)"),  # key:secret@
     re.compile(r"(?i)(?<=[?&])([a-z_]*(?:secret|token|password|key|sas)[a-z_]*=)[^&\s'\"]*"),
@@ -48,7 +49,8 @@ class Storage:
 
     Args:
         place: "runs/digits", "~/runs", "file:///...", "s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http",
-            "gs://...", any other URI that pyarrow knows, a tuple (pyarrow.fs.FileSystem, path in it), or a `Storage`.
+            "gs://...", "hf://USER/NAME" or "hf://datasets/USER/NAME" of the Hugging Face Hub, any other URI that
+            pyarrow knows, a tuple (pyarrow.fs.FileSystem, path in it), or a `Storage`.
 
     Attributes:
         uri: names the place, with ~ expanded and credentials where the user wrote them.
@@ -279,6 +281,8 @@ def _opened(uri):
     """(file system, path in it)"""
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
+    if uri.startswith(HUB):
+        return fs.PyFileSystem(fs.FSSpecHandler(_hub())), uri.removeprefix(HUB).rstrip("/")
     if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in uri:
         uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GCS_RETRY_S}"
     place, _, options = uri.partition("?")
@@ -293,6 +297,16 @@ def _opened(uri):
             options["allow_delayed_open"] = True
         filesystem = fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS))
     return filesystem, root.rstrip("/") or root
+
+
+def _hub() -> Any:
+    """The Hub's file system; its token comes from huggingface_hub's own file or `HF_TOKEN`."""
+    try:
+        import fsspec
+
+        return fsspec.filesystem("hf")
+    except ImportError:
+        raise ValueError("huggingface_hub is not installed; pip install 'genray[hub]'") from None
 
 
 def _write_aside(path, data):

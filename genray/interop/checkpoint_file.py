@@ -11,6 +11,7 @@ import torch
 
 from genray.core.seal import SEAL_BYTES, check_seal, is_sealed
 from genray.errors import CheckpointError, RunFolderError, one_line
+from genray.interop.safetensors_file import is_safetensors, read_safetensors
 from genray.storage import Storage
 
 REASON_SHOWN = 120
@@ -49,13 +50,15 @@ def read_file(source: Any) -> ModelFile:
 
 
 def _read(path, where):
-    """The content of a torch file, tensors and plain containers only, on the CPU."""
+    """The content of a torch or safetensors file, tensors and plain containers only, on the CPU."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
         raise CheckpointError(f"{where}: cannot be read ({error.strerror or error})") from None
     _refuse_foreign(where, head)
+    if is_safetensors(head):
+        return read_safetensors(path, where)
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch warns of, it then refuses: the error below says it

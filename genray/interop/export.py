@@ -10,11 +10,14 @@ from genray.errors import RunFolderError
 from genray.interop.checkpoint_file import read_file
 from genray.interop.checkpoint_layouts import read_metadata
 from genray.interop.load import model_file, model_of
+from genray.interop.model_card import CARD, model_card
 from genray.interop.onnx_file import onnx_bytes
 from genray.interop.published_layouts import published_state
-from genray.storage import Storage
+from genray.interop.safetensors_file import SAFETENSORS, safetensors_bytes
+from genray.storage import HUB, Storage
 
 FILE_NAMES = {"trades": "model_trades.pt", "robustbench": "model_robustbench.pt", "onnx": "model.onnx"}
+FILE_NAMES |= {"safetensors": SAFETENSORS}
 
 
 def export_model(source, layout, output=None, overwrite=False) -> str:
@@ -25,12 +28,21 @@ def export_model(source, layout, output=None, overwrite=False) -> str:
         raise RunFolderError(f"{target}: expected the name of a file, got a folder")
     target.check_new(overwrite)
     file = read_file(place)
-    target.parent.write(target.name, _content(model_of(file), read_metadata(file), layout))
+    model, metadata = model_of(file), read_metadata(file)
+    card = None
+    if layout == "safetensors":
+        (target.parent / CARD).check_new(overwrite)
+        card = model_card(place, metadata, target.parent.uri if target.uri.startswith(HUB) else target.name)
+    target.parent.write(target.name, _content(model, metadata, layout))
+    if card is not None:
+        target.parent.write(CARD, card.encode())
     return target.uri
 
 
 def _content(model, metadata, layout):
     architecture = metadata["architecture"]
+    if layout == "safetensors":
+        return safetensors_bytes(model.state_dict(), metadata)
     if layout == "onnx":
         shape = (architecture["in_channels"], *architecture["image_size"])
         notes = {"genray": __version__, "run": str(metadata.get("run", ""))}

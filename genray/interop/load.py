@@ -8,6 +8,7 @@ from genray.core.user_code import allow_import
 from genray.errors import CheckpointError, ConfigError, one_line
 from genray.interop.checkpoint_file import ModelFile, read_file
 from genray.interop.checkpoint_layouts import load_into, read_metadata
+from genray.interop.safetensors_file import SAFETENSORS
 from genray.models import build_model
 from genray.storage import Storage
 
@@ -19,8 +20,10 @@ def load_model(path, device="cpu", *, network=None, trust: bool = False) -> torc
 
 
 def model_file(place: Storage) -> Storage:
-    """Returns the model file of a run folder, or the given model file."""
-    return place / "model.pt" if place.is_folder() else place
+    """Returns the model file of a run folder, or of one on the Hub, or the given model file."""
+    if not place.is_folder():
+        return place
+    return place / SAFETENSORS if place.is_file(SAFETENSORS) and not place.is_file("model.pt") else place / "model.pt"
 
 
 def model_of(file: ModelFile, network: Callable | None = None, trust: bool = False) -> torch.nn.Module:

@@ -29,7 +29,7 @@ STATE_FORMAT = "genray-state/2"
 # Everything of a run and, beside it, of its theta_g; `config.yaml` makes the folder a run's.
 FILES = (
     *("results.json", "checkpoints", "metrics.jsonl", "tensorboard", "teacher", "pseudo_labels.npy", LEARNERS),
-    *("model.pt", "model_last.pt", "model.onnx", "model_trades.pt", "model_robustbench.pt"),
+    *("model.pt", "model_last.pt", "model.onnx", "model_trades.pt", "model_robustbench.pt", "model.safetensors"),
     *("evaluation", "evaluations", "mixtures", TRACKED, IDENTITY, "config.yaml"),
 )
 
