@@ -56,13 +56,32 @@ def float32_precision(kind: str):
         mkldnn.conv: "ieee",
     }
     before = {backend: backend.fp32_precision for backend in wanted}
+    legacy = [_read(torch.get_float32_matmul_precision), _read(lambda: cudnn.allow_tf32)]
     try:
+        # torch's older switches first: where they say otherwise, reading them is an error (torch.compile may).
+        _set_legacy("high" if kind == "tf32" else "highest", kind == "tf32")
         for backend, precision in wanted.items():
             backend.fp32_precision = precision
         yield
     finally:
+        _set_legacy(*legacy)
         for backend, precision in before.items():
             backend.fp32_precision = precision
+
+
+def _read(switch):
+    """Its value; None where the caller has set the newer switches against it."""
+    try:
+        return switch()
+    except RuntimeError:
+        return None
+
+
+def _set_legacy(matmul, convolution):
+    if matmul is not None:
+        torch.set_float32_matmul_precision(matmul)
+    if convolution is not None:
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
 @contextmanager

@@ -21,7 +21,19 @@ def _per_example(values, like):
 
 
 def _l2(v):
-    return v.flatten(1).norm(dim=1)
+    return v.flatten(1).norm(dim=1) if v.device.type == "cpu" else _reduced(torch.linalg.vector_norm, v)
+
+
+def _largest(v):
+    return v.flatten(1).abs().amax(1) if v.device.type == "cpu" else _reduced(torch.amax, v.abs())
+
+
+def _reduced(reduce, v):
+    """(N,) over all other axes, which a GPU does without the copy that `flatten` makes of channels_last tensors.
+
+    Not on a CPU, which it costs more, and where it rounds otherwise.
+    """
+    return reduce(v, dim=tuple(range(1, v.dim())))
 
 
 def _as(epsilon, like):
@@ -63,7 +75,7 @@ def l2_start(x, epsilon, draw):
 
 def l2_step(gradient, sparsity):
     # By the largest entry first: a confident network's gradients are so small that their squares vanish.
-    largest = gradient.flatten(1).abs().amax(1)
+    largest = _largest(gradient)
     scaled = gradient / _per_example(largest.where(largest > 0, torch.ones_like(largest)), gradient)
     return scaled / _per_example(_l2(scaled).clamp_min(1e-12), gradient)
 

@@ -72,16 +72,26 @@ class AttackCopy(nn.Module):
     @torch.no_grad()
     def refresh(self):
         """Takes over the network's weights and running statistics of now. No host synchronisation."""
-        for mine, theirs in self._copies:
-            mine.copy_(theirs)
-        for mine, convolution, norm in self._folds:
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            shift = norm.bias - norm.running_mean * scale
-            if convolution.bias is not None:
-                shift = shift + convolution.bias * scale
-            torch.mul(convolution.weight, scale.view(-1, 1, 1, 1), out=mine.weight)
-            mine.bias.copy_(shift)
+        if self._copies:
+            mine, theirs = map(list, zip(*self._copies))
+            torch._foreach_copy_(mine, theirs)
+        if self._folds:
+            self._refresh_folds(*map(list, zip(*self._folds)))
         self.prepare()
+
+    def _refresh_folds(self, mine, convolutions, norms):
+        # One launch for all tensors instead of one each, where a GPU's operations on lists allow it.
+        scales = torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms])
+        torch._foreach_rsqrt_(scales)
+        scales = torch._foreach_mul([norm.weight for norm in norms], scales)
+        shifts = torch._foreach_mul([norm.running_mean for norm in norms], scales)
+        shifts = torch._foreach_sub([norm.bias for norm in norms], shifts)
+        for convolution, scale, shift in zip(convolutions, scales, shifts):
+            if convolution.bias is not None:
+                shift.add_(convolution.bias * scale)
+        for folded, convolution, scale in zip(mine, convolutions, scales):  # broadcast, which lists do not
+            torch.mul(convolution.weight, scale.view(-1, 1, 1, 1), out=folded.weight)
+        torch._foreach_copy_([folded.bias for folded in mine], shifts)
 
     @torch.no_grad()
     def prepare(self):

@@ -38,6 +38,7 @@ from genray.types import ThreatModel  # noqa: E402
 
 ROOT = TESTS.parent
 WANTED = os.environ.get("GENRAY_TEST_DEVICE", "cuda")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when the first test uses cuBLAS
 ATTACK = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05, "num_steps": 3}
 PAIR = {
     "natural": {"objective": "natural", "lr": 0.05, "averaging": {"decay": 0.5}},

@@ -5,7 +5,7 @@ import torch
 
 import genray
 from genray.config import load_config
-from genray.core.determinism import deterministic, full_precision
+from genray.core.determinism import deterministic, float32_precision, full_precision
 from genray.learners.base_learner import BaseLearner
 from genray.run.setup import prepare
 
@@ -108,3 +108,44 @@ def test_float32_is_what_the_run_says_whatever_the_caller_has_set(
         assert precisions() == ["ieee"] * 4
         raise RuntimeError
     assert precisions() == fast_by_the_caller
+
+
+def legacy_switches():
+    cublas, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return torch.get_float32_matmul_precision(), cublas.allow_tf32, cudnn.allow_tf32
+
+
+@pytest.fixture
+def as_torch_begins():
+    """torch's own state, before and after."""
+    before = {backend: backend.fp32_precision for backend in BACKENDS}
+    legacy = legacy_switches()
+    yield legacy
+    torch.set_float32_matmul_precision(legacy[0])
+    torch.backends.cudnn.allow_tf32 = legacy[2]
+    for backend, precision in before.items():
+        backend.fp32_precision = precision
+
+
+@pytest.mark.parametrize("caller", ["highest", "high"])
+@pytest.mark.parametrize(("kind", "inside"), [("fp32", ("highest", False, False)), ("tf32", ("high", True, True))])
+def test_the_older_switches_say_the_same(as_torch_begins, caller, kind, inside):
+    """torch refuses to read them where they contradict the newer ones, and its compiler reads them."""
+    torch.set_float32_matmul_precision(caller)
+    before = legacy_switches(), precisions()
+    with float32_precision(kind):
+        assert legacy_switches() == inside
+        with torch.backends.cudnn.flags(enabled=True):
+            assert precisions()[0] == ("tf32" if kind == "tf32" else "ieee")
+    assert (legacy_switches(), precisions()) == before
+
+
+def test_a_precision_of_everything_is_not_inherited(as_torch_begins):
+    backends = torch.backends
+    before = backends.fp32_precision
+    try:
+        backends.fp32_precision = "tf32"
+        with float32_precision("fp32"):
+            assert precisions() == ["ieee"] * 4
+    finally:
+        backends.fp32_precision = before

@@ -6,6 +6,7 @@ import torch
 from scipy import optimize, stats
 
 from genray.attacks import StreamDraw
+from genray.core import geometry
 from genray.core.geometry import BALLS
 
 NORMS = ("linf", "l2", "l1")
@@ -208,3 +209,12 @@ def test_same_stream_same_start_other_stream_other_start(norm):
     x = images(3, 1, 4, 4)
     first, again, other = (BALLS[norm].start(x, 0.2, draw(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lengths_without_a_copy_are_those_with_one(dtype):
+    """Those of a GPU, which leave channels_last tensors where they are."""
+    v = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    v = v.contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(geometry._reduced(torch.linalg.vector_norm, v), geometry._l2(v), rtol=1e-6)
+    assert torch.equal(geometry._reduced(torch.amax, v.abs()), geometry._largest(v))

@@ -153,7 +153,7 @@ def test_credentials_of_a_configuration_are_not_sent(use):
 
 
 def test_trials_of_a_grid_are_sent_to_the_trackers_of_both_files(tmp_path, use):
-    """As Tune calls it; a grid on a real Ray with MLflow is in tests/ray/test_trackers.py."""
+    """As Tune calls it; a grid on a real Ray with MLflow is in tests/ray/test_trackers_on_ray.py."""
     pytest.importorskip("ray", reason="grids run on Ray")
     from genray.tuning.grid import load_grid
     from genray.tuning.run import begin_folder
