@@ -208,7 +208,8 @@ def _describe(name, settings):
         steps = getattr(own.inner, "num_steps", 1)
         passes, loss = getattr(own.inner, "num_passes", steps), getattr(own.inner, "loss", "the attack's own")
         step_size = getattr(own.inner, "step_size", None)
-        notes, engine = getattr(own.inner, "notes", ()), OURS if is_transfer(name) else name
+        engine = OURS if is_transfer(name) else name
+        notes = tuple(f"{name}: {note}" for note in getattr(own.inner, "notes", ()))
         return AttackDescription(
             name, norm, epsilon, str(loss), steps, step_size, 1, passes, notes=notes, engine=engine
         )  # fmt: skip

@@ -57,6 +57,19 @@ def test_the_cascade_gives_the_same_bytes_too(model, digits, tmp_path, on_ray):
     assert evaluate(model, (images, labels), tmp_path / "two", resume=True, **options) == local
 
 
+def test_curves_images_and_other_networks_are_the_same_too(trained_run, model, digits, tmp_path, on_ray):
+    """The networks of a transfer column travel to the workers, the images that fell travel back."""
+    images, labels = (part[:20] for part in digits)
+    options = {"attacks": "pgd20,transfer", "norms": "linf", "epsilon": [0.05, 0.2], "block_size": 5}
+    options |= {"transfer": trained_run, "save_images": True}
+    local = evaluate(model, (images, labels), tmp_path / "local", **options)
+    assert evaluate(model, (images, labels), tmp_path / "two", workers=2, **options) == local
+    parts = sorted(path.name for path in (tmp_path / "local/images").iterdir())
+    assert parts[0] == "linf_0.05-pgd20-000000.parquet" and len(parts) > 8
+    for name in parts:
+        assert (tmp_path / "two/images" / name).read_bytes() == (tmp_path / "local/images" / name).read_bytes()
+
+
 def test_mixtures_with_workers_give_the_same_bytes(trained_run, tmp_path, on_ray):
     line = [str(trained_run), "--mixtures", "0.3", "--attacks", "pgd20", "--examples", "30", "--block-size", "15"]
     for name, extra in (("local", []), ("worker", ["--workers", "1"])):

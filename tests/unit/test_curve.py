@@ -164,3 +164,15 @@ def test_radii_in_python(model, digits):
         genray.evaluate(model, x[:4], y[:4], attacks="pgd20", epsilon=[])
     with pytest.raises(genray.errors.InputError, match="epsilon.linf: expected"):
         genray.evaluate(model, x[:4], y[:4], attacks="pgd20", epsilon=[0.1, [0.2]])
+
+
+def test_the_report_draws_the_curve_of_one_evaluation(curve, tmp_path):
+    pytest.importorskip("matplotlib")
+    genray.report([curve[0]], output=tmp_path / "report", formats=["html", "svg"], gallery=())
+    page = (tmp_path / "report/index.html").read_text()
+    labels = re.findall(r"accuracy over the radius of the (\w+) ball on 60", page)
+    assert set(labels) == {"linf", "l2"}
+    drawn = (tmp_path / "report/plots/epsilon_1.svg").read_text()
+    paths = re.findall(r'id="line2d_\d+">\s*<path d="([^"]*)" clip-path[^>]*stroke-width: 1.5', drawn)
+    points = [len(re.findall(r"[ML] [\d.]+ [\d.]+", path)) for path in paths]
+    assert points.count(4) == 2  # 0 and three radii, for each of two attacks
