@@ -39,7 +39,7 @@ from bench_step import images, our_step  # noqa: E402
 from common import machine, write_json  # noqa: E402
 
 import genray  # noqa: E402
-from genray.core.allocator import keep_freed_memory, use_expandable_segments  # noqa: E402
+from genray.core.allocator import keep_freed_memory  # noqa: E402
 from genray.data.datasets import load_image_data  # noqa: E402
 from genray.evaluation.engines import ENGINES  # noqa: E402
 from genray.types import ThreatModel  # noqa: E402
@@ -304,8 +304,6 @@ def main():
     args.width, args.batch, args.steps, args.window = (4, 8, 2, 1) if args.small else (64, 128, 30, 10)
     args.blocks = (4, 8) if args.small else (100, 500, 1000, 2000)
     keep_freed_memory()
-    if args.device == "cuda":
-        use_expandable_segments()
     store(args)
     record = {"versions": versions(args), "seconds": {}, "errors": {}}
     for name in args.only:

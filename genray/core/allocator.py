@@ -27,24 +27,19 @@ def keep_freed_memory():
         mallopt(M_TOP_PAD, 64 << 20)
 
 
-def use_expandable_segments():
-    """Tells torch's allocator on GPUs to grow its blocks instead of making others: shrinking batches and several
-    processes on a GPU otherwise leave gaps that nobody can use. To be called before the process uses a GPU.
+def share_gpu(device: str, share: float):
+    """Prepares a process that has only a share of a GPU; to be called before it uses the GPU.
 
-    What the user has set stays.
-    """
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    if sys.platform.startswith("linux") and not any(name in os.environ for name in names):
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-
-
-def limit_to_share(device: str, share: float):
-    """Keeps this process from taking more than its share of a GPU that it has not for itself: of two that grow, the
-    one that asks for too much fails, and not the other.
+    It cannot take more than its share: of two that grow, the one that asks for too much fails, and not the other. And
+    its blocks grow instead of being joined by others, which would leave gaps that nobody can use; what the user has set
+    for torch's allocator stays.
 
     Args:
         device: torch device; a CPU has no limit.
         share: of the device's memory; from 1 on there is no limit.
     """
-    if torch.device(device).type == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
+    if torch.device(device).type != "cuda" or share >= 1:
+        return
+    if not any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    torch.cuda.set_per_process_memory_fraction(share, device)

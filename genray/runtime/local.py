@@ -1,6 +1,6 @@
 """Generalist in one process: the reference; the Ray runtime gives the same bits on CPU."""
 
-from genray.core.allocator import keep_freed_memory, use_expandable_segments
+from genray.core.allocator import keep_freed_memory
 from genray.core.determinism import deterministic
 from genray.core.threads import threads_kept
 from genray.evaluation import Evaluator, chunks, join_flags
@@ -24,9 +24,7 @@ def run_local(recorder: Recorder, progress: Progress) -> dict:
     """
     keep_freed_memory()
     config = recorder.setup.config
-    if (device := local_device(config)) == "cuda":
-        use_expandable_segments()
-    check_device_memory(recorder.setup, dict.fromkeys(config.base_learners, 1), device)
+    check_device_memory(recorder.setup, dict.fromkeys(config.base_learners, 1), local_device(config))
     for line in alone_lines(config):
         progress.say(line)
     recorder.begin(device_names(config))

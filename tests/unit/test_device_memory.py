@@ -115,25 +115,28 @@ def test_a_full_device_is_one_line_about_the_learner():
         raise ValueError("another")
 
 
-def test_shares_of_a_gpu_are_limited(monkeypatch):
-    limits = []
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: limits.append(args))
-    for device, share in (("cpu", 0.5), ("cuda:0", 1.0), ("cuda:0", 2.0), ("cuda:0", 0.45)):
-        allocator.limit_to_share(device, share)
+@pytest.fixture
+def limits(monkeypatch):
+    found = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: found.append(args))
+    monkeypatch.setattr(allocator, "os", SimpleNamespace(environ={}))
+    return found
+
+
+def test_shares_of_a_gpu_are_limited(limits):
+    for device, share in (("cpu", 0.5), ("cuda:0", 1.0), ("cuda:0", 2.0)):
+        allocator.share_gpu(device, share)
+    assert not limits and not allocator.os.environ
+    allocator.share_gpu("cuda:0", 0.45)
     assert limits == [(0.45, "cuda:0")]
+    assert allocator.os.environ == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
-def test_expandable_segments_leave_what_the_user_has_set(monkeypatch):
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
-    allocator.use_expandable_segments()
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in allocator.os.environ
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")  # so that the fixture takes back what comes
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
-    allocator.use_expandable_segments()
-    assert allocator.os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_what_the_user_has_set_for_the_allocator_stays(limits, name):
+    allocator.os.environ[name] = "max_split_size_mb:64"
+    allocator.share_gpu("cuda:0", 0.45)
+    assert allocator.os.environ == {name: "max_split_size_mb:64"} and limits
 
 
 def test_mapped_images_are_not_counted(tmp_path):

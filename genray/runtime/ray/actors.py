@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from genray.core.allocator import keep_freed_memory, limit_to_share, use_expandable_segments
+from genray.core.allocator import keep_freed_memory, share_gpu
 from genray.core.determinism import use_deterministic_kernels
 from genray.core.user_code import give
 from genray.errors import PlacementError
@@ -61,7 +61,6 @@ class _Worker:
         if setup.config.compute.deterministic:
             use_deterministic_kernels()
         keep_freed_memory()
-        use_expandable_segments()
         self.device = actor_device(setup.config.device)
         torch.set_num_threads(threads)
 
@@ -103,7 +102,7 @@ class BaseLearnerActor(_Worker):
         self.worker, self.own, self.everyone = worker, worker.own, worker.everyone
         # Not the evaluator: a tenth of a GPU's time is not a tenth of its memory.
         share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
-        limit_to_share(self.device, share)
+        share_gpu(self.device, share)
         check_device_memory(self.setup, {worker.learner: worker.size}, self.device, share)
         with naming_memory(self.setup, worker.learner, worker.size):
             self._build(worker, threads, state)
