@@ -1,6 +1,6 @@
 """Reasons to distrust a robustness number (methods D7): checks of the model before, and of the numbers after.
 
-Each finding is one sentence: the observation and its meaning. A sound model gives none.
+Each finding is one sentence: the observation, its meaning, and what to do. A sound model gives none.
 """
 
 import torch
@@ -15,6 +15,7 @@ FORWARDS = 5
 LOGIT_TOLERANCE = 1e-4
 PROBABILITY_TOLERANCE = 1e-5
 PGD_SLACK, SQUARE_SLACK, CW_SLACK = 0.005, 0.002, 0.1  # differences of accuracies, as fractions
+USE_EVAL = "use running statistics, as in eval mode"
 CHANCE = 2  # examples whose result may differ with another random start
 ROUNDING = 1e-9
 ON_THE_MODEL = ("pgd20", "pgd100", "mim", "cw", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "aa")
@@ -58,7 +59,10 @@ def look_at_model(model, x, y) -> list[str]:
             runs = [model(x) for _ in range(FORWARDS)]
         logits = runs[0]
         if not bool(logits.isfinite().all()):
-            return [*findings, "the outputs are NaN or infinite for some images: their flags mean nothing"]
+            return [
+                *findings,
+                "the outputs are NaN or infinite for some images: their flags mean nothing; mend the model",
+            ]
         # Random outputs differ between batches too: only one of the two is reported.
         findings += _randomised(runs, y) or _batch_dependent(model, x, logits)
         findings += _softmax(logits) + _dynamic(model, x) + look_at_layers(model, x[:2])
@@ -73,15 +77,21 @@ def _randomised(runs, y):
     spread = max(float((unit - units[0]).norm(dim=1).max()) for unit in units)
     if len(correct) == 1 and spread <= LOGIT_TOLERANCE:
         return []
-    return ["the outputs are random: attacks need gradients averaged over the randomness, and these do not average"]
+    return [
+        "the outputs are random: attacks need gradients averaged over the randomness, and these do not average; do "
+        "it in an attack of your own, these numbers are too high"
+    ]
 
 
 def _softmax(logits):
     inside = bool((logits >= 0).all() and (logits <= 1).all())
     sums = bool(((logits.sum(1) - 1).abs() <= PROBABILITY_TOLERANCE).all())
-    return (
-        ["the outputs are probabilities, not logits: losses saturate and attacks look weak"] if inside and sums else []
-    )
+    if not (inside and sums):
+        return []
+    return [
+        "the outputs are probabilities, not logits: losses saturate and attacks look weak; return what goes into the "
+        "softmax"
+    ]
 
 
 def _batch_dependent(model, x, logits):
@@ -89,11 +99,13 @@ def _batch_dependent(model, x, logits):
         with torch.no_grad():
             alone = torch.cat([model(x[i : i + 1]) for i in range(min(4, len(x)))])
     except ValueError:  # BatchNorm in train mode refuses a single value a channel
-        return ["an image's outputs depend on the others in its batch (alone it cannot be classified)"]
+        return [f"an image's outputs depend on the others in its batch (alone it cannot be classified); {USE_EVAL}"]
     difference = float((alone - logits[: len(alone)]).abs().max() / logits.abs().max().clamp_min(1e-12))
     if difference <= LOGIT_TOLERANCE * 10:
         return []
-    return [f"an image's outputs depend on the others in its batch (by {difference:.2g} of the largest logit)"]
+    return [
+        f"an image's outputs depend on the others in its batch (by {difference:.2g} of the largest logit); {USE_EVAL}"
+    ]
 
 
 def _dynamic(model, x):
@@ -126,7 +138,10 @@ def _no_gradient(model, x, y):
     zero = int((gradient.flatten(1).abs().amax(1) == 0).sum())
     if not zero:
         return []
-    return [f"{zero} of {len(x)} images have a zero gradient of the margin loss: gradients are masked or saturated"]
+    return [
+        f"{zero} of {len(x)} images have a zero gradient of the margin loss: gradients are masked or saturated; trust "
+        "square, fab_t and transfer more than the other columns"
+    ]
 
 
 def look_at_numbers(accuracy: dict, examples: int) -> list[str]:
@@ -145,15 +160,25 @@ def look_at_numbers(accuracy: dict, examples: int) -> list[str]:
         return accuracy[first] < accuracy[second] - max(slack, CHANCE / examples) - ROUNDING
 
     if below("pgd20", "pgd100", PGD_SLACK):
-        findings.append("PGD-100 leaves more standing than PGD-20: more steps should not be weaker")
+        findings.append(
+            "PGD-100 leaves more standing than PGD-20: more steps should not be weaker; try a smaller --step-size"
+        )
     white_box = [name for name in ("apgd_ce", "apgd_t", "fab_t") if name in accuracy]
     if white_box and all(below("square", name, SQUARE_SLACK) for name in white_box):
-        findings.append("Square, which sees no gradients, beats the white-box attacks: gradients are masked")
+        findings.append(
+            "Square, which sees no gradients, beats the white-box attacks: gradients are masked; believe the lower "
+            "number"
+        )
     for member in ("apgd_ce", "apgd_t", "fab_t", "square"):
         if below(member, "aa", SQUARE_SLACK):
-            findings.append(f"AA is above its own member {member}")
+            findings.append(
+                f"AA is above its own member {member}: believe the lower number, and report it with the record"
+            )
     if below("aa_square", "aa_fab_t", SQUARE_SLACK):
-        findings.append("Square lowers the white-box result of AA by more than 0.2 points: gradients may be masked")
+        findings.append(
+            "Square lowers the white-box result of AA by more than 0.2 points: gradients may be masked; look for "
+            "layers that hide them, and add transfer"
+        )
     on_the_model = [name for name in accuracy if name in ON_THE_MODEL]
     for name in filter(is_transfer, accuracy):
         if on_the_model and all(below(name, other, SQUARE_SLACK) for other in on_the_model):
@@ -162,7 +187,7 @@ def look_at_numbers(accuracy: dict, examples: int) -> list[str]:
                 "are masked; believe the lower number, and add square, which needs none"
             )
     if below("cw", "pgd20", CW_SLACK):
-        findings.append("CW breaks far more than PGD-20: the cross-entropy may be saturated")
+        findings.append("CW breaks far more than PGD-20: the cross-entropy may be saturated; look at the margin losses")
     return findings
 
 
