@@ -29,6 +29,13 @@ class Evaluator:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.flat = FlatWeights(self.network)
+        self.loaded: WeightSnapshot | None = None
+
+    def _load(self, snapshot):
+        """Once a snapshot, of whose chunks there may be many."""
+        if self.loaded is not snapshot:
+            self.flat.load(snapshot)
+            self.loaded = snapshot
 
     def evaluate_chunk(self, snapshot: WeightSnapshot, split: str, start: int, stop: int) -> dict:
         """Flags of examples [start, stop) under all attacks of the final table: {"natural": (n,) bool array, ...}."""
@@ -36,7 +43,7 @@ class Evaluator:
 
     def _flags(self, snapshot, split, start, stop, attacks):
         torch.set_num_threads(self.threads)
-        self.flat.load(snapshot)
+        self._load(snapshot)
         flags = {}
         for name in attacks:
             how = {"attack_config": self.attacks[name], "seed": self.config.seed, "device": self.device, "name": name}
@@ -55,7 +62,8 @@ class Evaluator:
         if self.config.global_learner.batch_norm == "mix":
             return theta_g
         torch.set_num_threads(self.threads)
-        self.flat.load(theta_g)
+        self._load(theta_g)
+        self.loaded = None  # the statistics change
         reestimate_batch_norm(self.network, clean_batches(self.config, self.splits["train"], self.device))
         return self.flat.snapshot(theta_g.step)
 

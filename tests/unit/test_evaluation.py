@@ -20,6 +20,7 @@ from genray.evaluation import Evaluator, accuracy, attacked_flags, chunks, corre
 from genray.evaluation.evaluator import reestimate_batch_norm
 from genray.evaluation.robust import evaluate_chunk
 from genray.models import build_model
+from genray.types import WeightSnapshot
 
 N = 60
 
@@ -318,6 +319,20 @@ def make_evaluator(*overrides):
     other = build_model("small_cnn", num_classes=10, in_channels=1, image_size=(8, 8), width=3, batch_norm=True)
     splits = {"train": Split(split.images[:39], split.labels[:39]), "validation": split, "test": split}
     return Evaluator(config, other, splits), snapshot, network, split
+
+
+def test_weights_are_loaded_once_a_snapshot(monkeypatch):
+    evaluator, snapshot, *_ = make_evaluator("global_learner.batch_norm=reestimate")
+    loads, load = [], evaluator.flat.load
+    monkeypatch.setattr(evaluator.flat, "load", lambda given: (loads.append(given), load(given)))
+    first = evaluator.evaluate(snapshot, "validation")
+    assert len(loads) == 1  # of six chunks
+    zeros = WeightSnapshot(9, np.zeros_like(snapshot.weights), snapshot.counters)
+    assert evaluator.evaluate(zeros, "validation") != first
+    evaluator.evaluate_chunk(snapshot, "test", 0, 7)
+    assert [one is snapshot for one in loads] == [True, False, True]
+    evaluator.finalize(snapshot)
+    assert evaluator.evaluate(snapshot, "validation") == first and len(loads) == 4
 
 
 def test_evaluator_counts_the_flags_of_the_snapshot():
