@@ -78,7 +78,9 @@ def test_networks_of_python(model, digits):
             return x.flatten(1)[:, :10] * 0
 
     record = genray.evaluate(model, x, y, attacks="transfer", transfer={"blind": Blind()}, **HOW)
-    strong = genray.evaluate(model, x, y, attacks="transfer,pgd100", transfer={"itself": model}, **HOW)
+    strong = genray.evaluate(
+        model, x, y, attacks="transfer,pgd100", transfer={"blind": Blind(), "itself": model}, **HOW
+    )
     values = [r["norms"]["linf"]["columns"]["transfer"]["value"] for r in (record, strong)]
     assert values[0] > values[1]
     assert abs(values[1] - strong["norms"]["linf"]["columns"]["pgd100"]["value"]) <= 0.05
