@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.request
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import ray
 from conftest import actors, command_of, wait_for
 
 import genray
-from genray.runtime.ray.gauges import GAUGES
+from genray.runtime.ray.gauges import GAUGES, RunGauges
 
 pytestmark = pytest.mark.ray
 SAMPLE = re.compile(r"^ray_(genray_\w+)\{(.*)\} (\S+)$", re.M)
@@ -36,8 +37,7 @@ def test_prometheus_reads_the_numbers_of_metrics_jsonl(on_ray, small_run, tmp_pa
 
     def look(record):
         if record["epoch"] == 3:  # Ray exports every ten seconds
-            wanted = ("genray_accuracy", None, "pgd3")
-            rate = record["global"]["pgd3"]
+            wanted, rate = ("genray_accuracy", None, "pgd3"), record["global"]["pgd3"]
             found = wait_for(
                 lambda: (now := scraped()).get(wanted, -1) == pytest.approx(rate) and now, "the gauges", seconds=60
             )
@@ -57,6 +57,21 @@ def test_prometheus_reads_the_numbers_of_metrics_jsonl(on_ray, small_run, tmp_pa
             assert seconds == pytest.approx(values[f"{part}_seconds"], abs=1e-3), (learner, part)
     assert seen["genray_seconds_per_step", "linf", "attack"] > 0
     assert seen["genray_seconds_per_step", "natural", "attack"] == 0
+
+
+def test_gauges_stay_while_a_window_lasts(on_ray):
+    """Ray forgets in 20 s what is not set again."""
+    pytest.importorskip("aiohttp_cors", reason="the metrics agent needs ray[default]")
+    gauges = RunGauges("digits", 21)
+    gauges.window_done({}, {"natural": (9, 10)})
+    began = time.monotonic()
+    while time.monotonic() < began + 45:
+        gauges.steps({"linf": 7})
+        time.sleep(1)
+    found = scraped()
+    assert found["genray_accuracy", None, "natural"] == 0.9
+    assert found["genray_total_steps", None, None] == 21
+    assert found["genray_step", "linf", None] == 7
 
 
 def titles():

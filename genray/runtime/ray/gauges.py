@@ -29,6 +29,9 @@ PARTS = {
 class RunGauges:
     """Sets the gauges of one run, from its driver.
 
+    Ray exports only what was set since its last export and forgets the rest after two of them (20 s), so `steps`,
+    which the driver calls every second or so, sets all gauges again.
+
     Args:
         run: name of the run.
         total_steps: of the run.
@@ -37,15 +40,20 @@ class RunGauges:
     def __init__(self, run: str, total_steps: int):
         self.run = run
         self.gauges = {name: Gauge(name, description=text, tag_keys=tags) for name, (text, tags) in GAUGES.items()}
+        self.newest: dict[tuple, float] = {}  # (name, *tags) -> value
         self._set("genray_total_steps", total_steps)
 
     def _set(self, name, value, **tags):
-        self.gauges[name].set(float(value), tags={"run": self.run, **tags})
+        tags = {"run": self.run, **tags}
+        self.newest[name, *tags.items()] = float(value)
+        self.gauges[name].set(float(value), tags=tags)
 
     def steps(self, steps: dict[str, int]):
         """Learner name -> finished steps."""
         for learner, step in steps.items():
             self._set("genray_step", step, learner=learner)
+        for (name, *tags), value in self.newest.items():
+            self.gauges[name].set(value, tags=dict(tags))
 
     def window_done(self, stats: dict, scores: dict | None):
         """Arguments as of `RunRecorder.window_done`."""
