@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,17 @@ def kill_actors(*titles, killed, signum=signal.SIGKILL):
 def test_every_actor_and_a_node_may_die(on_ray, second_node, tmp_path, undisturbed, capsys):
     """And the images are in shared memory once: what this process has written there."""
     raylet, killed, seen = second_node.all_processes["raylet"][0].process, set(), {}
+    waits_since, on_node = [], []
 
     def kill_node():
-        learners = actors(b"ray::BaseLearner", below=raylet.pid)
-        if learners:  # spread: one of the two is on it
+        waits_since.append(time.monotonic())
+        on_node[:] = actors(b"ray::BaseLearner", b"ray::GlobalLearner", b"ray::Evaluator", below=raylet.pid)
+        # Spread, one of the two learners is on it; but Ray promises no more than to try.
+        over = bool(on_node) or waits_since[-1] - waits_since[0] > 60
+        if over:
             raylet.kill()
             raylet.wait()  # as long as it is a zombie, its workers take it for alive
-        return bool(learners)
+        return over
 
     kills = [
         (0, "base learner", kill_actors(b"ray::BaseLearner", killed=killed)),  # before the first checkpoint
@@ -112,7 +117,7 @@ def test_every_actor_and_a_node_may_die(on_ray, second_node, tmp_path, undisturb
     assert killer.problem is None
     assert killer.done == [name for _, name, _ in kills]
     err = capsys.readouterr().err
-    assert err.count("going on from step") == 3
+    assert err.count("going on from step") == 2 + bool(on_node)
     assert re.search("global learner: |evaluator: ", err) and "base_learners." in err
     assert run_outcome(tmp_path / "digits") == run_outcome(undisturbed)
     assert epochs_in(tmp_path / "digits") == EPOCHS

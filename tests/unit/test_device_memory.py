@@ -35,7 +35,7 @@ def setup_of(*names, **sections):
 def held():
     """Bytes of all tensors of 1000 numbers and more: of BatchNorms and activations of this network there are none."""
     gc.collect()
-    found = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+    found = [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
     tensors = [tensor for tensor in found if tensor.layout == torch.strided and tensor.device.type == "cpu"]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(number for number in storages.values() if number >= 4000)
