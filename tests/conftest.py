@@ -242,6 +242,14 @@ def digits():
     return test.images, test.labels
 
 
+@pytest.fixture(scope="module")
+def model(trained_run):
+    """The trained run's model, one a test module."""
+    import genray
+
+    return genray.load_model(trained_run)
+
+
 @pytest.fixture
 def genray_command():
     """Runs `python -m genray.<command>` as a user would; returns the completed process."""

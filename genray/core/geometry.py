@@ -128,9 +128,8 @@ def l1_shrinkage(x, move, epsilon):
     beyond = (size - room).clamp_min_(0)
     cut = torch.maximum(_shrink_multiplier(size, beyond, epsilon)[:, None], beyond)
     cut = torch.minimum(cut, size)
-    if not waiting.reads_are_free(
-        move
-    ):  # too few steps for sizes of many orders of magnitude: into the ball all the same
+    if not waiting.reads_are_free(move):
+        # Too few steps for sizes of many orders of magnitude: into the ball all the same.
         left = size - cut
         share = (epsilon / left.sum(1).clamp_min(torch.finfo(left.dtype).tiny)).clamp_max(1.0)
         cut = torch.where(share[:, None] < 1, size - left * share[:, None], cut)

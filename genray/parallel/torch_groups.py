@@ -40,9 +40,14 @@ class WorkerRank:
     share_attack: bool
 
     @property
+    def name(self) -> str:
+        """Its name among the actors of a run."""
+        return f"{self.learner}{f' (worker {self.rank + 1})' if self.rank else ''}"
+
+    @property
     def who(self) -> str:
         """Its name in messages."""
-        return f"base_learners.{self.learner}{f' (worker {self.rank + 1})' if self.rank else ''}"
+        return f"base_learners.{self.name}"
 
     @property
     def own(self) -> ProcessGroup:

@@ -27,11 +27,6 @@ def written(folder):
     return [(folder / name).read_bytes() for name in FILES]
 
 
-@pytest.fixture(scope="module")
-def model(trained_run):
-    return genray.load_model(trained_run)
-
-
 def evaluate(model, digits, folder, **options):
     genray.evaluate(model, *digits, **OPTIONS | options, output=str(folder))
     return written(folder)

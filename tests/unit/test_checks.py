@@ -105,11 +105,6 @@ HIDING = {Quantised: "round", Decided: "argmax"}
 
 
 @pytest.fixture(scope="module")
-def model(trained_run):
-    return genray.load_model(trained_run)
-
-
-@pytest.fixture(scope="module")
 def batch(digits):
     return as_pixels(digits[0][:32]), digits[1][:32]
 

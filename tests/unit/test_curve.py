@@ -22,11 +22,6 @@ HOW = {"attacks": "pgd20,apgd_ce", "norms": ("linf", "l2"), "block_size": 25, "e
 
 
 @pytest.fixture(scope="module")
-def model(trained_run):
-    return genray.load_model(trained_run)
-
-
-@pytest.fixture(scope="module")
 def curve(model, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("curve") / "out"
     x, y = digits

@@ -33,11 +33,6 @@ QUICK = {"attacks": ("pgd20", "cw"), "epsilon": "0.1", "block_size": 25}
 
 
 @pytest.fixture(scope="module")
-def model(trained_run):
-    return genray.load_model(trained_run)
-
-
-@pytest.fixture(scope="module")
 def record(model, digits):
     return genray.evaluate(model, *digits, **QUICK)
 

@@ -18,11 +18,6 @@ HOW = {"attacks": "pgd20,aa", "norms": ("linf", "l2"), "epsilon": EPSILON, "bloc
 
 
 @pytest.fixture(scope="module")
-def model(trained_run):
-    return genray.load_model(trained_run)
-
-
-@pytest.fixture(scope="module")
 def saved(model, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "out"
     x, y = digits

@@ -21,11 +21,6 @@ from genray.models import build_model
 HOW = {"epsilon": "0.15", "block_size": 25}
 
 
-@pytest.fixture(scope="module")
-def model(trained_run):
-    return genray.load_model(trained_run)
-
-
 def flags_of(folder):
     return {name: np.array(values) for name, values in pq.read_table(folder / "results.parquet").to_pydict().items()}
 

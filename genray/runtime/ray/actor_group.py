@@ -71,8 +71,8 @@ class ActorGroup:
         self.ranks = worker_ranks(workers, self.timeouts.share_attack)
         for worker in self.ranks:
             threads = learner_threads(self.setup.config, self.setup.architecture, worker.learner)
-            place, who = self.placement.learners[worker.learner][worker.rank], _short(worker)
-            create = self._creator(BaseLearnerActor, place, who)
+            place = self.placement.learners[worker.learner][worker.rank]
+            create = self._creator(BaseLearnerActor, place, worker.name)
             self.actors.append(create(worker, small, splits, threads, self.states.get(worker.learner)))
         for name in workers:
             actors = [actor for actor, worker in zip(self.actors, self.ranks) if worker.learner == name]
@@ -120,7 +120,7 @@ class ActorGroup:
 
     def _names(self):
         """Names of the learners' actors, without `base_learners.`."""
-        return [_short(worker) for worker in self.ranks]
+        return [worker.name for worker in self.ranks]
 
     @property
     def workers(self) -> dict:
@@ -149,8 +149,3 @@ class ActorGroup:
                     ray.kill(actor)
         if self.group is not None and self.placement.group is None:
             remove_placement_group(self.group)
-
-
-def _short(worker) -> str:
-    """Name of a learner's actor, without `base_learners.`."""
-    return worker.who.removeprefix("base_learners.")

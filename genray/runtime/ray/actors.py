@@ -127,7 +127,7 @@ class BaseLearnerActor(_Worker):
     @property
     def title(self) -> str:
         """Run and learner."""
-        return f"{self.setup.config.name}: {self.worker.who.removeprefix('base_learners.')}"
+        return f"{self.setup.config.name}: {self.worker.name}"
 
     def open_store(self, address: str) -> tuple:
         """As `torch_groups.open_store`; (address, port)."""

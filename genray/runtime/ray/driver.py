@@ -56,9 +56,8 @@ class _Attempts:
         self.splits = ray.put(pack(recorder.setup)[1])  # once for all attempts
         self.allocator = DeviceAllocator(progress)
         plan = recorder.setup.plan
-        self.gauges = (
-            RunGauges(plan.config.name, plan.total_steps) if may_grow else None
-        )  # nobody reads a private Ray's
+        # Nobody reads those of a private Ray.
+        self.gauges = RunGauges(plan.config.name, plan.total_steps) if may_grow else None
 
     def run(self, state):
         setup = self.recorder.setup
