@@ -169,7 +169,8 @@ def evaluate(
         num_classes: K; by default the number of logits.
         seed: of all random numbers.
         block_size: examples a block (part of the protocol: attacks that draw for a batch draw for a block); None for
-            `default_block_size`, 100 unless images are tiny.
+            100, more if images are tiny, and on a GPU of this process as many as half of its free memory holds, up to
+            3,200.
         engine: runs the members of AutoAttack: "genray", "genray-bf16" or "pyautoattack" (`evaluation/engines.py`);
             None for "genray" in linf and l2 and "pyautoattack" in l1.
         workers: None evaluates in this process; a number starts as many Ray actors, 0 one a device.

@@ -32,8 +32,11 @@ def main(args):
     from genray.evaluation.sources import load, look_at
     from genray.recording.evaluation_folder import check_place
     from genray.recording.progress import Progress
+    from genray.run.devices import device_here
 
     check_again(args.resume, args.overwrite)
+    if args.workers is None:
+        device_here(args.device or "auto")  # before data are read
     asked = _asked(args)
     named = look_at(args.model, args.data, asked.norms, asked.epsilon, _file_options(args))
     asked = replace(asked, epsilon=named.radii, data={"source": named.source["source"], "split": "test"})
@@ -70,7 +73,11 @@ def _asked(args):
 
 
 def _evaluate(args, model, examples, asked):
-    """Evaluates one model on one split, on the workers of the options."""
+    """Evaluates one model on one split, on the workers of the options or in this process."""
+    from genray.run.devices import device_here
+
+    if args.workers is None:
+        model = model.to(device_here(args.device or "auto"))
     given = {name: getattr(args, name) for name in OF_WORKERS if getattr(args, name) is not None}
     how = {**vars(asked), **given, "workers": args.workers, "address": args.address}
     return evaluate(model, *examples.take(), **how)
@@ -207,7 +214,7 @@ def parse_args(argv):
         "--workers", type=at_least(0), metavar="N", help="Ray actors, 0 for one a device (default: this process)"
     )
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
-    parser.add_argument("--device", choices=get_args(Device), help="of the workers; cuda: a GPU each, none yet or not")
+    parser.add_argument("--device", choices=get_args(Device), help="of this process or of the workers; cuda: a GPU each, none yet or not")
     parser.add_argument(
         "--startup-timeout",
         type=seconds,
@@ -247,7 +254,7 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if args.workers is None and args.address:
         args.workers = 0
-    for name in OF_WORKERS:
+    for name in OF_WORKERS[1:]:
         if getattr(args, name) is not None and args.workers is None:
             option = f"--{name.removesuffix('_s').replace('_', '-')}"
             parser.error(f"{option}: has no effect without --workers or --address")

@@ -99,6 +99,7 @@ class FlatWeights:
         self.counters = torch.zeros(self.counter_layout.offsets[-1], dtype=torch.int64, device=device)
         self.parameter = torch.nn.Parameter(self.weights[: self.trained_layout.offsets[-1]])
         self.parameter.grad = torch.zeros_like(self.parameter)
+        self._pinned: torch.Tensor | None = None
         for p, offset in zip(parameters, self.layout.offsets):
             view = take_over(p.data, self.weights, offset)
             p.grad = _view_like(p, self.parameter.grad, offset)
@@ -131,10 +132,22 @@ class FlatWeights:
         """`weights` (by default the live ones) with the counters, in host memory and without padding.
 
         Args:
-            private: copy the weights; False if the receiver copies them itself, as the object store does.
+            private: copy the weights; False if the receiver copies them itself before the next snapshot, as the object
+                store does.
         """
         packed = self.layout.pack(self.weights if weights is None else weights, copy=private)
-        return WeightSnapshot(step, to_array(packed, copy=False), self.packed_counters())
+        array = self._in_pinned_memory(packed) if packed.is_cuda and not private else to_array(packed, copy=False)
+        return WeightSnapshot(step, array, self.packed_counters())
+
+    def _in_pinned_memory(self, packed):
+        """Copies into one buffer of page-locked memory, which a GPU writes without the driver's own copy in between."""
+        if self._pinned is None:
+            self._pinned = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        self._pinned.copy_(packed, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        copied.synchronize()
+        return self._pinned.numpy()
 
     def packed_counters(self) -> np.ndarray:
         """The counters in host memory, without padding."""

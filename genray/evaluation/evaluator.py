@@ -7,6 +7,7 @@ from genray.core.flat import FlatWeights
 from genray.data.augment import Augmentation
 from genray.data.loader import BatchLoader
 from genray.evaluation.robust import evaluate_chunk, final_attacks
+from genray.learners.execution import Execution
 from genray.types import WeightSnapshot
 
 
@@ -29,12 +30,14 @@ class Evaluator:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.flat = FlatWeights(self.network)
+        self.attacked = Execution(self.network, config.compute.replace(precision="fp32", compile=False), self.device)
         self.loaded: WeightSnapshot | None = None
 
     def _load(self, snapshot):
         """Once a snapshot, of whose chunks there may be many."""
         if self.loaded is not snapshot:
             self.flat.load(snapshot)
+            self.attacked.refresh()
             self.loaded = snapshot
 
     def evaluate_chunk(self, snapshot: WeightSnapshot, split: str, start: int, stop: int) -> dict:
@@ -44,10 +47,10 @@ class Evaluator:
     def _flags(self, snapshot, split, start, stop, attacks):
         torch.set_num_threads(self.threads)
         self._load(snapshot)
-        flags = {}
+        flags, how = {}, {"seed": self.config.seed, "device": self.device, "attacked": self.attacked.attacked("eval")}
         for name in attacks:
-            how = {"attack_config": self.attacks[name], "seed": self.config.seed, "device": self.device, "name": name}
-            flags |= evaluate_chunk(self.network, self.splits[split], start, stop, **how)
+            some = self.splits[split], start, stop
+            flags |= evaluate_chunk(self.network, *some, attack_config=self.attacks[name], name=name, **how)
         return {name: values.numpy() for name, values in flags.items()}
 
     def evaluate(self, snapshot: WeightSnapshot, split: str) -> dict:

@@ -23,12 +23,14 @@ from genray.attacks.losses import signed_margin
 from genray.attacks.own import check_points
 from genray.attacks.transfer import is_transfer
 from genray.core.determinism import full_precision
+from genray.core.memory import free_on
 from genray.core.threads import threads_kept, work_threads
 from genray.core.user_code import find, is_own
 from genray.evaluation.engines import copies_kept, engine_of
 from genray.evaluation.robust import correct_flags, predictions
 from genray.evaluation.saved_images import Saved, saved_images
 from genray.evaluation.suite import ATTACKS, CASCADE, AttackSettings, build_evaluation_attack, expand_names, stage
+from genray.models.activation_memory import kept_bytes
 from genray.models.flops import forward_flops
 from genray.types import ThreatModel, ball_names
 
@@ -107,6 +109,40 @@ def default_block_size(shape) -> int:
     than 100 larger ones are no faster on a CPU.
     """
     return max(100, min(1000, 16_384 // math.prod(shape)))
+
+
+MOST_ON_A_GPU = 3_200  # images: the surviving ones are packed into blocks again, and few blocks are worked on at the end
+
+
+def block_size_on(device: torch.device, model, shape) -> int:
+    """Default number of examples a block on a device; on a GPU it depends on what is free, so the protocol states it.
+
+    `default_block_size` on a CPU. On a GPU this is doubled as long as a gradient pass takes at most half of the free
+    memory.
+
+    Args:
+        device: of the model.
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K).
+        shape: (C, H, W) of an image.
+    """
+    free = free_on(device) if device.type != "cpu" else None
+    if free is None:
+        return default_block_size(shape)
+    return doubled(default_block_size(shape), pass_bytes(model, shape, device), free // 2)
+
+
+def doubled(size: int, each: float, room: int) -> int:
+    """`size`, doubled as long as twice as many of `each` bytes fit into `room` bytes and are `MOST_ON_A_GPU` at most."""
+    while 2 * size <= MOST_ON_A_GPU and 2 * size * each <= room:
+        size *= 2
+    return size
+
+
+def pass_bytes(model, shape, device) -> float:
+    """Bytes an image of a gradient pass: what it keeps, as much for gradients on their way, and 16 float32 images."""
+    with temporary_mode(model, training=False), torch.enable_grad():
+        kept = kept_bytes(lambda x: model(x.requires_grad_()), shape, device)
+    return 2 * kept + 16 * 4 * math.prod(shape)
 
 
 @dataclass(frozen=True)

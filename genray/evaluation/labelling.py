@@ -16,7 +16,7 @@ from genray.data.extra import open_images
 from genray.data.reading import Reading
 from genray.data.request import DataRequest
 from genray.data.splits import check_count
-from genray.errors import ConfigError, DataError, PlacementError, RunFolderError
+from genray.errors import ConfigError, DataError, RunFolderError
 from genray.evaluation.contract import as_network, device_of
 from genray.evaluation.job import as_pixels
 from genray.evaluation.robust import predicted
@@ -24,6 +24,7 @@ from genray.evaluation.sources import config_of, data_of
 from genray.interop.load import load_model
 from genray.interop.origin import origin_of
 from genray.recording.progress import Progress
+from genray.run.devices import device_here
 from genray.storage import Storage
 
 SOURCES = ("npz", "parquet", "image_folder", "svhn_extra")
@@ -104,10 +105,7 @@ def _checked(images, examples):
 def _labels(network, images, batch_size, device, on_workers):
     """(N,) int64 labels; shows its progress."""
     if on_workers is None:
-        there = torch.cuda.is_available()
-        if device == "cuda" and not there:
-            raise PlacementError("device: expected cpu or auto, because torch sees no CUDA device here, got cuda")
-        place = "cuda" if there and device != "cpu" else "cpu"
+        place = device_here(device)
         network = network if device_of(network).type == place else copy.deepcopy(network).to(place)
         found = predicted(network, images, batch_size, place)
     else:

@@ -49,7 +49,7 @@ def predicted(model, images, batch_size: int, device) -> Iterator[tuple[int, tor
         yield start, found
 
 
-def attacked_flags(model, x, y, attack, *, seed, name, indices) -> torch.Tensor:
+def attacked_flags(model, x, y, attack, *, seed, name, indices, attacked=None) -> torch.Tensor:
     """Which examples stay correct under an attack; `x` should be classified correctly.
 
     Args:
@@ -57,20 +57,26 @@ def attacked_flags(model, x, y, attack, *, seed, name, indices) -> torch.Tensor:
         attack: a `GradientAttack`.
         seed, name: key of the attack's random numbers, with `indices`.
         indices: (N,) position of each example in its data set.
+        attacked: the same function as the model's in eval mode, cheaper to attack; None: the model. What counts is the
+            model's answer to the images.
 
     Returns:
         (N,) bool on the CPU.
     """
-    with temporary_mode(model, training=False), full_precision():
-        adversarial = attack(model, x, y, ExampleDraw(seed, name, indices))
+    attacked = model if attacked is None else attacked
+    with temporary_mode(attacked, training=False), full_precision():
+        adversarial = attack(attacked, x, y, ExampleDraw(seed, name, indices))
     return correct_flags(model, adversarial, y)
 
 
-def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device, name=None) -> dict[str, torch.Tensor]:
+def evaluate_chunk(
+    model, split, start, stop, *, attack_config, seed, device, name=None, attacked=None
+) -> dict[str, torch.Tensor]:
     """Per-example flags of examples [start, stop) of a split: natural, and under PGD where natural is right.
 
     Args:
         name: of the attack; by default `pgd_name`.
+        attacked: as of `attacked_flags`.
 
     Returns:
         {"natural": (n,) bool, "pgd<steps>": (n,) bool} on the CPU.
@@ -82,11 +88,8 @@ def evaluate_chunk(model, split, start, stop, *, attack_config, seed, device, na
     robust = natural.clone()
     keep = natural.nonzero().flatten()
     if len(keep):
-        attack = build_attack(attack_config)
-        at = keep.to(device)
-        robust[keep] = attacked_flags(
-            model, x[at], y[at], attack, seed=seed, name=name, indices=(keep + start).tolist()
-        )
+        at, how = keep.to(device), {"seed": seed, "name": name, "indices": (keep + start).tolist()}
+        robust[keep] = attacked_flags(model, x[at], y[at], build_attack(attack_config), attacked=attacked, **how)
     return {"natural": natural, name: robust}
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 
+import torch
+
 from genray.attacks.transfer import TransferAttack, is_transfer
 from genray.config.arguments import check_again
 from genray.console import say
@@ -18,7 +20,7 @@ from genray.evaluation.checks import NO_GRADIENT, look_at_images, look_at_model,
 from genray.evaluation.contract import as_network, device_of
 from genray.evaluation.engines import ENGINES, copies_kept
 from genray.evaluation.estimate import TimeLeft
-from genray.evaluation.job import as_pixels, default_block_size, run_here
+from genray.evaluation.job import as_pixels, block_size_on, run_here
 from genray.evaluation.record import build_record, flags_parquet, join, protocol, record_table
 from genray.evaluation.saved_images import scored_again
 from genray.evaluation.task_queue import TaskQueue
@@ -54,7 +56,10 @@ def run_evaluation(model, x, y, asked: inputs.EvaluationArguments, together: int
         give(partial(TransferAttack, of_column), column)
     request.own()
     before = protocol_in(output) if output and resume else {}
-    block_size = asked.block_size or before.get("block_size") or default_block_size(images.shape[1:])
+    block_size = asked.block_size or before.get("block_size")
+    if block_size is None:  # workers are on other devices
+        device = torch.device("cpu") if on_workers else device_of(model)
+        block_size = block_size_on(device, model, images.shape[1:])
     engine = asked.engine or (before["engine"] if before.get("engine") in ENGINES else None)
     request = replace(request, block_size=block_size, engine=engine)
     described = {"source": "arrays", "split": "given", **(asked.data or {}), "examples": len(labels)}

@@ -9,6 +9,8 @@ reproduce them, attack the same examples together.
 import difflib
 from dataclasses import dataclass
 
+import torch
+
 from genray.attacks.auto import MEMBERS, runs, targets
 from genray.attacks.draws import ExampleDraw
 from genray.attacks.gradient import GradientAttack
@@ -18,7 +20,7 @@ from genray.core.determinism import full_precision
 from genray.core.rng import key_seed
 from genray.core.user_code import is_own
 from genray.errors import ConfigError
-from genray.evaluation.engines import ENGINES, PASSES, engine_of
+from genray.evaluation.engines import ENGINES, PASSES, engine_of, lean_copy
 from genray.evaluation.robust import correct_flags
 from genray.types import NORMS, ThreatModel
 
@@ -182,7 +184,10 @@ def _run(name, settings, model, x, y, indices, key, first=None):
     own = _own_attack(name, settings)
     with full_precision():
         if own is not None:
-            return own(model, x, y, ExampleDraw(settings.seed, key, indices))
+            draw = ExampleDraw(settings.seed, key, indices)
+            if isinstance(own, OwnAttack):
+                return own(model, x, y, draw)
+            return own(lean_copy(model), x.contiguous(memory_format=torch.channels_last), y, draw)
         how = {"threat": settings.threat, "num_classes": settings.num_classes}
         engine = ENGINES[engine_of(settings.engine, settings.threat.norm)]
         return engine(model, x, y, member=name, seed=block_seed(settings.seed, key, first), **how)

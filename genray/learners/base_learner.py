@@ -23,6 +23,7 @@ from genray.learners.weight_perturbation import WeightPerturbation
 from genray.learners.window_statistics import StatsAccumulator, WindowStats
 from genray.models.other_networks import OtherNetwork, classifier_name
 from genray.objectives import TrainingStep, build_objective
+from genray.parallel.gradient_sum import GradientSum
 from genray.parallel.process_group import ALONE, ProcessGroup, Shard
 from genray.parallel.whole_batch import across_batches
 from genray.run.plan import RunPlan
@@ -67,6 +68,7 @@ class BaseLearner:
         self.network = network.to(self.device).train()
         self.whole_batch = across_batches(self.network, process_group)
         self.flat = FlatWeights(self.network)
+        self.gradient = GradientSum(self.flat, process_group)
         self.passes = Execution(self.network, run.compute, self.device, pack=pack)
         self.target = TargetNetwork(target, run.compute, self.device) if target is not None else None
         self.head = FrozenHead(network) if getattr(self.config.objective, "freeze_head", False) else None
@@ -75,6 +77,7 @@ class BaseLearner:
         self.objective = build_objective(self.config.objective)
         self.crafter = Crafter(name, plan, self.objective)
         self.attacks = self.crafter.attacks
+        self.attacks_copy = any(attack.mode == "eval" for attack in self.attacks.values())
         self.shared_crafting: Any = None  # a `SharedCrafting` if the processes of all learners compute attacks together
         self.perturbation = WeightPerturbation(self.flat, self.config.awp.gamma) if self.config.awp else None
         self.optimizer = FlatOptimizer(self.config.optimizer, self.flat)
@@ -138,12 +141,13 @@ class BaseLearner:
         batch = whole.of(shard)
         if self.target and batch.target is None:
             batch = replace(batch, target=self.target(batch.x))
-        crafted = self._craft_together(whole, shard) if self.shared_crafting else {}
+        with self.stopwatch.part("attack"):
+            crafted = self._craft_together(whole, shard) if self.shared_crafting else {}
+            if self.attacks_copy and not self.shared_crafting:
+                self.passes.refresh()
         with self._keyed_dropout(step), self._perturbed(batch, shard, crafted) as craft:
             loss, logits = self.objective(self._training_step(batch, shard, craft))
-            self.flat.zero_grad()
-            self._summand(loss, shard).backward()
-            self.process_group.sum_(self.flat.parameter.grad)
+            self.gradient.backward(self._summand(loss, shard))
         self.optimizer.step(self.plan.learning_rate(self.name, step))
         if self.head:
             self.head.restore()
@@ -158,8 +162,7 @@ class BaseLearner:
         self._update_share(step)
 
     def _craft_together(self, whole: Batch, shard):
-        with self.stopwatch.part("attack"):
-            return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole.step, whole).items()}
+        return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole.step, whole).items()}
 
     def _summand(self, loss, shard: Shard):
         """The summand of the shard in the loss of the batch."""
@@ -188,7 +191,9 @@ class BaseLearner:
         if self.perturbation is None or batch.step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
             yield craft
             return
-        with self.perturbation.applied(lambda: self._loss_alone(batch, shard, craft_outside), self.process_group):
+        with self.perturbation.applied(
+            lambda: self.gradient.backward(self._loss_alone(batch, shard, craft_outside))
+        ):
             yield craft
 
     def _loss_alone(self, batch, shard, craft):

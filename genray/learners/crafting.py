@@ -99,7 +99,7 @@ class Crafter:
 
         Args:
             attack_name: key of `attacks`.
-            passes: the `Execution` of the network under attack.
+            passes: the `Execution` of the network under attack, refreshed.
             batch: the examples of the shard.
             shard: their position in the whole batch.
             process_group: the processes that have the other shards.
@@ -204,11 +204,9 @@ class SharedCrafting:
             passes.refresh()
         self.process_group.broadcast_(passes.packed, owner)
         passes.received()
-        with passes.as_it_is():
-            for attack in wanted:
-                some = batch.of(shard)
-                made = crafter.craft(attack, passes, some, shard, self.process_group)
-                images[attack] = self.process_group.whole(made, shard, self.sources[name].memory_format)
+        for attack in wanted:
+            made = crafter.craft(attack, passes, batch.of(shard), shard, self.process_group)
+            images[attack] = self.process_group.whole(made, shard, self.sources[name].memory_format)
         return images
 
     def _with_target(self, batch, owner):

@@ -1,6 +1,5 @@
 """How a learner's network is run: in which precision, compiled or not, and on which copy it is attacked."""
 
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -22,7 +21,6 @@ class Execution:
 
     def __init__(self, network: torch.nn.Module, compute, device: torch.device, *, pack: bool = False):
         self.network, self.compute, self.device, self.pack = network, compute, device, pack
-        self.refreshes = True
         self.dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         if compute.compile:
             self._run = self._compiled(network)
@@ -36,16 +34,11 @@ class Execution:
         return logits.float()  # losses are computed in float32
 
     def attacked(self, mode: str):
-        """What an attack runs on until the next step: in mode "eval" a copy that is cheaper to run."""
-        if mode == "train":
-            return _TrainMode(self)
-        copy, run = self._copy
-        if self.refreshes:
-            copy.refresh()
-        return run
+        """What an attack runs on: in mode "eval" a copy that is cheaper to run, as of its last refresh."""
+        return _TrainMode(self) if mode == "train" else self._copy[1]
 
     def refresh(self):
-        """The copy takes over the network's weights of now."""
+        """The copy takes over the network's weights of now: once a step, because all its attacks run on one network."""
         self._copy[0].refresh()
 
     def received(self):
@@ -56,15 +49,6 @@ class Execution:
     def packed(self) -> torch.Tensor:
         """The copy's weights, (B,) uint8, to be read and overwritten."""
         return self._copy[0].packed
-
-    @contextmanager
-    def as_it_is(self):
-        """Inside, attacks run on the weights that the copy has, not on the network's."""
-        self.refreshes = False
-        try:
-            yield
-        finally:
-            self.refreshes = True
 
     @cached_property
     def _copy(self):

@@ -4,8 +4,6 @@ from contextlib import contextmanager
 
 import torch
 
-from genray.parallel.process_group import ALONE
-
 TINY = 1e-20  # in the denominator, as in the authors' code
 
 
@@ -32,18 +30,15 @@ class WeightPerturbation:
         self.before, self.counters = torch.empty_like(flat.weights), torch.empty_like(flat.counters)
 
     @contextmanager
-    def applied(self, loss_of, process_group=ALONE):
+    def applied(self, compute_gradient):
         """Perturbs the weights inside the `with` statement and restores them; gradients computed inside remain.
 
         Args:
-            loss_of: () -> the loss to maximise.
-            process_group: the processes whose losses add up to the loss of the batch.
+            compute_gradient: () -> None, leaves the gradient of the loss to maximise in that of `flat`.
         """
         self.before.copy_(self.flat.weights)
         self.counters.copy_(self.flat.counters)
-        self.flat.zero_grad()
-        loss_of().backward()
-        process_group.sum_(self.flat.parameter.grad)
+        compute_gradient()
         with torch.no_grad():
             self._perturb()
         self._restore_statistics()
@@ -51,7 +46,7 @@ class WeightPerturbation:
         self.flat.weights[: self.trained] = self.before[: self.trained]
 
     def attack(self, make_images):
-        """Crafts images within `loss_of` with the BatchNorm statistics from before its pass; changes that a train-mode
+        """Crafts images within `compute_gradient` with the BatchNorm statistics from before its pass; changes that a train-mode
         attack makes to them are kept."""
         self._restore_statistics()
         images = make_images()

@@ -4,6 +4,7 @@ By default the group has one process: its shard is the whole batch, and `sum_` a
 `parallel/torch_groups.py` has the process groups of torch.distributed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class Shard:
 class ProcessGroup:
     """Processes that run in lockstep: each makes the same calls in the same order.
 
-    This one has a single process; subclasses override `sum_` and `broadcast_`.
+    This one has a single process; subclasses override `sum_`, `begin_sum` and `broadcast_`.
 
     Attributes:
         rank: number of this process, from 0.
@@ -52,6 +53,10 @@ class ProcessGroup:
         It must be contiguous, of the same shape and type in every process, and not part of an autograd graph.
         """
         return tensor
+
+    def begin_sum(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """Begins `sum_`; the tensor must not be used before the function that it returns has returned."""
+        return lambda: None
 
     def broadcast_(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
         """Overwrites the tensor in every process with that of rank `source`."""

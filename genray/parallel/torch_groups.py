@@ -6,6 +6,7 @@ and do not let the caller choose the network interface to listen on.
 
 import socket
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from os import environ
@@ -92,12 +93,27 @@ class _TorchProcessGroup(ProcessGroup):
     def broadcast_(self, tensor, source):
         return self._together(dist.broadcast, tensor, src=self.members[source])
 
+    def begin_sum(self, tensor):
+        with self._naming_who():
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
+
+        def wait():
+            with self._naming_who():
+                work.wait()
+
+        return wait
+
     def _together(self, operation, tensor, **options):
-        try:
+        with self._naming_who():
             operation(tensor, group=self.group, **options)
+        return tensor
+
+    @contextmanager
+    def _naming_who(self):
+        try:
+            yield
         except RuntimeError as error:  # gloo and NCCL have no error classes of their own
             raise LostError(self.who, f"cannot reach those it works with: {one_line(error)}") from None
-        return tensor
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 BatchNorm normalises by the mean and variance of the whole batch, and dropout draws the masks of the whole batch and
 takes its rows. With both, n processes compute what one process computes on the batch, except for the order of sums.
-torch's SyncBatchNorm does the first on CUDA only.
+torch's SyncBatchNorm does the first on CUDA only, where it makes the host wait in every layer.
 """
 
 import torch

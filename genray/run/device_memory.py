@@ -11,10 +11,9 @@ from genray.core.memory import bytes_text, free_on
 from genray.data.homes import Resident
 from genray.errors import LearnerError, PlacementError
 from genray.learners.execution import Execution
+from genray.models.activation_memory import kept_bytes
 from genray.run.cost import step_passes
 from genray.run.setup import RunSetup
-
-TRIED = 2, 3  # images of the passes whose activations are counted
 
 
 @dataclass(frozen=True)
@@ -70,24 +69,11 @@ def flat_copies(learner) -> int:
 
 
 def activation_bytes(setup: RunSetup) -> float:
-    """Bytes an image that a training pass keeps for its backward pass, counted on two passes on the CPU."""
+    """Bytes an image that a training pass keeps for its backward pass, counted on the CPU."""
     network, architecture = setup.build_network().train(), setup.architecture
     execution = Execution(network, setup.config.compute.replace(compile=False), torch.device("cpu"))
     shape = architecture["in_channels"], *architecture["image_size"]
-    few, more = (_kept(execution.training, torch.rand(number, *shape)) for number in TRIED)
-    return (more - few) / (TRIED[1] - TRIED[0])  # without what does not grow with a batch, such as rounded weights
-
-
-def _kept(run, x):
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no other one gets its address
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run(x)
-    return sum(storage.nbytes() for storage in kept.values())
+    return kept_bytes(execution.training, shape)
 
 
 def memory_line(setup: RunSetup) -> str:

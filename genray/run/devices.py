@@ -8,17 +8,25 @@ from genray.errors import PlacementError
 from genray.models.flops import architecture_flops
 
 
+def device_here(wanted: str = "auto") -> str:
+    """The device of this process, "cuda" or "cpu", for "auto", "cpu" or "cuda".
+
+    Raises:
+        PlacementError: cuda is wanted and torch sees none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise PlacementError("device: expected cpu or auto, because torch sees no CUDA device here, got cuda")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def local_device(config: RunConfig) -> str:
     """The device of a local run.
 
     Raises:
         PlacementError: device is cuda and torch sees none.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise PlacementError("device: expected cpu or auto, because torch sees no CUDA device here, got cuda")
     no_gpus = all(learner.resources.num_gpus == 0 for learner in config.base_learners.values())
-    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available() and not no_gpus)
-    return "cuda" if use_cuda else "cpu"
+    return device_here("cpu" if config.device == "auto" and no_gpus else config.device)
 
 
 def learner_threads(config: RunConfig, architecture: dict, name: str) -> int:

@@ -262,7 +262,7 @@ def _trials(methods, points, seeds, path):
     if not 0 < number <= MOST_TRIALS:
         raise ConfigError(f"{path}: expected 1 to {MOST_TRIALS} trials, got {number}")
     trials, problems = [], {}
-    for (method, base), point, seed in itertools.product(methods.items(), points, seeds):
+    for seed, (method, base), point in itertools.product(seeds, methods.items(), points):
         try:
             trials.append(_trial(len(trials), number, method, base, point, seed))
         except ConfigError as error:

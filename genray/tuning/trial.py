@@ -9,6 +9,7 @@ from genray.evaluation.sources import data_of
 from genray.interop.load import load_model
 from genray.recording import RunFolder
 from genray.recording.trackers import final_scalars, scalars
+from genray.run.devices import local_device
 from genray.storage import Storage
 from genray.tuning.grid import stated_trials
 
@@ -40,11 +41,12 @@ def run_trial(tuned, *, configs, storage, runtime, train, evaluate, judged_by):
     results = records.read(records.RunResults, folder.storage, "results.json")
     final = final_scalars(results)
     if judged_by:
-        final |= _judged(folder.storage, config, judged_by, evaluate)
+        device = local_device(config) if runtime == "local" else "cpu"  # else the trial's own process has no GPU
+        final |= _judged(folder.storage, config, judged_by, evaluate, device)
     report.finished(final)
 
 
-def _judged(folder, config, arguments, evaluate):
+def _judged(folder, config, arguments, evaluate, device):
     """Evaluates a finished run into `evaluation/` in its folder; {"test_<norm>_<attack>": fraction}."""
     arguments = dict(arguments)
     examples = arguments.pop("examples", None)
@@ -56,7 +58,7 @@ def _judged(folder, config, arguments, evaluate):
     test = test if examples is None else test.first(examples, "evaluate.examples")
     data = {"source": config.data.source, "split": "test"}
     # Trusted: who started the grid has let its driver import what the configuration names.
-    model = load_model(folder, trust=True)
+    model = load_model(folder, trust=True).to(device)
     record = evaluate(model, *test.take(), output=folder / "evaluation", resume=True, data=data, **arguments)
     columns = [(norm, c, r["value"]) for norm, part in record["norms"].items() for c, r in part["columns"].items()]
     found = {f"test_{norm}_{column}": value for norm, column, value in columns}

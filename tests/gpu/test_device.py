@@ -146,6 +146,18 @@ def test_views_are_aligned(device):
     assert all(tensor.data_ptr() % unit == 0 for tensor in tensors)
 
 
+def test_what_is_handed_over_is_what_is_there(device):
+    """The share that the object store copies lies in a buffer that is used again; a private one stays."""
+    learner = learners_of(setup_of(), device)["linf"]
+    learner.run_window(0, 2)
+    kept, lent = learner.contribution(), learner.contribution(private=False)
+    expected = learner.flat.layout.pack(learner.share).cpu().numpy()
+    assert (kept.weights == expected).all() and (lent.weights == expected).all()
+    learner.run_window(2, 3)
+    later = learner.contribution(private=False)
+    assert (kept.weights == expected).all() and not (later.weights == expected).all()
+
+
 def test_bf16_attacks_are_as_strong(device, report):
     setup = setup_of()
     learner = learners_of(setup, device)["natural"]
@@ -156,6 +168,7 @@ def test_bf16_attacks_are_as_strong(device, report):
     for precision in ("fp32", "bf16"):
         attack = learners_of(setup, device)["linf"].attacks["attack"]
         execution = Execution(learner.network, setup.config.compute.replace(precision=precision), learner.device)
+        execution.refresh()
         adversarial = attack(execution.attacked("eval"), x, y, _Fixed())
         with torch.no_grad():
             found[precision] = float(torch.nn.functional.cross_entropy(learner.network.eval()(adversarial), y))

@@ -7,9 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import genray
-from genray.evaluation.job import BlockResult, Request, Task, run_here
+from genray.evaluation.job import BlockResult, Request, Task, block_size_on, doubled, pass_bytes, run_here
 from genray.evaluation.record import join
 from genray.evaluation.suite import CASCADE, cascade
 from genray.evaluation.task_queue import TaskQueue
@@ -169,3 +170,25 @@ def test_the_work_beside_the_attacks_grows_with_the_blocks_and_not_with_their_sq
     calls(2, profile=False)  # imports
     few, more, many = (calls(blocks, profile=True) for blocks in (10, 40, 160))
     assert many - more < 1.3 * 4 * (more - few), (few, more, many)  # 120 blocks are four times 30
+
+
+# --- the block size ---------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_doubled_while_there_is_room():
+    assert [doubled(100, 10, room) for room in (0, 1_999, 2_000, 3_999, 4_000, 1 << 40)] == [100, 100, 200, 200, 400, 3200]
+    assert doubled(1000, 1, 1 << 40) == 2000  # 4,000 are more than any block has
+
+
+def test_bytes_of_a_gradient_pass_by_hand():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).requires_grad_(False)
+    kept = 4 * 32  # what ReLU leaves; frozen linear layers need their weights only
+    assert pass_bytes(model, (1, 8, 8), "cpu") == 2 * kept + 16 * 4 * 64
+    assert model.training
+
+
+def test_on_a_cpu_the_block_size_does_not_depend_on_the_machine(monkeypatch):
+    model = nn.Linear(4, 2)
+    monkeypatch.setattr("genray.evaluation.job.free_on", lambda device: 1 << 50)
+    sizes = [block_size_on(torch.device("cpu"), model, shape) for shape in ((1, 8, 8), (3, 32, 32), (1, 2, 2))]
+    assert sizes == [256, 100, 1000]

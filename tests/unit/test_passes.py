@@ -44,12 +44,13 @@ def test_bf16_trains_float32_weights():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_attacked_copy_is_refreshed_each_time(precision):
+def test_the_attacked_copy_follows_the_network_at_each_refresh(precision):
     made = passes(precision=precision)
     before = made.attacked("eval")(X).detach()
     with torch.no_grad():
         for p in made.network.parameters():
             p.mul_(1.2)
+    made.refresh()
     after = made.attacked("eval")(X)
     expected = made.network.eval()(X)
     assert not torch.allclose(before, after, rtol=0.1, atol=0)

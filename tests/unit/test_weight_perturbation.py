@@ -15,6 +15,8 @@ from genray.data.datasets import load_image_data
 from genray.data.loader import BatchLoader
 from genray.learners.base_learner import BaseLearner
 from genray.learners.weight_perturbation import WeightPerturbation
+from genray.parallel.gradient_sum import GradientSum
+from genray.parallel.process_group import ALONE
 from genray.run.plan import make_plan
 
 NUM_TRAIN, PER_EPOCH = 80, 3
@@ -205,7 +207,8 @@ def test_tensors_sizes_and_restoration(memory_format):
     weights = flat.weights.clone()
     x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = torch.arange(8)
-    with perturbation.applied(lambda: F.cross_entropy(network(x), y)):
+    gradient = GradientSum(flat, ALONE)
+    with perturbation.applied(lambda: gradient.backward(F.cross_entropy(network(x), y))):
         gradients = {key: p.grad.clone() for key, p in network.named_parameters()}
         for key, value in network.state_dict().items():
             moved = value - before[key]
@@ -228,7 +231,10 @@ def test_without_a_gradient_nothing_moves():
     network = make_network()
     flat = FlatWeights(network)
     weights = flat.weights.clone()
-    with WeightPerturbation(flat, 0.5).applied(lambda: 0.0 * sum(p.sum() for p in network.parameters())):
+    gradient = GradientSum(flat, ALONE)
+    def zero():
+        gradient.backward(0.0 * sum(p.sum() for p in network.parameters()))
+    with WeightPerturbation(flat, 0.5).applied(zero):
         assert torch.equal(flat.weights, weights)
 
 
