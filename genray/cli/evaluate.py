@@ -214,7 +214,11 @@ def parse_args(argv):
         "--workers", type=at_least(0), metavar="N", help="Ray actors, 0 for one a device (default: this process)"
     )
     parser.add_argument("--address", metavar="auto|HOST:PORT", help="Ray cluster of the workers")
-    parser.add_argument("--device", choices=get_args(Device), help="of this process or of the workers; cuda: a GPU each, none yet or not")
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        help="of this process or of the workers; cuda: a GPU each, none yet or not",
+    )
     parser.add_argument(
         "--startup-timeout",
         type=seconds,

@@ -111,7 +111,9 @@ def default_block_size(shape) -> int:
     return max(100, min(1000, 16_384 // math.prod(shape)))
 
 
-MOST_ON_A_GPU = 3_200  # images: the surviving ones are packed into blocks again, and few blocks are worked on at the end
+MOST_ON_A_GPU = (
+    3_200  # images: the surviving ones are packed into blocks again, and few blocks are worked on at the end
+)
 
 
 def block_size_on(device: torch.device, model, shape) -> int:
@@ -132,7 +134,7 @@ def block_size_on(device: torch.device, model, shape) -> int:
 
 
 def doubled(size: int, each: float, room: int) -> int:
-    """`size`, doubled as long as twice as many of `each` bytes fit into `room` bytes and are `MOST_ON_A_GPU` at most."""
+    """`size`, doubled as long as twice as many images of `each` bytes fit into `room` bytes, `MOST_ON_A_GPU` at most."""
     while 2 * size <= MOST_ON_A_GPU and 2 * size * each <= room:
         size *= 2
     return size

@@ -191,9 +191,7 @@ class BaseLearner:
         if self.perturbation is None or batch.step < self.config.awp.warmup_epochs * self.plan.steps_per_epoch:
             yield craft
             return
-        with self.perturbation.applied(
-            lambda: self.gradient.backward(self._loss_alone(batch, shard, craft_outside))
-        ):
+        with self.perturbation.applied(lambda: self.gradient.backward(self._loss_alone(batch, shard, craft_outside))):
             yield craft
 
     def _loss_alone(self, batch, shard, craft):

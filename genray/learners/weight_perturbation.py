@@ -46,8 +46,8 @@ class WeightPerturbation:
         self.flat.weights[: self.trained] = self.before[: self.trained]
 
     def attack(self, make_images):
-        """Crafts images within `compute_gradient` with the BatchNorm statistics from before its pass; changes that a train-mode
-        attack makes to them are kept."""
+        """Crafts images within `compute_gradient` with the BatchNorm statistics from before its pass; changes that a
+        train-mode attack makes to them are kept."""
         self._restore_statistics()
         images = make_images()
         self.before[self.trained :] = self.flat.weights[self.trained :]

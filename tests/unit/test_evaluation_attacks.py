@@ -235,7 +235,9 @@ def test_groups_of_an_unknown_norm():
 @pytest.mark.parametrize("name", COLUMNS[:4])
 def test_own_columns_are_what_they_say(name, monkeypatch):
     """Forward calls, step size and loss, seen from the model's side."""
-    monkeypatch.setattr("genray.evaluation.suite.lean_copy", lambda model: model)  # the copy has no hooks of the model's
+    monkeypatch.setattr(
+        "genray.evaluation.suite.lean_copy", lambda model: model
+    )  # the copy has no hooks of the model's
     model, seen = network(), []
     x, y = batch(model, 3)
     x = 0.4 + 0.2 * x

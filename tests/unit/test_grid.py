@@ -30,7 +30,9 @@ def test_a_grid_is_the_product_of_its_values_and_seeds(grid_file):
     found = [
         (t.config.seed, t.config.global_learner.sync_every, t.config.global_learner.warmup_epochs) for t in grid.trials
     ]
-    assert found == list(itertools.product([7, 8], cs, ts))  # an unfinished grid has whole comparisons of its first seeds
+    assert found == list(
+        itertools.product([7, 8], cs, ts)
+    )  # an unfinished grid has whole comparisons of its first seeds
     assert len({t.name for t in grid.trials}) == 12 and all(t.config.name == t.name for t in grid.trials)
     assert grid.name == "some_grid" and grid.file.metric == "score" and grid.file.mode == "max"
 

@@ -176,7 +176,14 @@ def test_the_work_beside_the_attacks_grows_with_the_blocks_and_not_with_their_sq
 
 
 def test_blocks_are_doubled_while_there_is_room():
-    assert [doubled(100, 10, room) for room in (0, 1_999, 2_000, 3_999, 4_000, 1 << 40)] == [100, 100, 200, 200, 400, 3200]
+    assert [doubled(100, 10, room) for room in (0, 1_999, 2_000, 3_999, 4_000, 1 << 40)] == [
+        100,
+        100,
+        200,
+        200,
+        400,
+        3200,
+    ]
     assert doubled(1000, 1, 1 << 40) == 2000  # 4,000 are more than any block has
 
 

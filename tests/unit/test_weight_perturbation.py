@@ -232,8 +232,10 @@ def test_without_a_gradient_nothing_moves():
     flat = FlatWeights(network)
     weights = flat.weights.clone()
     gradient = GradientSum(flat, ALONE)
+
     def zero():
         gradient.backward(0.0 * sum(p.sum() for p in network.parameters()))
+
     with WeightPerturbation(flat, 0.5).applied(zero):
         assert torch.equal(flat.weights, weights)
 
