@@ -134,7 +134,7 @@ def block_size_on(device: torch.device, model, shape) -> int:
 
 
 def doubled(size: int, each: float, room: int) -> int:
-    """`size`, doubled as long as twice as many images of `each` bytes fit into `room` bytes, `MOST_ON_A_GPU` at most."""
+    """`size`, doubled while twice as many images of `each` bytes fit into `room` bytes; `MOST_ON_A_GPU` at most."""
     while 2 * size <= MOST_ON_A_GPU and 2 * size * each <= room:
         size *= 2
     return size

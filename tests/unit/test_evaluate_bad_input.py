@@ -81,6 +81,7 @@ ARGUMENTS = [
     (["--data", "digits:/somewhere"], "data.path: expected nothing"),
     (["--address", "nonsense"], "--address: expected auto or HOST:PORT, got nonsense"),
     (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no Ray cluster answers there"),
+    (["--max-failures", "3"], "--max-failures: has no effect without --workers or --address"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
 ]
 
@@ -88,6 +89,13 @@ ARGUMENTS = [
 @pytest.mark.parametrize(("argv", "says"), ARGUMENTS, ids=[" ".join(argv) for argv, _ in ARGUMENTS])
 def test_arguments(capsys, tmp_path, trained_run, argv, says):
     check(capsys, tmp_path, says, trained_run, *QUICK, "--output", tmp_path / "out", *argv)
+
+
+def test_a_device_that_is_not_there(capsys, tmp_path, trained_run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    says = "device: expected cpu or auto, because torch sees no CUDA device here, got cuda"
+    check(capsys, tmp_path, says, trained_run, *QUICK, "--output", tmp_path / "out", "--device", "cuda")
+    assert run(trained_run, *QUICK, "--output", tmp_path / "out", "--device", "cpu") == 0
 
 
 def test_every_mistake_is_listed_at_once(capsys, tmp_path, trained_run):
