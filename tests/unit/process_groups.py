@@ -28,6 +28,27 @@ def together(workers: dict, work, share_attack=False):
     return [answer for _, answer in found]
 
 
+def alone(work):
+    """Runs `work()` in a forked process: compiled backward passes start threads, after which no process may be forked
+    that computes gradients."""
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    process = context.Process(target=_answer, args=(work, answer))
+    process.start()
+    problem = answer.get()
+    process.join()
+    assert not problem, problem
+
+
+def _answer(work, answer):
+    try:
+        torch.set_num_threads(1)
+        work()
+        answer.put("")
+    except BaseException:
+        answer.put(traceback.format_exc())
+
+
 def _live(worker, all_ranks, work, port, answer):
     try:
         torch.set_num_threads(1)  # a forked process has no thread pool

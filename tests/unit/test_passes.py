@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from process_groups import alone
 
 from genray.config import load_config
 from genray.core.flat import FlatWeights
@@ -67,6 +68,10 @@ def test_an_attack_in_train_mode_moves_the_statistics():
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_passes_compute_the_same():
+    alone(compare_compiled)
+
+
+def compare_compiled():
     plain, compiled = passes(), passes(compile=True)
     assert torch.allclose(compiled.training(X), plain.training(X), rtol=1e-4, atol=1e-5)
     assert cosine(gradients(compiled), gradients(plain)) > 0.9999
@@ -80,6 +85,10 @@ def test_compiled_passes_compute_the_same():
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_dropout_draws_the_same_masks():
+    alone(compare_compiled_dropout)
+
+
+def compare_compiled_dropout():
     plain, compiled = passes(0.5), passes(0.5, compile=True)
     found = []
     for made in (plain, compiled):
