@@ -62,7 +62,7 @@ def test_a_copy_reads_as_the_preset_does(target, name, tmp_path, capsys):
     assert schema.startswith("/") and (ROOT / "genray/config/run.schema.json").samefile(schema)
 
 
-@pytest.mark.parametrize("name", ["ablations/methods", "paper/tables/cifar10_resnet18"])
+@pytest.mark.parametrize("name", ["ablations/methods_mnist", "paper/tables/cifar10_resnet18"])
 def test_a_copied_grid_finds_the_runs_that_it_names(name, tmp_path):
     file = tmp_path / "grid.yaml"
     file.write_text(preset_text(name))
