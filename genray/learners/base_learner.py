@@ -141,10 +141,7 @@ class BaseLearner:
         batch = whole.of(shard)
         if self.target and batch.target is None:
             batch = replace(batch, target=self.target(batch.x))
-        with self.stopwatch.part("attack"):
-            crafted = self._craft_together(whole, shard) if self.shared_crafting else {}
-            if self.attacks_copy and not self.shared_crafting:
-                self.passes.refresh()
+        crafted = self._prepare_attacks(whole, shard)
         with self._keyed_dropout(step), self._perturbed(batch, shard, crafted) as craft:
             loss, logits = self.objective(self._training_step(batch, shard, craft))
             self.gradient.backward(self._summand(loss, shard))
@@ -161,8 +158,16 @@ class BaseLearner:
             self.shared_crafting.craft(step)
         self._update_share(step)
 
-    def _craft_together(self, whole: Batch, shard):
-        return {name: shard.of(images) for name, images in self.shared_crafting.craft(whole.step, whole).items()}
+    def _prepare_attacks(self, whole: Batch, shard):
+        """The step's images that all processes craft together; otherwise the attacked copy follows the network."""
+        if not self.shared_crafting and not self.attacks_copy:
+            return {}
+        with self.stopwatch.part("attack"):
+            if self.shared_crafting:
+                made = self.shared_crafting.craft(whole.step, whole)
+                return {name: shard.of(images) for name, images in made.items()}
+            self.passes.refresh()
+            return {}
 
     def _summand(self, loss, shard: Shard):
         """The summand of the shard in the loss of the batch."""

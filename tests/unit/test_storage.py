@@ -445,7 +445,8 @@ def test_memory_of_a_checkpoint(tmp_path):
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     encode, write, decode, read = (float(line) / 200 for line in done.stdout.split())
-    assert (encode, write, decode, read) == pytest.approx((1, 0, 1, 2), abs=0.2)
+    assert (encode, write, decode) == pytest.approx((1, 0, 1), abs=0.2)
+    assert 1 <= read <= 2.2  # memory freed just before may be counted as used, or taken again
 
 
 class Harmful:
