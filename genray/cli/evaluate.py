@@ -17,7 +17,7 @@ from genray.core.user_code import allow_typed
 from genray.runtime.ray.loopback import keep_on_loopback
 from genray.types import fraction_text
 
-OF_WORKERS = ("device", "startup_timeout_s", "stall_timeout_s", "max_failures")
+OF_WORKERS = ("startup_timeout_s", "stall_timeout_s", "max_failures")
 
 
 def main(args):
@@ -78,7 +78,7 @@ def _evaluate(args, model, examples, asked):
 
     if args.workers is None:
         model = model.to(device_here(args.device or "auto"))
-    given = {name: getattr(args, name) for name in OF_WORKERS if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ("device", *OF_WORKERS) if getattr(args, name) is not None}
     how = {**vars(asked), **given, "workers": args.workers, "address": args.address}
     return evaluate(model, *examples.take(), **how)
 
@@ -258,7 +258,7 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if args.workers is None and args.address:
         args.workers = 0
-    for name in OF_WORKERS[1:]:
+    for name in OF_WORKERS:
         if getattr(args, name) is not None and args.workers is None:
             option = f"--{name.removesuffix('_s').replace('_', '-')}"
             parser.error(f"{option}: has no effect without --workers or --address")

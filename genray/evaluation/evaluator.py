@@ -30,14 +30,14 @@ class Evaluator:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.flat = FlatWeights(self.network)
-        self.attacked = Execution(self.network, config.compute.replace(precision="fp32", compile=False), self.device)
+        self.passes = Execution(self.network, config.compute.replace(precision="fp32", compile=False), self.device)
         self.loaded: WeightSnapshot | None = None
 
     def _load(self, snapshot):
         """Once a snapshot, of whose chunks there may be many."""
         if self.loaded is not snapshot:
             self.flat.load(snapshot)
-            self.attacked.refresh()
+            self.passes.refresh()
             self.loaded = snapshot
 
     def evaluate_chunk(self, snapshot: WeightSnapshot, split: str, start: int, stop: int) -> dict:
@@ -47,7 +47,7 @@ class Evaluator:
     def _flags(self, snapshot, split, start, stop, attacks):
         torch.set_num_threads(self.threads)
         self._load(snapshot)
-        flags, how = {}, {"seed": self.config.seed, "device": self.device, "attacked": self.attacked.attacked("eval")}
+        flags, how = {}, {"seed": self.config.seed, "device": self.device, "attacked": self.passes.attacked("eval")}
         for name in attacks:
             some = self.splits[split], start, stop
             flags |= evaluate_chunk(self.network, *some, attack_config=self.attacks[name], name=name, **how)

@@ -111,9 +111,8 @@ def default_block_size(shape) -> int:
     return max(100, min(1000, 16_384 // math.prod(shape)))
 
 
-MOST_ON_A_GPU = (
-    3_200  # images: the surviving ones are packed into blocks again, and few blocks are worked on at the end
-)
+# Images: those that resist an attack are packed into blocks again, and of few blocks some workers would have none.
+MOST_ON_A_GPU = 3_200
 
 
 def block_size_on(device: torch.device, model, shape) -> int:

@@ -33,28 +33,24 @@ def alone(work):
     that computes gradients."""
     context = multiprocessing.get_context("fork")
     answer = context.SimpleQueue()
-    process = context.Process(target=_answer, args=(work, answer))
+    process = context.Process(target=_answer, args=("alone", work, answer))
     process.start()
-    problem = answer.get()
+    failed, text = answer.get()
     process.join()
-    assert not problem, problem
-
-
-def _answer(work, answer):
-    try:
-        torch.set_num_threads(1)
-        work()
-        answer.put("")
-    except BaseException:
-        answer.put(traceback.format_exc())
+    assert not failed, text
 
 
 def _live(worker, all_ranks, work, port, answer):
+    _answer(worker.who, lambda: _joined(worker, all_ranks, work, port), answer)
+
+
+def _answer(who, work, answer):
+    """Puts (False, result of `work()`) or (True, what went wrong)."""
     try:
         torch.set_num_threads(1)  # a forked process has no thread pool
-        answer.put((False, _joined(worker, all_ranks, work, port)))
+        answer.put((False, work()))
     except BaseException:
-        answer.put((True, f"{worker.who}: {traceback.format_exc()}"))
+        answer.put((True, f"{who}: {traceback.format_exc()}"))
 
 
 def _joined(worker, all_ranks, work, port):
