@@ -4,13 +4,13 @@
     python benchmarks/gpu_check.py --output $OUT --data parts/part1of2.npz     # there: checks; keeps this part
     python benchmarks/gpu_check.py --output $OUT --data parts/part2of2.npz --only training   # trains on both
     python benchmarks/gpu_check.py --output $OUT --only training               # goes on from the newest checkpoint
-    python benchmarks/gpu_check.py --device cpu --small --output out --data ...           # the rehearsal
+    python benchmarks/gpu_check.py --device cpu --small --seconds 120 --output out --data ...   # the rehearsal
 
-It needs no network and no ray: torch, torchvision, pytest and genray's small dependencies (pydantic, pyyaml,
-scikit-learn, tensorboardX, tqdm). A section that fails is recorded with its error, and the next one begins; training
-begins once all parts of the data are there. What a later command needs, these parts and the run, is in --work, outside
-of --output: a checkpoint of a ResNet-18 is ten times as large as what is usually brought back. The model itself is in
---output, in pieces (`cat model.pt.* > model.pt`).
+It needs no network and no ray: torch, torchvision, pytest and genray's other dependencies (pyarrow, pydantic, pyyaml,
+pillow, scikit-learn, tensorboardX, tqdm, filelock). A section that fails is recorded with its error, and the next one
+begins; training begins once all parts of the data are there. What a later command needs, these parts and the run, is
+in --work, outside of --output: a checkpoint of a ResNet-18 is ten times as large as what is usually brought back. The
+model itself is in --output, in pieces (`cat model.pt.* > model.pt`).
 """
 
 import _thread

@@ -24,6 +24,10 @@ def main(args):
     allow_typed(args.attacks)
     if args.workers is not None and not args.address:
         keep_on_loopback()
+    from genray.run.devices import device_here
+
+    if args.workers is None:
+        device_here(args.device or "auto")  # before data are read
     if args.mixtures is not None or args.save_mixture is not None:
         _mixtures(args)
         return
@@ -32,11 +36,8 @@ def main(args):
     from genray.evaluation.sources import load, look_at
     from genray.recording.evaluation_folder import check_place
     from genray.recording.progress import Progress
-    from genray.run.devices import device_here
 
     check_again(args.resume, args.overwrite)
-    if args.workers is None:
-        device_here(args.device or "auto")  # before data are read
     asked = _asked(args)
     named = look_at(args.model, args.data, asked.norms, asked.epsilon, _file_options(args))
     asked = replace(asked, epsilon=named.radii, data={"source": named.source["source"], "split": "test"})

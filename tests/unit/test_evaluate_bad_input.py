@@ -95,6 +95,7 @@ def test_a_device_that_is_not_there(capsys, tmp_path, trained_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     says = "device: expected cpu or auto, because torch sees no CUDA device here, got cuda"
     check(capsys, tmp_path, says, trained_run, *QUICK, "--output", tmp_path / "out", "--device", "cuda")
+    check(capsys, tmp_path, says, tmp_path / "none", "--mixtures", "1", "--device", "cuda")  # before a file is read
     assert run(trained_run, *QUICK, "--output", tmp_path / "out", "--device", "cpu") == 0
 
 
