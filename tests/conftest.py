@@ -170,7 +170,7 @@ def on_ray(cluster):
     yield cluster
     for node in list(cluster.worker_nodes):
         cluster.remove_node(node, allow_graceful=False)
-    wait_for(lambda: left() == [], "free CPUs and the end of all actors", seconds=120)
+    wait_for(lambda: left() == [], "one node, free CPUs and the end of all actors", seconds=120)
 
 
 @pytest.fixture
@@ -197,14 +197,15 @@ def disconnect():
 
 
 def left() -> list:
-    """What runs have left in the Ray that this process is connected to: placement groups, taken CPUs, actors."""
+    """What a test has left in the Ray that it is connected to: nodes, placement groups, taken CPUs, actors."""
     import ray
     from ray.util import placement_group_table
 
+    added = [node["NodeID"] for node in ray.nodes() if node["Alive"]][1:]
     groups = [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
     taken = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)
     titles = (b"ray::BaseLearner", b"ray::Evaluat", b"ray::Global", b"ray::Labelling")
-    return groups + [taken] * (taken > 0) + actors(*titles)
+    return added + groups + [taken] * (taken > 0) + actors(*titles)
 
 
 def actors(*titles, below=None) -> list[int]:

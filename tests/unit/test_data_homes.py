@@ -202,7 +202,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_the_resident_one(
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("home", "workers"), [("mapped", 0), ("files", 1)])
-def test_actors_find_the_images_where_they_are(folder, resident_run, tmp_path, home, workers):
+def test_actors_find_the_images_where_they_are(folder, resident_run, tmp_path, on_ray, home, workers):
     overrides = options(folder, home, tmp_path / "cache", workers)
     genray.train(None, overrides, runtime="ray", storage=str(tmp_path))
     assert run_outcome(tmp_path / "digits") == run_outcome(resident_run)
