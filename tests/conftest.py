@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors, few cores
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: actors would wait for other processes' tests
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # no file in the home directory, no open port without a token
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # of the S3 server on loopback; Ray's workers need them too
