@@ -4,6 +4,7 @@ import json
 from fractions import Fraction
 
 from genray.evaluation.mixture_sweep import CHOSEN_ON
+from genray.evaluation.suite import COLUMNS
 from genray.reporting.style import (
     BLUE,
     GREY,
@@ -20,6 +21,7 @@ from genray.tables import Table, TableRow, accuracy_cell, as_csv, head_of, print
 from genray.types import ThreatModel
 
 AGAIN = f"{MISSING} and --resume draw them without measuring again"
+BY_GRADIENTS = tuple(name for name in COLUMNS if name not in ("square", "aa"))
 KINDS = {"base learner": ("s", GREY), "theta_g": ("D", VERMILION)}
 
 
@@ -61,6 +63,8 @@ def mixture_table(results: dict, split: str, name: str = "mixtures") -> Table:
     if several:
         meaning = "survives every attack in every norm" if len(results["norms"]) > 1 else "the lowest column of the row"
         notes.append(f"robust: {meaning}")
+    if columns and all(column in BY_GRADIENTS for _, column in columns):
+        notes.append("NOTE: only attacks that follow gradients were run, and mixtures can hide gradients: add square")
     if results["chosen"]:
         text = f"largest natural + robust accuracy on the {CHOSEN_ON} images; nothing is chosen on test images"
         notes.append(f"*: {text}")

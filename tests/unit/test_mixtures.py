@@ -238,6 +238,14 @@ def test_the_choice_is_of_the_validation_images_and_printed_so(study):
         assert "\n*: largest natural + robust accuracy on the validation images" in as_text(table, notes=True)
 
 
+@pytest.mark.parametrize(("attacks", "noted"), [(["pgd20"], True), (["pgd20", "square"], False), (["own:Mine"], False)])
+def test_a_curve_by_gradients_alone_says_so(study, attacks, noted):
+    results = read(study)
+    for row in results["splits"]["test"]["rows"]:
+        row["columns"] = {"linf": dict.fromkeys(attacks, row["natural"])}
+    assert ("mixtures can hide gradients" in as_text(mixture_table(results, "test"), notes=True)) == noted
+
+
 def test_csv_holds_every_number(study):
     results = read(study)
     for split in ("validation", "test"):
