@@ -24,10 +24,10 @@ def main(args):
     allow_typed(args.attacks)
     if args.workers is not None and not args.address:
         keep_on_loopback()
-    from genray.run.devices import device_here
-
     if args.workers is None:
-        device_here(args.device or "auto")  # before data are read
+        from genray.run.devices import device_here
+
+        args.device = device_here(args.device or "auto")  # before data are read
     if args.mixtures is not None or args.save_mixture is not None:
         _mixtures(args)
         return
@@ -75,10 +75,8 @@ def _asked(args):
 
 def _evaluate(args, model, examples, asked):
     """Evaluates one model on one split, on the workers of the options or in this process."""
-    from genray.run.devices import device_here
-
     if args.workers is None:
-        model = model.to(device_here(args.device or "auto"))
+        model = model.to(args.device)
     given = {name: getattr(args, name) for name in ("device", *OF_WORKERS) if getattr(args, name) is not None}
     how = {**vars(asked), **given, "workers": args.workers, "address": args.address}
     return evaluate(model, *examples.take(), **how)

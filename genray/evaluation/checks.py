@@ -10,6 +10,7 @@ from genray.attacks.losses import LOSSES
 from genray.attacks.transfer import is_transfer
 from genray.core.determinism import full_precision
 from genray.evaluation.hidden_gradients import look_at_layers
+from genray.evaluation.suite import COLUMNS
 
 FORWARDS = 5
 LOGIT_TOLERANCE = 1e-4
@@ -18,7 +19,6 @@ PGD_SLACK, SQUARE_SLACK, CW_SLACK = 0.005, 0.002, 0.1  # differences of accuraci
 USE_EVAL = "use running statistics, as in eval mode"
 CHANCE = 2  # examples whose result may differ with another random start
 ROUNDING = 1e-9
-ON_THE_MODEL = ("pgd20", "pgd100", "mim", "cw", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "aa")
 NO_GRADIENT = "the outputs are not differentiable in the images: white-box attacks cannot work"
 
 
@@ -179,7 +179,7 @@ def look_at_numbers(accuracy: dict, examples: int) -> list[str]:
             "Square lowers the white-box result of AA by more than 0.2 points: gradients may be masked; look for "
             "layers that hide them, and add transfer"
         )
-    on_the_model = [name for name in accuracy if name in ON_THE_MODEL]
+    on_the_model = [name for name in accuracy if name in COLUMNS]
     for name in filter(is_transfer, accuracy):
         if on_the_model and all(below(name, other, SQUARE_SLACK) for other in on_the_model):
             findings.append(

@@ -65,8 +65,9 @@ class Evaluator:
         if self.config.global_learner.batch_norm == "mix":
             return theta_g
         torch.set_num_threads(self.threads)
-        self.flat.load(theta_g)
-        self.loaded = None  # the attacked copy is not refreshed: the statistics change
+        if self.loaded is not theta_g:  # without the attacked copy, because the statistics change
+            self.flat.load(theta_g)
+        self.loaded = None
         reestimate_batch_norm(self.network, clean_batches(self.config, self.splits["train"], self.device))
         return self.flat.snapshot(theta_g.step)
 

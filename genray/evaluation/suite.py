@@ -34,6 +34,7 @@ OWN = {
 }
 CASCADE = ("apgd_ce", "apgd_t", "fab_t", "square")
 COLUMNS = (*OWN, *MEMBERS, "aa")
+BY_GRADIENTS = tuple(name for name in COLUMNS if name not in ("square", "aa"))
 GROUPS = {"paper": COLUMNS, "standard": ("aa",), "natural": ()}  # natural accuracy is always there
 # MIM is published for linf and l2. `cw` is CW-inf: in another norm the name would mean Carlini and Wagner's l2 attack.
 DEFINED = {name: NORMS for name in COLUMNS} | {"mim": ("linf", "l2"), "cw": ("linf",)}

@@ -4,7 +4,7 @@ import json
 from fractions import Fraction
 
 from genray.evaluation.mixture_sweep import CHOSEN_ON
-from genray.evaluation.suite import COLUMNS
+from genray.evaluation.suite import BY_GRADIENTS
 from genray.reporting.style import (
     BLUE,
     GREY,
@@ -21,7 +21,6 @@ from genray.tables import Table, TableRow, accuracy_cell, as_csv, head_of, print
 from genray.types import ThreatModel
 
 AGAIN = f"{MISSING} and --resume draw them without measuring again"
-BY_GRADIENTS = tuple(name for name in COLUMNS if name not in ("square", "aa"))
 KINDS = {"base learner": ("s", GREY), "theta_g": ("D", VERMILION)}
 
 

@@ -332,7 +332,7 @@ def test_weights_are_loaded_once_a_snapshot(monkeypatch):
     evaluator.evaluate_chunk(snapshot, "test", 0, 7)
     assert [one is snapshot for one in loads] == [True, False, True]
     evaluator.finalize(snapshot)
-    assert evaluator.evaluate(snapshot, "validation") == first and len(loads) == 5
+    assert evaluator.evaluate(snapshot, "validation") == first and len(loads) == 4
 
 
 def test_evaluator_counts_the_flags_of_the_snapshot():

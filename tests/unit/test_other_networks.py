@@ -186,8 +186,8 @@ def test_both_runtimes_give_the_same_bits(images, tmp_path, no_ray):
 
 
 @pytest.mark.ray
-def test_both_runtimes_give_the_same_bits_for_a_network_of_a_library(images, tmp_path, on_ray):
-    name = "torchvision:mobilenet_v3_small"  # with BatchNorm, dropout and layers that others do not have
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("own")])
+def test_both_runtimes_give_the_same_bits_for_networks_of_libraries(name, images, tmp_path, on_ray):
     overrides = [*overrides_of(name, images), "training.epochs=1", "data.train_examples=40", "data.test_examples=9"]
     for runtime in ("local", "ray"):
         genray.train(None, overrides, runtime=runtime, storage=str(tmp_path / runtime))
